@@ -1,0 +1,421 @@
+"""Every hyperparameter of the package: written once, with its meaning, default and unit.
+
+The command line, the checkpoints, the documentation and a search space derive from these frozen
+dataclasses. Nothing here imports torch, so that ``ssdir --help`` answers at once.
+
+The presets ``mnist``, ``clevr`` and ``wider`` hold the table "Training regime and hyperparameters" of the
+SSDIR supplementary material to the last digit; what that table is silent about (optimizer, schedule,
+length) is ours, and says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and the remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """Multi-scale scattered MNIST: how its scenes are drawn (supplementary material, "Datasets")."""
+
+    side: int = 512
+    """Width and height of a scene, in pixels."""
+    grids: tuple[tuple[int, int], ...] = ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6))
+    """Grids (rows, columns) of which each scene draws one."""
+    digit_min: int = 96
+    """Smallest side of a digit's 28x28 frame after resizing, in pixels."""
+    digit_max: int = 384
+    """Largest side of a digit's 28x28 frame after resizing, in pixels."""
+    delta_position: float = 0.7
+    """Range in which a digit's centre varies around its cell's centre, as a share of the cell's side."""
+    theta_filled: float = 0.4
+    """A cell counts as filled when a digit's box covers more than this share of its area."""
+    n_train: int = 50_000
+    """Training scenes (train digits only)."""
+    n_val: int = 2_000
+    """Validation scenes, for choosing anything (first half of the test digits)."""
+    n_test: int = 5_000
+    """Test scenes, for reporting (second half of the test digits)."""
+    seed: int = 0
+    """Every scene is a pure function of (seed, split, index)."""
+
+    def __post_init__(self) -> None:
+        _require(self.side >= 8, f"scenes.side is {self.side}; it must be at least 8 pixels")
+        _require(len(self.grids) > 0, "scenes.grids is empty; give at least one (rows, columns) pair")
+        _require(
+            all(rows >= 1 and columns >= 1 for rows, columns in self.grids),
+            f"scenes.grids is {self.grids}; rows and columns must be at least 1",
+        )
+        _require(
+            1 <= self.digit_min <= self.digit_max <= self.side,
+            f"scenes.digit_min={self.digit_min}, digit_max={self.digit_max}, side={self.side}: "
+            "need 1 <= digit_min <= digit_max <= side",
+        )
+        _require(0 <= self.delta_position <= 1, "scenes.delta_position must lie in [0, 1]")
+        _require(0 <= self.theta_filled <= 1, "scenes.theta_filled must lie in [0, 1]")
+        _require(min(self.n_train, self.n_val, self.n_test) >= 0, "numbers of scenes must not be negative")
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """The SSD detector: VGG11-BN pyramid, priors, box and score heads ("Convolutional backbone")."""
+
+    image_size: int = 300
+    """Side S to which images are squashed, in pixels."""
+    width: float = 1.0
+    """Factor on the number of channels of every backbone layer."""
+    maps: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Feature maps used, numbered as in the paper; 0 is the finer map (stride 8) before map 1."""
+    min_sizes: tuple[float, ...] = (32, 80, 153, 207, 261)
+    """Side of the small square prior of each map used, in pixels at S = 300."""
+    max_sizes: tuple[float, ...] = (80, 153, 207, 261, 315)
+    """With ``min_sizes``: the second square prior has side sqrt(min * max)."""
+    aspect_ratios: tuple[float, ...] = ()
+    """Further priors of each cell, width / height, with the area of the small square (none in the paper)."""
+    n_classes: int = 1
+    """Object classes C; used only where ``class_agnostic`` is false."""
+    class_agnostic: bool = True
+    """One sigmoid logit per box (the paper presets); otherwise C + 1 softmax logits, background first."""
+    presence: Literal["not_background", "best_foreground"] = "not_background"
+    """With classes: beta = 1 - p(background), or the original's rule (largest foreground probability, 0 where
+    background is the argmax)."""
+    nms_iou: float | None = 0.45
+    """IoU above which the lower-scored of two boxes is dropped; None keeps every box that fires."""
+    max_detections: int = 100
+    """Most boxes kept of an image."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 1, "detector.image_size must be positive")
+        _require(self.width > 0, "detector.width must be positive")
+        _require(
+            len(self.maps) > 0 and list(self.maps) == sorted(set(self.maps)) and set(self.maps) <= set(range(6)),
+            f"detector.maps is {self.maps}; list increasing numbers out of 0..5",
+        )
+        _require(
+            len(self.min_sizes) == len(self.max_sizes) == len(self.maps),
+            f"detector.min_sizes ({len(self.min_sizes)}) and max_sizes ({len(self.max_sizes)}) must have one "
+            f"entry for each of the {len(self.maps)} maps",
+        )
+        _require(self.n_classes >= 1, "detector.n_classes must be at least 1")
+        _require(
+            self.nms_iou is None or 0 <= self.nms_iou <= 1, "detector.nms_iou must lie in [0, 1] or be None"
+        )
+
+    @property
+    def boxes_per_cell(self) -> int:
+        return 2 + len(self.aspect_ratios)
+
+
+@dataclass(frozen=True)
+class DetectorLossConfig:
+    """Multibox loss: which priors teach, and how much."""
+
+    match_iou: float = 0.5
+    """A prior is positive when its IoU with a ground-truth box reaches this."""
+    negatives_per_positive: float = 3.0
+    """Hard negatives per positive of an image (at least this many also in an image without objects)."""
+    box_weight: float = 1.0
+    """Weight of the smooth-L1 box term."""
+    score_weight: float = 1.0
+    """Weight of the classification term."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """SSDIR's own parts: what and depth encoders, what decoder, merge ("Encoder network", "Decoder network")."""
+
+    z_what_size: int = 64
+    """Size D of z_what."""
+    n_hidden: int = 3
+    """3x3 convolutions with ReLU in the what encoder of each map."""
+    sigma_what: float = 0.1
+    """Standard deviation of z_what's posterior."""
+    sigma_depth: float = 0.1
+    """Standard deviation of z_depth's posterior."""
+    clone_backbone: bool = False
+    """Train a copy of the backbone for what and depth; the detector itself stays frozen either way."""
+    feature_norm: Literal["none", "group"] = "none"
+    """Normalise the feature maps that enter the what encoder (GroupNorm with one group)."""
+    decoder_norm: Literal["none", "batch"] = "none"
+    """BatchNorm after the decoder's transposed convolutions."""
+    decoder_channels: tuple[int, ...] = (1024, 512, 256, 128, 64, 32, 16)
+    """Channels of the decoder; the patch side is 2 ** (number of entries - 1)."""
+    merge: Literal["softmax", "occlusion"] = "softmax"
+    """How patches make an image: one softmax weight per object (the paper), or per-pixel occlusion."""
+    present_threshold: float = 0.5
+    """Evaluation keeps predictions whose presence exceeds this."""
+    reset_below: float = 0.001
+    """Cells less probable than this are reset (mean 0, sigma 1, box 0); 0 switches the reset off."""
+
+    def __post_init__(self) -> None:
+        _require(self.z_what_size >= 1, "model.z_what_size must be at least 1")
+        _require(self.n_hidden >= 0, "model.n_hidden must not be negative")
+        _require(self.sigma_what >= 0 and self.sigma_depth >= 0, "model's sigmas must not be negative")
+        _require(len(self.decoder_channels) >= 1, "model.decoder_channels must have at least one entry")
+        _require(0 <= self.reset_below <= 1, "model.reset_below must lie in [0, 1]")
+        _require(0 <= self.present_threshold < 1, "model.present_threshold must lie in [0, 1)")
+
+    @property
+    def patch_size(self) -> int:
+        return 2 ** (len(self.decoder_channels) - 1)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Coefficients of the loss (the seed's table) and where the image error is scored."""
+
+    image: float = 10.0
+    """alpha_obj: image reconstruction error."""
+    objects: float = 10.0
+    """alpha_rec: per-object reconstruction error."""
+    what: float = 1.0
+    """alpha_what: KL of z_what."""
+    depth: float = 1.0
+    """alpha_depth: KL of z_depth."""
+    image_region: Literal["all", "boxes"] = "all"
+    """Pixels scored by the image term: all, or only those inside present objects' boxes."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run, of a detector or of a model."""
+
+    steps: int = 10_000
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Images per step, over all processes and accumulated micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per step."""
+    learning_rate: float = 0.0005
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    """Learning rate over the steps, after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay (0 gives Adam); not applied to biases and normalisation."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's moment decays."""
+    clip_norm: float | None = 10.0
+    """Largest gradient norm; None switches clipping off."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, used for validation and saved; 0 switches it off."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """auto: bf16 autocast where the processor computes in it, else fp32."""
+    channels_last: bool = False
+    """Memory format of images and convolutions."""
+    compile: bool = False
+    """torch.compile the networks."""
+    seed: int = 0
+    """Order of images, initial weights and noise are pure functions of it and of the step."""
+    log_every: int = 20
+    """Steps between lines of metrics.csv."""
+    validate_every: int = 1_000
+    """Steps between validations with pictures; 0 validates only at the end."""
+    validation_images: int = 500
+    """Most images of the validation split used for a validation."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints; the last step always makes one."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, newest first."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, "training.steps must not be negative")
+        _require(self.batch_size >= 1 and self.accumulate >= 1, "training.batch_size and accumulate must be >= 1")
+        _require(
+            self.batch_size % self.accumulate == 0,
+            f"training.batch_size {self.batch_size} must be a multiple of training.accumulate {self.accumulate}",
+        )
+        _require(self.learning_rate > 0, "training.learning_rate must be positive")
+        _require(0 <= self.ema_decay < 1, "training.ema_decay must lie in [0, 1)")
+        _require(self.keep_checkpoints >= 1, "training.keep_checkpoints must be at least 1")
+        _require(self.checkpoint_every >= 1, "training.checkpoint_every must be at least 1")
+
+
+@dataclass(frozen=True)
+class DetectorRun:
+    """All that decides a detector's training."""
+
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    loss: DetectorLossConfig = field(default_factory=DetectorLossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class SSDIRRun:
+    """All that decides SSDIR's training on a trained detector (whose configuration comes with its checkpoint)."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Data, detector and model that belong together."""
+
+    scenes: ScenesConfig
+    """Scenes to generate (only the MNIST presets use them)."""
+    detector: DetectorRun
+    ssdir: SSDIRRun
+
+
+# Optimizer, schedule and length of the detector's training are not in the paper; Adam 1e-3 and batch 32 are the
+# original code's.
+_FULL_DETECTOR = DetectorRun(
+    training=TrainingConfig(
+        steps=30_000, batch_size=32, learning_rate=0.001, schedule="cosine", warmup_steps=500, precision="auto",
+        channels_last=True,
+    )
+)
+_FULL_TRAINING = TrainingConfig(
+    steps=100_000, batch_size=32, learning_rate=0.0005, schedule="constant", warmup_steps=500, precision="auto",
+    channels_last=True, validate_every=5_000, checkpoint_every=2_000,
+)
+
+PRESETS: dict[str, Preset] = {
+    "mnist": Preset(scenes=ScenesConfig(), detector=_FULL_DETECTOR, ssdir=SSDIRRun(training=_FULL_TRAINING)),
+    "clevr": Preset(
+        scenes=ScenesConfig(),
+        detector=_FULL_DETECTOR,
+        ssdir=SSDIRRun(
+            model=ModelConfig(
+                z_what_size=256, n_hidden=3, sigma_what=0.27, sigma_depth=0.14, clone_backbone=True
+            ),
+            objective=ObjectiveConfig(image=1.0, objects=14.0, what=0.54, depth=0.44, image_region="boxes"),
+            training=_FULL_TRAINING,
+        ),
+    ),
+    "wider": Preset(
+        scenes=ScenesConfig(),
+        detector=_FULL_DETECTOR,
+        ssdir=SSDIRRun(
+            model=ModelConfig(z_what_size=512, n_hidden=4, sigma_what=0.3, sigma_depth=0.1, clone_backbone=True),
+            objective=ObjectiveConfig(image=1.0, objects=10.0, what=0.1, depth=0.4, image_region="boxes"),
+            training=_FULL_TRAINING,
+        ),
+    ),
+    "quickstart": Preset(
+        scenes=ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=10_000, n_val=200, n_test=600),
+        detector=DetectorRun(
+            detector=DetectorConfig(
+                image_size=128, width=0.25, maps=(1, 2, 3, 4), min_sizes=(32, 80, 153, 207),
+                max_sizes=(80, 153, 207, 261),
+            ),
+            training=TrainingConfig(
+                steps=375, batch_size=32, learning_rate=0.003, schedule="one_cycle", weight_decay=0.01,
+                precision="auto", channels_last=True, validate_every=0, checkpoint_every=1_000,
+            ),
+        ),
+        ssdir=SSDIRRun(
+            model=ModelConfig(
+                clone_backbone=True, feature_norm="group", decoder_norm="batch",
+                decoder_channels=(256, 128, 64, 32, 16, 16), merge="occlusion",
+            ),
+            objective=ObjectiveConfig(image=1.0, objects=10.0, what=0.01, depth=0.01),
+            training=TrainingConfig(
+                steps=1_200, batch_size=32, learning_rate=0.003, schedule="one_cycle", weight_decay=0.01,
+                precision="auto", channels_last=True, validate_every=0, checkpoint_every=1_000,
+            ),
+        ),
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The named preset.
+
+    >>> preset("mnist").ssdir.model.z_what_size
+    64
+    >>> preset("mnits")
+    Traceback (most recent call last):
+    ...
+    ssdir.config.ConfigError: there is no preset 'mnits'; perhaps you meant 'mnist' (of clevr, mnist, ...)
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"there is no preset {name!r}; {_perhaps(name, PRESETS)}(of {', '.join(sorted(PRESETS))})"
+        )
+    return PRESETS[name]
+
+
+def _perhaps(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"perhaps you meant {close[0]!r} " if close else ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values (tuples become lists)."""
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """The inverse of :func:`to_dict`: ``from_dict(type(c), to_dict(c)) == c``.
+
+    Keys that are missing take their defaults (so that older checkpoints load); unknown keys and values of the
+    wrong type raise :class:`ConfigError` naming the key.
+
+    >>> from_dict(ObjectiveConfig, {"image": 2}).image
+    2.0
+    """
+    where = where or kind.__name__
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be an object with named values, not {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{where} has no setting {key!r}; {_perhaps(key, names)}(of {', '.join(names)})")
+    return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """``value`` (plain JSON) as the annotated type ``hint``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _typed(next(item for item in arguments if item is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        if arguments[-1] is Ellipsis:
+            return tuple(_typed(arguments[0], item, where) for item in value)
+        if len(value) != len(arguments):
+            raise ConfigError(f"{where} must have {len(arguments)} entries, not {len(value)}")
+        return tuple(_typed(kind, item, where) for kind, item in zip(arguments, value, strict=True))
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where} is {value!r}; it must be {hint.__name__}")
