@@ -18,10 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from ssdir.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used; the message names the key and the remedy."""
 
 
@@ -104,7 +106,9 @@ class DetectorConfig:
         _require(self.image_size >= 1, "detector.image_size must be positive")
         _require(self.width > 0, "detector.width must be positive")
         _require(
-            len(self.maps) > 0 and list(self.maps) == sorted(set(self.maps)) and set(self.maps) <= set(range(6)),
+            len(self.maps) > 0
+            and list(self.maps) == sorted(set(self.maps))
+            and set(self.maps) <= set(range(6)),
             f"detector.maps is {self.maps}; list increasing numbers out of 0..5",
         )
         _require(
@@ -237,7 +241,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(self.steps >= 0, "training.steps must not be negative")
-        _require(self.batch_size >= 1 and self.accumulate >= 1, "training.batch_size and accumulate must be >= 1")
+        _require(
+            self.batch_size >= 1 and self.accumulate >= 1, "training.batch_size and accumulate must be >= 1"
+        )
         _require(
             self.batch_size % self.accumulate == 0,
             f"training.batch_size {self.batch_size} must be a multiple of training.accumulate {self.accumulate}",
@@ -270,8 +276,8 @@ class SSDIRRun:
 class Preset:
     """Data, detector and model that belong together."""
 
-    scenes: ScenesConfig
-    """Scenes to generate (only the MNIST presets use them)."""
+    scenes: ScenesConfig | None
+    """Scenes to generate (None: the dataset comes from elsewhere)."""
     detector: DetectorRun
     ssdir: SSDIRRun
 
@@ -280,19 +286,31 @@ class Preset:
 # original code's.
 _FULL_DETECTOR = DetectorRun(
     training=TrainingConfig(
-        steps=30_000, batch_size=32, learning_rate=0.001, schedule="cosine", warmup_steps=500, precision="auto",
+        steps=30_000,
+        batch_size=32,
+        learning_rate=0.001,
+        schedule="cosine",
+        warmup_steps=500,
+        precision="auto",
         channels_last=True,
     )
 )
 _FULL_TRAINING = TrainingConfig(
-    steps=100_000, batch_size=32, learning_rate=0.0005, schedule="constant", warmup_steps=500, precision="auto",
-    channels_last=True, validate_every=5_000, checkpoint_every=2_000,
+    steps=100_000,
+    batch_size=32,
+    learning_rate=0.0005,
+    schedule="constant",
+    warmup_steps=500,
+    precision="auto",
+    channels_last=True,
+    validate_every=5_000,
+    checkpoint_every=2_000,
 )
 
 PRESETS: dict[str, Preset] = {
     "mnist": Preset(scenes=ScenesConfig(), detector=_FULL_DETECTOR, ssdir=SSDIRRun(training=_FULL_TRAINING)),
     "clevr": Preset(
-        scenes=ScenesConfig(),
+        scenes=None,
         detector=_FULL_DETECTOR,
         ssdir=SSDIRRun(
             model=ModelConfig(
@@ -303,10 +321,12 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "wider": Preset(
-        scenes=ScenesConfig(),
+        scenes=None,
         detector=_FULL_DETECTOR,
         ssdir=SSDIRRun(
-            model=ModelConfig(z_what_size=512, n_hidden=4, sigma_what=0.3, sigma_depth=0.1, clone_backbone=True),
+            model=ModelConfig(
+                z_what_size=512, n_hidden=4, sigma_what=0.3, sigma_depth=0.1, clone_backbone=True
+            ),
             objective=ObjectiveConfig(image=1.0, objects=10.0, what=0.1, depth=0.4, image_region="boxes"),
             training=_FULL_TRAINING,
         ),
@@ -315,27 +335,77 @@ PRESETS: dict[str, Preset] = {
         scenes=ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=10_000, n_val=200, n_test=600),
         detector=DetectorRun(
             detector=DetectorConfig(
-                image_size=128, width=0.25, maps=(1, 2, 3, 4), min_sizes=(32, 80, 153, 207),
+                image_size=128,
+                width=0.25,
+                maps=(1, 2, 3, 4),
+                min_sizes=(32, 80, 153, 207),
                 max_sizes=(80, 153, 207, 261),
             ),
             training=TrainingConfig(
-                steps=375, batch_size=32, learning_rate=0.003, schedule="one_cycle", weight_decay=0.01,
-                precision="auto", channels_last=True, validate_every=0, checkpoint_every=1_000,
+                steps=375,
+                batch_size=32,
+                learning_rate=0.003,
+                schedule="one_cycle",
+                weight_decay=0.01,
+                precision="auto",
+                channels_last=True,
+                validate_every=0,
+                checkpoint_every=1_000,
             ),
         ),
         ssdir=SSDIRRun(
             model=ModelConfig(
-                clone_backbone=True, feature_norm="group", decoder_norm="batch",
-                decoder_channels=(256, 128, 64, 32, 16, 16), merge="occlusion",
+                clone_backbone=True,
+                feature_norm="group",
+                decoder_norm="batch",
+                decoder_channels=(256, 128, 64, 32, 16, 16),
+                merge="occlusion",
             ),
             objective=ObjectiveConfig(image=1.0, objects=10.0, what=0.01, depth=0.01),
             training=TrainingConfig(
-                steps=1_200, batch_size=32, learning_rate=0.003, schedule="one_cycle", weight_decay=0.01,
-                precision="auto", channels_last=True, validate_every=0, checkpoint_every=1_000,
+                steps=1_200,
+                batch_size=32,
+                learning_rate=0.003,
+                schedule="one_cycle",
+                weight_decay=0.01,
+                precision="auto",
+                channels_last=True,
+                validate_every=0,
+                checkpoint_every=1_000,
             ),
         ),
     ),
 }
+
+
+def scenes_presets() -> dict[str, tuple[str, ScenesConfig]]:
+    """Named scene parameters with a line of help: main, quickstart, and the 45 of the ablation study.
+
+    >>> presets = scenes_presets()
+    >>> len(presets), presets["ablation-3to6-128-320"][1].digit_max
+    (47, 320)
+    """
+    quickstart = PRESETS["quickstart"].scenes
+    assert quickstart is not None
+    named = {
+        "main": ("the paper's main dataset: 512 px, 50,000 + 2,000 + 5,000 scenes", ScenesConfig()),
+        "quickstart": ("the same at 128 px, 1/4 of every size, fewer scenes", quickstart),
+    }
+    for first, last in ((2, 5), (2, 6), (3, 5), (3, 6), (4, 6)):
+        for digit_min in (96, 128, 160):
+            for digit_max in (256, 320, 384):
+                named[f"ablation-{first}to{last}-{digit_min}-{digit_max}"] = (
+                    f"ablation: grids {first}..{last}, digits {digit_min}..{digit_max} px, 10,000 scenes",
+                    ScenesConfig(
+                        grids=tuple((side, side) for side in range(first, last + 1)),
+                        digit_min=digit_min,
+                        digit_max=digit_max,
+                        n_train=10_000,
+                        n_val=1_000,
+                        n_test=1_000,
+                    ),
+                )
+    return named
 
 
 def preset(name: str) -> Preset:
@@ -389,7 +459,9 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise ConfigError(f"{where} has no setting {key!r}; {_perhaps(key, names)}(of {', '.join(names)})")
+            raise ConfigError(
+                f"{where} has no setting {key!r}; {_perhaps(key, names)}(of {', '.join(names)})"
+            )
     return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 

@@ -1,0 +1,412 @@
+"""The command line: ``ssdir quickstart``, ``data``, ``train``, ``evaluate``, ``infer``, ``info``.
+
+Every command is a frozen dataclass whose fields are its options and whose docstring is its help; nested
+configurations come from :mod:`ssdir.config`. Only the command that is asked for is built, and torch is imported
+only when one runs, so that ``--help`` answers at once.
+
+Exit codes: 0 done, 1 it failed (the reason is on standard error), 2 the command line was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from tyro.conf import Positional
+
+from ssdir.config import PRESETS, ConfigError, DetectorRun, ScenesConfig, SSDIRRun, scenes_presets
+
+Tracker = Literal["tensorboard", "wandb"]
+
+Configuration = TypeVar("Configuration")
+Unprefixed = Annotated[Configuration, tyro.conf.arg(name="")]
+"""A nested configuration whose options carry its own fields' names only: --training.steps, not --run.training.steps."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """From digits to per-object vectors: generate scenes, train, evaluate, report.
+
+    Everything runs offline from digits inside the package, on the CPU, in about ten minutes. Look at
+    OUT/report.html afterwards.
+    """
+
+    out: Path | None = None
+    """Folder for data, runs, figures and report (default: out/quickstart, or out/quickstart-pretrained)."""
+    pretrained: bool = False
+    """Skip training: use the small weights that ship in the package (under a minute)."""
+    workers: int | None = None
+    """Processes that generate scenes (default: one per core)."""
+
+    def run(self) -> int:
+        from ssdir.quickstart import quickstart
+
+        quickstart(out=self.out, pretrained=self.pretrained, workers=self.workers)
+        return 0
+
+
+@dataclass(frozen=True)
+class MnistScenes:
+    """Generate a Multi-scale scattered MNIST dataset (COCO annotations, PNG images).
+
+    Every image is a pure function of (seed, split, index). A killed run continues where it stopped when the same
+    command is given again.
+    """
+
+    out: Path
+    """Folder of the dataset."""
+    scenes: Unprefixed[ScenesConfig]
+    digits: str = "embedded"
+    """"embedded" (6,000 train and 1,000 test digits inside the package) or a folder with MNIST's four IDX files."""
+    download: bool = False
+    """Download MNIST (12 MB) into the folder named by --digits first, if it is not there."""
+    workers: int | None = None
+    """Processes (default: one per core); the bytes do not depend on it."""
+
+    def run(self) -> int:
+        from ssdir.console import progress_bar
+        from ssdir.data.digits import download_mnist
+        from ssdir.data.multiscale_mnist import generate
+
+        if self.download:
+            if self.digits == "embedded":
+                raise ConfigError("--download needs a folder to download into: --digits FOLDER --download")
+            download_mnist(Path(self.digits))
+        total = self.scenes.n_train + self.scenes.n_val + self.scenes.n_test
+        with progress_bar("generating scenes", total) as progress:
+            generate(self.scenes, self.out, digits=self.digits, workers=self.workers, progress=progress)
+        print(f"{total:,} scenes in {self.out} (ssdir data show {self.out})")
+        return 0
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Tell what is wrong in a dataset folder, file by file; exit code 1 when something is."""
+
+    folder: Positional[Path]
+    """images/{train,val,test} beside annotations/{train,val,test}.json."""
+    json: bool = False
+    """Print the problems as JSON."""
+
+    def run(self) -> int:
+        from ssdir.data.check import check
+        from ssdir.data.coco import open_split, splits
+
+        problems = check(self.folder)
+        errors = [problem for problem in problems if problem.severity == "error"]
+        if self.json:
+            print(json.dumps([dataclasses.asdict(problem) for problem in problems], default=str, indent=2))
+        else:
+            for problem in problems:
+                print(f"{problem.severity}: {problem.file}: {problem.message}")
+            if not errors:
+                for name in splits(self.folder):
+                    split = open_split(self.folder, name)
+                    print(f"{name}: {len(split.images):,} images, {len(split.labels):,} objects")
+            print(f"{self.folder}: {len(errors)} errors, {len(problems) - len(errors)} warnings")
+        return 1 if errors else 0
+
+
+@dataclass(frozen=True)
+class DataShow:
+    """Draw images of a dataset with their boxes and classes."""
+
+    folder: Positional[Path]
+    """The dataset."""
+    out: Path = Path("out/show.png")
+    """The picture to write."""
+    split: str | None = None
+    """Which split (default: the first of test, val, train that exists)."""
+    first: int = 0
+    """Index of the first image shown."""
+    count: int = 12
+    """How many images."""
+
+    def run(self) -> int:
+        from ssdir.predictor import show_dataset
+
+        print(show_dataset(self.folder, self.out, self.split, self.first, self.count))
+        return 0
+
+
+@dataclass(frozen=True)
+class TrainDetector:
+    """Train an SSD detector on a dataset folder."""
+
+    data: Path
+    """Dataset folder: images/{train,val} and annotations/{train,val}.json."""
+    out: Path
+    """Run folder to make."""
+    run_config: Unprefixed[DetectorRun] = field(default_factory=DetectorRun)
+    imagenet: Path | None = None
+    """Official ImageNet weights of VGG11-BN (vgg11_bn-6002323d.pth) to start from."""
+    imagenet_download: bool = False
+    """Download those weights (507 MB) into the cache, checked by hash."""
+    resume: bool = False
+    """Continue the run in OUT exactly where its last checkpoint stands."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings that may differ from the run that is resumed, e.g. training.steps."""
+    track: tuple[Tracker, ...] = ()
+    """Also log to these (metrics.csv is always written)."""
+
+    def run(self) -> int:
+        from ssdir.train import train_detector
+
+        train_detector(
+            self.run_config,
+            self.data,
+            self.out,
+            resume=self.resume,
+            allow_changed=self.allow_changed,
+            track=self.track,
+            imagenet=self.imagenet,
+            imagenet_download=self.imagenet_download,
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class TrainSSDIR:
+    """Train SSDIR on a trained, frozen detector. No class label is used."""
+
+    data: Path
+    """Dataset folder."""
+    detector: Path
+    """Run folder of the detector."""
+    out: Path
+    """Run folder to make."""
+    run_config: Unprefixed[SSDIRRun] = field(default_factory=SSDIRRun)
+    resume: bool = False
+    """Continue the run in OUT exactly where its last checkpoint stands."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings that may differ from the run that is resumed, e.g. training.steps."""
+    track: tuple[Tracker, ...] = ()
+    """Also log to these (metrics.csv is always written)."""
+
+    def run(self) -> int:
+        from ssdir.train import train_ssdir
+
+        train_ssdir(
+            self.run_config,
+            self.detector,
+            self.data,
+            self.out,
+            resume=self.resume,
+            allow_changed=self.allow_changed,
+            track=self.track,
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run on a dataset: detection, reconstruction, and what a linear probe reads from the vectors."""
+
+    model: Positional[Path | None] = None
+    """Run folder (of a detector or of SSDIR)."""
+    pretrained: bool = False
+    """Evaluate the weights that ship in the package instead of a run."""
+    data: Path | None = None
+    """Dataset folder (default: the one that the run was trained on)."""
+    out: Path | None = None
+    """Folder for metrics.json and figures (default: RUN/evaluation, or out/evaluation)."""
+    batch_size: int = 32
+    """Images at a time."""
+
+    def run(self) -> int:
+        from ssdir.quickstart import evaluate_command
+
+        evaluate_command(self.model, self.pretrained, self.data, self.out, self.batch_size)
+        return 0
+
+
+@dataclass(frozen=True)
+class Infer:
+    """Find, encode and paint the objects of images: JSON, overlay and patches for each."""
+
+    images: Positional[tuple[Path, ...]]
+    """Image files or folders of them."""
+    out: Path
+    """Folder for the results."""
+    model: Path | None = None
+    """Run folder (default: the weights that ship in the package)."""
+    present: float | None = None
+    """Keep objects whose presence exceeds this (default: the model's 0.5)."""
+
+    def run(self) -> int:
+        from ssdir.predictor import predict
+
+        results = predict(self.images, self.out, self.model, self.present)
+        found = sum(result["objects"] for result in results)
+        print(f"{found} objects in {len(results)} images; see {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """This environment, for bug reports; or a preset's networks, layer by layer."""
+
+    preset: str | None = None
+    """Print this preset's model: layers, output shapes, numbers of parameters."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from ssdir.info import print_environment, print_preset
+
+        if self.preset is None:
+            print_environment(as_json=self.json)
+        else:
+            print_preset(self.preset, as_json=self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A word of the command line: a command, or a group of further words."""
+
+    help: str
+    command: Callable[[], Any] | None = None
+    """Gives the tyro type of a command (built only when it is asked for)."""
+    words: Mapping[str, _Node] = field(default_factory=dict)
+
+
+def _leaf(kind: type) -> _Node:
+    return _Node((kind.__doc__ or "").strip().split("\n")[0], command=lambda: kind)
+
+
+def _with_defaults(kind: type, **defaults: Any) -> Callable[[], Any]:
+    """``kind`` with other defaults for its configuration fields, as a type of its own for tyro."""
+
+    def build() -> Any:
+        annotated = {
+            item.name: (
+                item.name,
+                _annotation(kind, item.name),
+                dataclasses.field(default=defaults[item.name]),
+            )
+            for item in dataclasses.fields(kind)
+            if item.name in defaults
+        }
+        return dataclasses.make_dataclass(
+            kind.__name__,
+            list(annotated.values()),
+            bases=(kind,),
+            frozen=True,
+            namespace={"__doc__": kind.__doc__},
+        )
+
+    return build
+
+
+def _annotation(kind: type, name: str) -> Any:
+    return typing.get_type_hints(kind, include_extras=True)[name]
+
+
+def _commands() -> _Node:
+    scenes = {
+        name: _Node(text, command=_with_defaults(MnistScenes, scenes=config))
+        for name, (text, config) in scenes_presets().items()
+    }
+    about = {
+        "mnist": "the paper's MNIST column, 300 px",
+        "clevr": "the paper's CLEVR column, 300 px",
+        "wider": "the paper's WIDER column, 300 px",
+        "quickstart": "small: 128 px, for a CPU",
+    }
+    detectors = {
+        name: _Node(about[name], command=_with_defaults(TrainDetector, run_config=item.detector))
+        for name, item in PRESETS.items()
+    }
+    models = {
+        name: _Node(about[name], command=_with_defaults(TrainSSDIR, run_config=item.ssdir))
+        for name, item in PRESETS.items()
+    }
+    data = {
+        "mnist-scenes": _Node("Generate Multi-scale scattered MNIST; name a preset.", words=scenes),
+        "check": _leaf(DataCheck),
+        "show": _leaf(DataShow),
+    }
+    train = {
+        "detector": _Node("Train an SSD detector; name a preset.", words=detectors),
+        "ssdir": _Node("Train SSDIR on a trained detector; name a preset.", words=models),
+    }
+    return _Node(
+        "SSDIR: one vector per object of an image. Start with: ssdir quickstart",
+        words={
+            "quickstart": _leaf(Quickstart),
+            "data": _Node("Make, check and look at datasets.", words=data),
+            "train": _Node("Train a detector, then SSDIR on it.", words=train),
+            "evaluate": _leaf(Evaluate),
+            "infer": _leaf(Infer),
+            "info": _leaf(Info),
+        },
+    )
+
+
+def _stub(text: str) -> Callable[[], None]:
+    """What stands for a command that was not asked for: its one line of help."""
+
+    def command() -> None: ...
+
+    command.__doc__ = text
+    return command
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The command that ``arguments`` ask for, as an instance of one of this module's dataclasses.
+
+    >>> words = "train detector quickstart --data DIR --out RUN --training.steps 7".split()
+    >>> parse(words).run_config.training.steps
+    7
+    """
+    node, program, rest = _commands(), ["ssdir"], list(arguments)
+    while node.command is None:
+        if rest and rest[0] in node.words:
+            node = node.words[rest[0]]
+            program.append(rest.pop(0))
+            continue
+        if rest and not rest[0].startswith("-"):
+            close = difflib.get_close_matches(rest[0], list(node.words), n=1)
+            hint = f"; perhaps you meant {close[0]!r}" if close else ""
+            print(f"error: {' '.join(program)} has no command {rest[0]!r}{hint}", file=sys.stderr)
+            print(f"       {' '.join(program)} --help lists them", file=sys.stderr)
+            raise SystemExit(2)
+        stubs = {name: _stub(word.help) for name, word in node.words.items()}
+        tyro.extras.subcommand_cli_from_dict(
+            stubs, prog=" ".join(program), description=node.help, args=rest or ["--help"]
+        )
+        raise SystemExit(2)
+    return tyro.cli(node.command(), prog=" ".join(program), args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    from ssdir.errors import UserError
+
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        return int(command.run())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (ssdir ... | head); point stdout elsewhere so that exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

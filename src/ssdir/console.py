@@ -1,0 +1,37 @@
+"""Progress for long work: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def progress_bar(task: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A callback ``progress(done, total)`` that shows how far ``task`` is and how long it will take.
+
+    On a terminal this is a rich bar; elsewhere a line every ten seconds and one at the end.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            row = bar.add_task(task, total=total)
+            yield lambda done, of: bar.update(row, completed=done, total=of)
+        return
+    started = last = time.monotonic()
+
+    def report(done: int, of: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or done == of:
+            last = now
+            print(f"{task}: {done:,}/{of:,} ({now - started:.0f} s)", file=sys.stderr, flush=True)
+
+    yield report
