@@ -1,0 +1,138 @@
+"""Images in, objects out: JSON, overlay and patches for every image."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ssdir.data.coco import open_split, splits
+from ssdir.data.images import IMAGE_SUFFIXES, read_image
+from ssdir.figures import draw_boxes
+from ssdir.model.latents import Objects
+from ssdir.model.ssdir import SSDIR
+from ssdir.storage import DataError, write_json
+
+
+def predict(
+    images: Sequence[Path], out: Path, model: Path | None = None, present: float | None = None
+) -> list[dict[str, Any]]:
+    """Infer the objects of image files and write what was found.
+
+    For each image a folder ``out/NAME`` with ``objects.json`` (boxes in the image's pixels, presence, depth, the
+    mean of z_what), ``overlay.png``, ``reconstruction.png`` and ``patches/*.png``; beside them ``out/index.json``.
+    An image that cannot be read is named on standard error and in the index; the others are done all the same.
+
+    Args:
+        images: files, or folders searched for images (not their subfolders).
+        out: folder for the results.
+        model: a run folder; None takes the weights that ship in the package.
+        present: keep objects whose presence exceeds this; None takes the model's threshold.
+
+    Returns:
+        The index: for each image its file, folder, number of objects, or the error.
+
+    Raises:
+        DataError: nothing to do (no image in a folder), or none of the images can be read.
+    """
+    files = list(_files(images))
+    network = SSDIR.from_pretrained(model)
+    index: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for file in files:
+        name = file.stem
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        try:
+            pixels = read_image(file)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            index.append({"image": str(file), "objects": 0, "error": str(error)})
+            continue
+        objects = network.infer(pixels, present_threshold=present)
+        write_objects(out / name, pixels, objects, network)
+        index.append({"image": str(file), "folder": name, "objects": len(objects)})
+    write_json(out / "index.json", index)
+    if all("error" in entry for entry in index):
+        raise DataError(f"none of the {len(index)} images can be read (see the lines above)")
+    return index
+
+
+def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: SSDIR) -> None:
+    """Write one image's objects into a folder (see :func:`predict`)."""
+    height, width = pixels.shape[:2]
+    corners = objects.boxes_xyxy.clamp(0, 1).cpu().numpy() * np.array([width, height, width, height])
+    rows = []
+    (folder / "patches").mkdir(parents=True, exist_ok=True)
+    for row in range(len(objects)):
+        record: dict[str, Any] = {
+            "box_xyxy": [round(float(value), 2) for value in corners[row]],
+            "presence": round(float(objects.present[row]), 5),
+        }
+        if objects.depth is not None:
+            record["depth"] = round(float(objects.depth[row]), 5)
+        if objects.what is not None:
+            record["z_what"] = [round(float(value), 5) for value in objects.what[row]]
+        if objects.patches is not None:
+            record["patch"] = f"patches/{row:03}.png"
+            _picture(objects.patches[row]).save(folder / record["patch"])
+        rows.append(record)
+    draw_boxes(pixels, corners).save(folder / "overlay.png")
+    side = network.detector.config.image_size
+    _picture(network.render(objects, side)[0]).save(folder / "reconstruction.png")
+    write_json(folder / "objects.json", {"width": width, "height": height, "objects": rows})
+
+
+def show_dataset(folder: Path, out: Path, split: str | None = None, first: int = 0, count: int = 12) -> Path:
+    """Draw ``count`` images of a split with their boxes and classes into one picture.
+
+    Raises:
+        DataError: the folder has no such split, or no image at ``first``.
+    """
+    present = splits(folder)
+    name = split or next((item for item in ("test", "val", "train") if item in present), None)
+    if name is None or name not in present:
+        raise DataError(f"{folder} has no split {name or '(any)'}; it has {', '.join(present) or 'none'}")
+    opened = open_split(folder, name)
+    entries = opened.images[first : first + count]
+    if not entries:
+        raise DataError(f"{folder}: split {name} has {len(opened.images)} images; none at --first {first}")
+    tile, columns = 320, min(4, len(entries))
+    sheet = Image.new("RGB", (columns * tile, -(-len(entries) // columns) * tile), "white")
+    for place, entry in enumerate(entries):
+        rows = np.flatnonzero(opened.image_index == first + place)
+        boxes = opened.boxes_xywh[rows].astype(float)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = [opened.categories[label] for label in opened.labels[rows]]
+        scale = (tile - 8) / max(entry.width, entry.height)
+        pixels = Image.fromarray(read_image(entry.path))
+        small = pixels.resize((max(1, round(entry.width * scale)), max(1, round(entry.height * scale))))
+        drawn = draw_boxes(np.asarray(small), boxes * scale, labels)
+        sheet.paste(drawn, (place % columns * tile + 4, place // columns * tile + 4))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+    return out
+
+
+def _files(images: Sequence[Path]) -> Iterator[Path]:
+    for path in images:
+        if path.is_dir():
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise DataError(f"{path}: no image in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+            yield from inside
+        elif path.exists():
+            yield path
+        else:
+            raise DataError(f"{path}: no such file or folder")
+
+
+def _picture(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
