@@ -223,9 +223,9 @@ class Evaluate:
     """Images at a time."""
 
     def run(self) -> int:
-        from ssdir.quickstart import evaluate_command
+        from ssdir.quickstart import evaluate_run
 
-        evaluate_command(self.model, self.pretrained, self.data, self.out, self.batch_size)
+        evaluate_run(self.model, self.pretrained, self.data, self.out, self.batch_size)
         return 0
 
 
