@@ -1,0 +1,1 @@
+"""Digits, scenes, dataset folders and the batches that training sees."""

@@ -1,0 +1,156 @@
+"""Any image file, Pillow image or array to 8-bit RGB, and squashing to a square.
+
+What happens to what Pillow can read:
+
+* transparency (RGBA, LA, palette or colour-key) is laid over black;
+* 16-bit grey is divided by 257, so that 65535 becomes 255; 32-bit integers are read as 16-bit values and
+  clipped;
+* floating point images in [0, 1] are scaled by 255; such files with larger values are taken as 8-bit up to
+  255 and as 16-bit above;
+* CMYK, YCbCr, LAB and HSV are converted, an EXIF orientation is applied, of an animation the first frame is
+  taken.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image, ImageChops, ImageOps
+
+from ssdir.storage import DataError
+
+ImageSource = str | Path | Image.Image | np.ndarray
+
+_EXIF_ORIENTATION = 0x0112
+# What Pillow's readers raise on damaged files.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+
+
+def read_image(source: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
+    """Any image as 8-bit RGB; see the module's text for what becomes of each kind.
+
+    Arrays may be (h, w), (h, w, 1), (h, w, 2: grey and alpha), (h, w, 3) or (h, w, 4: with alpha) of uint8,
+    uint16, bool, or floating point in [0, 1].
+
+    Raises :class:`~ssdir.storage.DataError`, naming the file, where it is absent, not an image, damaged,
+    truncated or larger than Pillow's limit (179 megapixels).
+
+    >>> read_image(np.full((1, 2), 0.5)).tolist()
+    [[[128, 128, 128], [128, 128, 128]]]
+    """
+    return np.asarray(open_image(source).convert("RGB"))
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """As :func:`read_image`, but a Pillow image of mode ``L`` where the source is grey, else ``RGB``."""
+    if isinstance(source, np.ndarray):
+        return _array_to_image(source)
+    if isinstance(source, Image.Image):
+        return _converted(source, "the image")
+    path = Path(source)
+    try:
+        with Image.open(path) as image:
+            return _converted(image, str(path))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path} is too large an image ({error}); scale it down first") from error
+    except DataError:
+        raise
+    except _DAMAGED as error:
+        raise DataError(
+            f"{path} cannot be read as an image ({error}); it may be damaged, truncated or no image"
+        ) from error
+
+
+def squash(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The image at size x size, aspect not kept: bilinear with antialiasing; exact where nothing changes."""
+    return np.asarray(squash_image(Image.fromarray(image), size))
+
+
+def squash_image(image: Image.Image, size: int) -> Image.Image:
+    """:func:`squash` for a Pillow image of mode L or RGB."""
+    if image.size == (size, size):
+        return image
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _converted(image: Image.Image, name: str) -> Image.Image:
+    """Mode L or RGB, upright."""
+    try:
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        image.load()
+        return _to_8_bit(image, name)
+    except DataError:
+        raise
+    except _DAMAGED as error:
+        raise DataError(
+            f"{name} cannot be decoded ({error}); it is damaged or truncated: copy or export it again"
+        ) from error
+
+
+def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_scaled(np.asarray(image, np.float64), image.mode, name))
+    if image.mode == "1" and "transparency" not in image.info:
+        return image.convert("L")
+    if image.mode in ("LA", "La"):
+        grey, alpha = image.convert("LA").split()
+        return ImageChops.multiply(grey, alpha)
+    if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
+        *colours, alpha = image.convert("RGBA").split()
+        return Image.merge("RGB", [ImageChops.multiply(colour, alpha) for colour in colours])
+    return image.convert("RGB")
+
+
+def _scaled(values: np.ndarray, mode: str, name: str) -> UInt8[np.ndarray, "h w"]:
+    """Grey values of more than 8 bits as 8-bit."""
+    if not np.isfinite(values).all():
+        raise DataError(f"{name} holds NaN or infinite pixels; replace them first")
+    top = 65535.0
+    if mode == "F":
+        top = next((top for top in (1.0, 255.0) if values.max(initial=0) <= top), 65535.0)
+    return np.floor(values.clip(0, top) * (255 / top) + 0.5).astype(np.uint8)
+
+
+def _array_to_image(array: Shaped[np.ndarray, "..."]) -> Image.Image:
+    shapes = "(h, w), (h, w, 1), (h, w, 2), (h, w, 3) or (h, w, 4)"
+    if (
+        array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4))
+        or array.size == 0
+    ):
+        raise DataError(f"an image array must be {shapes} and not empty, not {array.shape}")
+    if array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    elif array.dtype == np.uint16:
+        array = np.floor(array / 257 + 0.5).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise DataError(
+                "an image array of floating point must lie in [0, 1], without NaN; divide by its maximum"
+            )
+        array = np.floor(array * 255.0 + 0.5).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise DataError(f"an image array must be uint8, uint16, bool or floating point, not {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return _to_8_bit(Image.fromarray(np.ascontiguousarray(array)), "the array")

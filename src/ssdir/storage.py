@@ -1,0 +1,177 @@
+"""Files that are either whole or absent: written under a temporary name, flushed, then renamed.
+
+A process killed at any moment (also with SIGKILL) leaves the old file or the new one, never half of one; what
+it may leave is a hidden ``.NAME.*.tmp`` beside it, which nothing reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssdir.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DataError(UserError):
+    """Data that cannot be used; the message names the file and the remedy."""
+
+
+def temporary_name(path: Path) -> Path:
+    """A fresh hidden sibling of ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None:
+    """Write a file whole or not at all; text is written as UTF-8. Parent folders are made.
+
+    ``sync=False`` leaves the flushing to the system: safe against a killed process, not against a power cut
+    (for the thousands of files of a data set, whose sizes are checked on resuming).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if sync:
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` that becomes ``path`` when the block ends without an error.
+
+    A folder that stood there before is replaced, and only when the new one is complete; after an error it is
+    untouched and the new one is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
+        for folder in [item for item in temporary.rglob("*") if item.is_dir()] + [temporary]:
+            _sync_folder(folder)
+        old = None
+        if path.exists():  # a folder cannot be renamed over one that holds files
+            old = temporary_name(path)
+            path.rename(old)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make renames in a folder durable, where the system can (Windows cannot open folders)."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def require_free_space(folder: str | Path, n_bytes: int, what: str) -> None:
+    """Raise :class:`DataError` where the disk of ``folder`` (which may not exist yet) is too full."""
+    folder = Path(folder).absolute()
+    existing = next(item for item in (folder, *folder.parents) if item.exists())
+    free = shutil.disk_usage(existing).free
+    if n_bytes > free:
+        raise DataError(
+            f"{what} needs {format_bytes(n_bytes)} in {folder}, but only {format_bytes(free)} are free "
+            "there; free some space or choose another folder"
+        )
+
+
+def format_bytes(n_bytes: float) -> str:
+    """
+    >>> format_bytes(1_500_000)
+    '1.5 MB'
+    >>> format_bytes(12)
+    '12 bytes'
+    """
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.1f} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file; :class:`DataError` where it is absent, truncated or not JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # also covers text that is not UTF-8
+        raise DataError(
+            f"{path} is not valid JSON ({error}); it may be truncated: write or copy it again"
+        ) from error
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as JSON, atomically; NaN and infinities, which are not JSON, are a :class:`DataError`."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be written as JSON: {error}") from error
+    atomic_write(path, text + "\n")
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors as a safetensors file, atomically, after a check of the free space.
+
+    Tensors are brought to the CPU and made contiguous; shared storage is written once for each name.
+    """
+    from safetensors.torch import save
+
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = save(plain, dict(metadata) if metadata else None)
+    require_free_space(Path(path).parent, len(data), f"writing {Path(path).name}")
+    atomic_write(path, data)
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU; :class:`DataError` where it is absent or truncated."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise DataError(f"{path} does not exist")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
