@@ -84,9 +84,9 @@ class DetectorConfig:
     """Factor on the number of channels of every backbone layer."""
     maps: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Feature maps used, numbered as in the paper; 0 is the finer map (stride 8) before map 1."""
-    min_sizes: tuple[float, ...] = (32, 80, 153, 207, 261)
+    min_sizes: tuple[float, ...] = (32.0, 80.0, 153.0, 207.0, 261.0)
     """Side of the small square prior of each map used, in pixels at S = 300."""
-    max_sizes: tuple[float, ...] = (80, 153, 207, 261, 315)
+    max_sizes: tuple[float, ...] = (80.0, 153.0, 207.0, 261.0, 315.0)
     """With ``min_sizes``: the second square prior has side sqrt(min * max)."""
     aspect_ratios: tuple[float, ...] = ()
     """Further priors of each cell, width / height, with the area of the small square (none in the paper)."""
@@ -338,8 +338,8 @@ PRESETS: dict[str, Preset] = {
                 image_size=128,
                 width=0.25,
                 maps=(1, 2, 3, 4),
-                min_sizes=(32, 80, 153, 207),
-                max_sizes=(80, 153, 207, 261),
+                min_sizes=(32.0, 80.0, 153.0, 207.0),
+                max_sizes=(80.0, 153.0, 207.0, 261.0),
             ),
             training=TrainingConfig(
                 steps=375,

@@ -1,0 +1,55 @@
+# make quickstart             set up, generate scenes, train, evaluate, report     (out/quickstart/report.html)
+# make quickstart-pretrained  the same with the shipped weights, under a minute    (out/quickstart-pretrained/)
+# make test                   set up and run every test
+# make lint types             ruff, mypy
+#
+# PYTHON=python3.12           another interpreter (3.11 or newer)
+# TORCH_INDEX=URL             where pip looks for torch first, e.g. https://download.pytorch.org/whl/cpu (small, no CUDA)
+#                             or https://download.pytorch.org/whl/cu130 (CUDA); empty: PyPI's default build
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: quickstart quickstart-pretrained test lint types check clean
+.DEFAULT_GOAL := quickstart
+
+quickstart: $(VENV)/.installed
+	$(BIN)/ssdir quickstart
+
+quickstart-pretrained: $(VENV)/.installed
+	$(BIN)/ssdir quickstart --pretrained
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+check: test lint types
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ssdir needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone when an index is named, so that nothing else is taken from there
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --extra-index-url https://pypi.org/simple) -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install -c constraints.txt -e ".[eval]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,1 @@
+"""Learning one vector per object of an image."""

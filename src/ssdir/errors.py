@@ -1,0 +1,7 @@
+"""The base of every error that a user can mend."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something in the input, a file or a setting is wrong; the message says what, where, and what to do."""

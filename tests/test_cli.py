@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssdir.cli import Evaluate, Infer, MnistScenes, Quickstart, TrainSSDIR, main, parse
+from ssdir.config import PRESETS
+
+
+def test_options_override_a_preset_and_leave_the_rest() -> None:
+    command = parse("train ssdir mnist --data D --detector R --out O --model.sigma-what 0.3".split())
+    assert isinstance(command, TrainSSDIR)
+    assert command.run_config.model.sigma_what == 0.3
+    assert command.run_config.objective == PRESETS["mnist"].ssdir.objective
+    assert command.run_config.training == PRESETS["mnist"].ssdir.training
+    assert command.detector == Path("R")
+
+
+def test_each_command_parses() -> None:
+    assert parse(["quickstart", "--pretrained"]) == Quickstart(pretrained=True)
+    assert parse(["infer", "a.png", "b", "--out", "o"]) == Infer(images=(Path("a.png"), Path("b")), out=Path("o"))
+    assert parse(["evaluate", "RUN"]) == Evaluate(model=Path("RUN"))
+    scenes = parse("data mnist-scenes ablation-3to5-128-256 --out o --n-train 7".split())
+    assert isinstance(scenes, MnistScenes)
+    assert (scenes.scenes.n_train, scenes.scenes.digit_max) == (7, 256)
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["train", "detector"], ["train", "ssdir", "mnist"], ["infer"]])
+def test_help_is_given_everywhere(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse([*words, "--help"])
+    assert stop.value.code == 0
+    assert "usage: ssdir" in capsys.readouterr().out
+
+
+def test_help_does_not_import_torch() -> None:
+    script = "import sys; from ssdir.cli import parse\ntry: parse(['train', 'ssdir', 'mnist', '--help'])\n"
+    script += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", "perhaps you meant 'train'"),
+        ("train detector quickstrat", "perhaps you meant 'quickstart'"),
+        ("train detector mnist --data D --out O --training.stepz 3", "--training.steps"),
+        ("train detector mnist --data D", "--out"),
+        ("info --presett mnist", "--preset"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_a_hint(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(words.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failure_exits_with_1_and_names_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["infer", str(tmp_path / "no.png"), "--out", str(tmp_path / "out")]) == 1
+    assert "no.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_wants_a_run_or_the_shipped_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate"]) == 1
+    assert "--pretrained" in capsys.readouterr().err
