@@ -1,0 +1,1 @@
+"""The SSD detector: backbone, priors, heads, matching and multibox loss."""
