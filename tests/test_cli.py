@@ -21,14 +21,18 @@ def test_options_override_a_preset_and_leave_the_rest() -> None:
 
 def test_each_command_parses() -> None:
     assert parse(["quickstart", "--pretrained"]) == Quickstart(pretrained=True)
-    assert parse(["infer", "a.png", "b", "--out", "o"]) == Infer(images=(Path("a.png"), Path("b")), out=Path("o"))
+    assert parse(["infer", "a.png", "b", "--out", "o"]) == Infer(
+        images=(Path("a.png"), Path("b")), out=Path("o")
+    )
     assert parse(["evaluate", "RUN"]) == Evaluate(model=Path("RUN"))
     scenes = parse("data mnist-scenes ablation-3to5-128-256 --out o --n-train 7".split())
     assert isinstance(scenes, MnistScenes)
     assert (scenes.scenes.n_train, scenes.scenes.digit_max) == (7, 256)
 
 
-@pytest.mark.parametrize("words", [[], ["data"], ["train", "detector"], ["train", "ssdir", "mnist"], ["infer"]])
+@pytest.mark.parametrize(
+    "words", [[], ["data"], ["train", "detector"], ["train", "ssdir", "mnist"], ["infer"]]
+)
 def test_help_is_given_everywhere(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse([*words, "--help"])
@@ -61,7 +65,9 @@ def test_a_wrong_command_line_exits_with_2_and_a_hint(
     assert message in capsys.readouterr().err
 
 
-def test_a_failure_exits_with_1_and_names_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_failure_exits_with_1_and_names_the_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["infer", str(tmp_path / "no.png"), "--out", str(tmp_path / "out")]) == 1
     assert "no.png" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -425,7 +425,7 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _perhaps(name: str, known: typing.Iterable[str]) -> str:
+def _perhaps(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"perhaps you meant {close[0]!r} " if close else ""
 
@@ -453,8 +453,6 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     2.0
     """
     where = where or kind.__name__
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} must be an object with named values, not {type(values).__name__}")
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
@@ -469,6 +467,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     """``value`` (plain JSON) as the annotated type ``hint``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be an object with named values, not {value!r}")
         return from_dict(typing.cast(type, hint), value, where)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
