@@ -1,0 +1,1 @@
+"""Measuring models: detection, matching, probes, and the protocol that runs them all."""
