@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ssdir.errors import UserError
 
@@ -30,8 +30,9 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None:
-    """Write a file whole or not at all; text is written as UTF-8. Parent folders are made.
+@contextmanager
+def atomic_open(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """Yield a binary file that becomes ``path`` when the block ends without an error. Parent folders are made.
 
     ``sync=False`` leaves the flushing to the system: safe against a killed process, not against a power cut
     (for the thousands of files of a data set, whose sizes are checked on resuming).
@@ -41,7 +42,7 @@ def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
@@ -50,6 +51,12 @@ def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None
         temporary.unlink(missing_ok=True)
     if sync:
         _sync_folder(path.parent)
+
+
+def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None:
+    """Write a file whole or not at all, as :func:`atomic_open` does; text is written as UTF-8."""
+    with atomic_open(path, sync) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager

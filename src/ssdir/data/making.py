@@ -1,0 +1,298 @@
+"""Making a dataset folder image by image: with all cores, resumable after a kill, whole or marked as unfinished.
+
+While a folder is being made it holds ``.making/``: ``manifest.json`` (what is being made; written first) and one small
+file for each finished chunk of images, with their checksums and objects. The annotations are written from these at the
+end, then ``dataset.json``, and ``.making`` goes. So a folder is whole exactly if it has ``dataset.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssdir.storage import DataError, atomic_open, atomic_write, read_json, require_free_space, write_json
+
+MANIFEST = "dataset.json"
+MAKING = ".making"
+_CHUNK = 64  # images: large enough to be cheap to record, small enough to lose little and to share out evenly
+
+
+class Object(NamedTuple):
+    """One annotation."""
+
+    bbox: tuple[float, float, float, float]
+    """x, y, width, height in pixels."""
+    label: int
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One image as it goes to disk, and its objects."""
+
+    png: bytes
+    width: int
+    height: int
+    objects: list[Object]
+    attributes: dict[str, Any]
+
+
+Draw = Callable[[str, int], Drawn]
+"""(split, index) -> image; a pure function."""
+
+
+def make_dataset(
+    folder: Path,
+    identity: dict[str, Any],
+    splits: dict[str, int],
+    categories: tuple[str, ...],
+    prepare: Callable[[], Draw],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Make ``splits`` (name -> number of images; those with none are left out) in ``folder``.
+
+    ``identity`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is called
+    once in each worker (it must be picklable) and gives the drawing function.
+    """
+    splits = {name: number for name, number in splits.items() if number > 0}
+    if not splits:
+        raise DataError(f"nothing to make in {folder}: every split has 0 images")
+    if not _begin(folder, identity):
+        return
+    total = sum(splits.values())
+    waiting = [chunk for chunk in _chunks(splits) if not _is_finished(folder, chunk)]
+    done = total - sum(len(chunk.indices) for chunk in waiting)
+    if progress is not None:
+        progress(done, total)
+    workers = max(1, min(workers or os.cpu_count() or 1, len(waiting)))
+    if waiting:
+        _check_space(folder, waiting, prepare())
+        for chunk in _run(folder, waiting, prepare, workers):
+            done += len(chunk.indices)
+            if progress is not None:
+                progress(done, total)
+    _finish(folder, identity, splits, categories)
+
+
+class _Chunk(NamedTuple):
+    split: str
+    number: int
+    indices: range
+
+    def part(self, folder: Path) -> Path:
+        return folder / MAKING / f"{self.split}_{self.number:05d}.json"
+
+
+def image_path(folder: Path, split: str, index: int) -> Path:
+    return folder / "images" / split / f"{index:06d}.png"
+
+
+def _chunks(splits: dict[str, int]) -> list[_Chunk]:
+    return [
+        _Chunk(split, number, range(start, min(start + _CHUNK, total)))
+        for split, total in splits.items()
+        for number, start in enumerate(range(0, total, _CHUNK))
+    ]
+
+
+def _begin(folder: Path, identity: dict[str, Any]) -> bool:
+    """Make or take over the folder; False where it is finished already, DataError where it holds something else."""
+    finished, begun = folder / MANIFEST, folder / MAKING / "manifest.json"
+    for path in (finished, begun):
+        if path.exists():
+            there = read_json(path)
+            _require_same(there if isinstance(there, dict) else {}, identity, folder)
+            if path == finished:
+                shutil.rmtree(folder / MAKING, ignore_errors=True)
+                return False
+            _remove_temporary_files(folder)
+            return True
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; choose another folder for the dataset")
+    if folder.exists() and any(item.name != MAKING for item in folder.iterdir()):
+        raise DataError(f"{folder} holds other files; choose an empty or a new folder for the dataset")
+    write_json(begun, identity)
+    return True
+
+
+def _require_same(there: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
+    """DataError naming what differs between the folder's content and what is asked for."""
+    differences = [
+        f"{name} is {old!r} there, {new!r} here"
+        for name, old, new in _differences(there, identity, "")
+        if old != new
+    ]
+    if differences:
+        raise DataError(
+            f"{folder} holds a dataset made with other settings ({'; '.join(differences[:5])}); choose another folder, "
+            "or delete this one to make it anew"
+        )
+
+
+def _differences(there: Any, here: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        yield name, there, here
+        return
+    for key, value in here.items():
+        if key != "name":  # the same digits may come from elsewhere
+            yield from _differences(there.get(key), value, f"{name}.{key}" if name else key)
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _is_finished(folder: Path, chunk: _Chunk) -> bool:
+    """Whether a chunk's record is there and its images have the recorded sizes (a power cut may empty files)."""
+    if not chunk.part(folder).exists():
+        return False
+    try:
+        images = read_json(chunk.part(folder))
+        return len(images) == len(chunk.indices) and all(
+            image_path(folder, chunk.split, index).stat().st_size == image["bytes"]
+            for index, image in zip(chunk.indices, images, strict=True)
+        )
+    except (DataError, OSError, KeyError, TypeError):
+        return False
+
+
+def _check_space(folder: Path, waiting: list[_Chunk], draw: Draw) -> None:
+    """Estimate the space from a few images; files take whole blocks of 4 kB."""
+    chunk = waiting[0]
+    sample = [draw(chunk.split, index) for index in chunk.indices[:8]]
+    objects = sum(len(drawn.objects) for drawn in sample)
+    each = (sum(-(-len(drawn.png) // 4096) * 4096 for drawn in sample) + 500 * objects) / len(sample) + 300
+    number = sum(len(chunk.indices) for chunk in waiting)
+    require_free_space(folder, int(1.1 * each * number), f"making {number} images")
+
+
+def _run(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw], workers: int) -> Iterator[_Chunk]:
+    """Make the chunks; yield each when it is finished."""
+    if workers == 1:
+        draw = prepare()
+        for chunk in waiting:
+            _make_chunk(folder, chunk, draw)
+            yield chunk
+        return
+    context = multiprocessing.get_context("spawn")  # forking is unsafe beside the threads of torch
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (folder, prepare))
+    try:
+        futures = {pool.submit(_work, chunk): chunk for chunk in waiting}
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"a process that made images in {folder} was killed or could not start (perhaps too little memory); call "
+            "it again to go on, with fewer workers (scripts need `if __name__ == '__main__':` around the call)"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Path, Draw]
+
+
+def _start_worker(folder: Path, prepare: Callable[[], Draw]) -> None:
+    global _worker
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker = (folder, prepare())
+
+
+def _die_with_parent() -> None:
+    """Without this, the workers of a killed process would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(chunk: _Chunk) -> None:
+    folder, draw = _worker
+    _make_chunk(folder, chunk, draw)
+
+
+def _make_chunk(folder: Path, chunk: _Chunk, draw: Draw) -> None:
+    """Write a chunk's images, leaving those that are there already, then its record."""
+    record = []
+    for index in chunk.indices:
+        drawn = draw(chunk.split, index)
+        path = image_path(folder, chunk.split, index)
+        if not (path.exists() and path.read_bytes() == drawn.png):
+            atomic_write(path, drawn.png, sync=False)
+        record.append(
+            {
+                "sha256": hashlib.sha256(drawn.png).hexdigest(),
+                "bytes": len(drawn.png),
+                "width": drawn.width,
+                "height": drawn.height,
+                "attributes": drawn.attributes,
+                "objects": drawn.objects,
+            }
+        )
+    atomic_write(chunk.part(folder), json.dumps(record, separators=(",", ":")))
+
+
+def _finish(
+    folder: Path, identity: dict[str, Any], splits: dict[str, int], categories: tuple[str, ...]
+) -> None:
+    """Write annotations, then the manifest, and remove the records."""
+    summary = {
+        split: _write_annotations(folder, _chunks({split: number}), split, categories)
+        for split, number in splits.items()
+    }
+    versions = {name: version(name) for name in ("numpy", "pillow")} | {"python": platform.python_version()}
+    write_json(folder / MANIFEST, {**identity, "versions": versions, "splits": summary})
+    shutil.rmtree(folder / MAKING)
+
+
+def _write_annotations(
+    folder: Path, chunks: list[_Chunk], split: str, categories: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write a split's COCO file, one line an image and an object, without holding it in memory."""
+    path = folder / "annotations" / f"{split}.json"
+    n_images = n_objects = 0
+    with atomic_open(path) as file:
+        named = [{"id": number, "name": name} for number, name in enumerate(categories, start=1)]
+        file.write(f'{{"categories": {json.dumps(named)},\n"images": ['.encode())
+        for index, image in _records(folder, chunks):
+            entry = {"id": index + 1, "file_name": image_path(folder, split, index).name}
+            entry |= {key: image[key] for key in ("width", "height", "attributes")}
+            file.write(f"{',' if n_images else ''}\n{json.dumps(entry)}".encode())
+            n_images += 1
+        file.write(b'],\n"annotations": [')
+        for index, image in _records(folder, chunks):
+            for bbox, label, attributes in image["objects"]:
+                entry = {"id": n_objects + 1, "image_id": index + 1, "category_id": label + 1, "bbox": bbox}
+                entry |= {"area": bbox[2] * bbox[3], "iscrowd": 0, "attributes": attributes}
+                file.write(f"{',' if n_objects else ''}\n{json.dumps(entry)}".encode())
+                n_objects += 1
+        file.write(b"]}\n")
+    hashes = [image["sha256"] for _, image in _records(folder, chunks)]
+    return {"images": n_images, "objects": n_objects, "sha256": split_checksum(hashes, path)}
+
+
+def _records(folder: Path, chunks: list[_Chunk]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for chunk in chunks:
+        yield from zip(chunk.indices, read_json(chunk.part(folder)), strict=True)
+
+
+def split_checksum(image_hashes: list[str], annotations: Path) -> str:
+    """SHA-256 over the images' SHA-256 sums in file order and that of the annotation file."""
+    with annotations.open("rb") as file:
+        last = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256("\n".join([*image_hashes, last]).encode()).hexdigest()
