@@ -1,0 +1,70 @@
+"""What decoder: a vector to a patch ("SSDIR what decoder")."""
+
+from __future__ import annotations
+
+import itertools
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssdir.config import ModelConfig
+from ssdir.model.encoder import initialise
+
+
+class WhatDecoder(nn.Module):
+    """conv1x1 and ReLU, then transposed convolutions (2x2, stride 2) with ReLU, then conv1x1 to 3 channels.
+
+    The channels come from ``config.decoder_channels``; ``decoder_norm`` "batch" puts a BatchNorm before the ReLU of
+    each transposed convolution. The layers are ``torch.nn``'s, with their parameters and names, but are computed
+    as matrix products: 2x2 blocks with stride 2 do not overlap, so that every layer treats all positions alike and
+    the order of positions matters only at the end. They are kept in rows, children of one parent side by side,
+    and put in their places once, when only 3 channels are left. On a CPU this takes half the time.
+
+    Parameters at full size: 2,863,139 (D 64), 3,059,747 (D 256), 3,321,891 (D 512).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.decoder_channels
+        self.patch_size = config.patch_size
+        self.first = nn.Conv2d(config.z_what_size, channels[0], 1)
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in itertools.pairwise(channels)]
+        )
+        self.norms = nn.ModuleList(
+            [nn.BatchNorm2d(wide) for wide in channels[1:]] if config.decoder_norm == "batch" else []
+        )
+        self.last = nn.Conv2d(channels[-1], 3, 1)
+        initialise(self)
+
+    def forward(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
+        """Logits of the patches (their sigmoid is the appearance in [0, 1]); no rows give no patches."""
+        if len(what) == 0:
+            # BatchNorm refuses an empty batch; the result still depends, emptily, on every parameter.
+            nothing = what.sum() + sum(parameter.flatten()[:0].sum() for parameter in self.parameters())
+            return what.new_zeros(0, 3, self.patch_size, self.patch_size) + nothing
+        rows = functional.relu(functional.linear(what, self.first.weight.flatten(1), self.first.bias))
+        for index, layer in enumerate(self.up):
+            rows = double(rows, layer)
+            if len(self.norms):
+                rows = self.norms[index](rows[:, :, None, None])[:, :, 0, 0]
+            rows = functional.relu(rows)
+        logits = functional.linear(rows, self.last.weight.flatten(1), self.last.bias)
+        return places(logits, len(what), len(self.up))
+
+
+def double(rows: Float[Tensor, "r a"], layer: nn.Module) -> Float[Tensor, "r4 c"]:
+    """A 2x2 stride-2 transposed convolution: every position (a row) becomes four rows, in reading order."""
+    assert isinstance(layer, nn.ConvTranspose2d) and layer.bias is not None
+    outputs = layer.weight.shape[1]
+    matrix = layer.weight.permute(2, 3, 1, 0).reshape(4 * outputs, -1)
+    return functional.linear(rows, matrix, layer.bias.repeat(4)).view(-1, outputs)
+
+
+def places(rows: Float[Tensor, "r c"], n: int, doublings: int) -> Float[Tensor, "n c p p"]:
+    """Images out of rows whose positions are ordered block by block, the coarsest block first."""
+    side = 2**doublings
+    blocks = rows.view(n, *([2, 2] * doublings), -1)
+    vertical, horizontal = range(1, 2 * doublings + 1, 2), range(2, 2 * doublings + 1, 2)
+    return blocks.permute(0, 2 * doublings + 1, *vertical, *horizontal).reshape(n, -1, side, side)

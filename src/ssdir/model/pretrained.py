@@ -1,0 +1,132 @@
+"""Model folders: ``config.json`` says what a model is, ``model.safetensors`` holds its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssdir.config import ConfigError, DetectorConfig, from_dict, to_dict
+from ssdir.detector.ssd import Detector
+from ssdir.storage import DataError, atomic_folder, load_tensors, read_json, save_tensors, write_json
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+"""Where the weights that come with the package lie, one folder a model."""
+
+
+def save_folder(path: str | Path, config: Mapping[str, Any], module: nn.Module) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        path: the folder; replaced if it exists.
+        config: JSON values; must hold ``kind``.
+        module: whose ``state_dict`` is written.
+    """
+    with atomic_folder(path) as folder:
+        write_json(folder / CONFIG, {"format": FORMAT, **config})
+        save_tensors(folder / WEIGHTS, module.state_dict())
+
+
+def find_folder(path: str | Path) -> Path:
+    """The model folder that ``path`` means: itself, or ``path/model`` of a run.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give the folder of a run or of a saved model")
+    raise DataError(
+        f"{path} holds no model: neither it nor its subfolder 'model' has both {CONFIG} and {WEIGHTS}; "
+        "give the folder of a finished run, or one checkpoint of an unfinished one"
+    )
+
+
+def read_config(path: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """``config.json`` of the model folder that ``path`` means (see :func:`find_folder`).
+
+    Raises:
+        DataError: the folder or file is absent or damaged, or the model is not of ``kind``.
+    """
+    file = find_folder(path) / CONFIG
+    config = read_json(file)
+    if not isinstance(config, dict) or "kind" not in config:
+        raise DataError(f"{file} does not say which kind of model this is; it was not written by ssdir")
+    if config.get("format", FORMAT) > FORMAT:
+        raise DataError(f"{file} was written by a newer version of ssdir; upgrade with pip install -U ssdir")
+    if kind is not None and config["kind"] != kind:
+        raise DataError(f"{file} describes a model of kind {config['kind']!r}, but {kind!r} is needed here")
+    return config
+
+
+def categories_of(path: str | Path) -> tuple[str, ...] | None:
+    """Names of the classes that the model was trained with, where its folder tells them."""
+    names = read_config(path).get("categories")
+    return None if names is None else tuple(names)
+
+
+def config_part(kind: type[Any], config: Mapping[str, Any], key: str, file: Path) -> Any:
+    """A configuration dataclass out of ``config.json``; errors name the file."""
+    try:
+        return from_dict(kind, config[key])
+    except KeyError as error:
+        raise DataError(f"{file} has no entry {key!r}; it was not written by ssdir, or is damaged") from error
+    except ConfigError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Fill ``module`` from the folder's weights, every tensor and no other (half precision becomes its type).
+
+    Raises:
+        DataError: the file is truncated, or belongs to another architecture.
+    """
+    file = folder / WEIGHTS
+    tensors = load_tensors(file)
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise DataError(
+            f"{file} does not fit the model that {folder / CONFIG} describes ({'; '.join(problems[:3])}{more}); "
+            "take both files from the same run"
+        )
+    module.load_state_dict(tensors)
+
+
+def save_detector(detector: Detector, path: str | Path, categories: Sequence[str] | None = None) -> None:
+    """Write a detector's folder: kind "detector", its configuration, its weights."""
+    config: dict[str, Any] = {"kind": "detector", "detector": to_dict(detector.config)}
+    if categories is not None:
+        config["categories"] = list(categories)
+    save_folder(path, config, detector)
+
+
+def load_detector(path: str | Path) -> Detector:
+    """The detector saved at ``path`` (a model folder or a run), in eval mode.
+
+    Raises:
+        DataError: the folder or a file is absent, damaged, of another kind or of another architecture.
+    """
+    folder = find_folder(path)
+    config = read_config(folder, "detector")
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial values are overwritten; leave the global generator alone
+        detector = Detector(config_part(DetectorConfig, config, "detector", folder / CONFIG))
+    load_weights(detector, folder)
+    return detector.eval()
