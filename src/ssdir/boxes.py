@@ -57,8 +57,8 @@ def iou(a_xyxy: Float[Tensor, "*#s 4"], b_xyxy: Float[Tensor, "*#s 4"]) -> Float
 def iou_matrix(a_xyxy: Float[Tensor, "i 4"], b_xyxy: Float[Tensor, "j 4"]) -> Float[Tensor, "i j"]:
     """IoU of every box of ``a`` with every box of ``b``.
 
-    >>> iou_matrix(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]])).item() * 3
-    1.0
+    >>> iou_matrix(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 1.0, 2.0, 2.0]])).item()
+    0.5
     """
     return iou(a_xyxy[:, None], b_xyxy[None])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssdir.storage import DataError, format_bytes, require_free_space, temporary_name
+from ssdir.storage import DataError, require_free_space, temporary_name
 
 VGG11_BN_URL = "https://download.pytorch.org/models/vgg11_bn-6002323d.pth"
 """The official weights (torchvision's ``VGG11_BN_Weights.IMAGENET1K_V1``, BSD-3-Clause, 531 MB)."""
@@ -55,14 +54,14 @@ def download_weights(
     try:
         with urllib.request.urlopen(url, timeout=30) as response, temporary.open("wb") as file:
             total = int(response.headers.get("Content-Length") or 0)
-            require_free_space(folder, total, f"the download of {path.name} ({format_bytes(total)})")
+            require_free_space(folder, total, f"the download of {path.name}")
             while data := response.read(_CHUNK):
                 file.write(data)
                 if progress is not None:
                     progress(file.tell(), total)
         check_hash(temporary, sha256)
         temporary.replace(path)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except OSError as error:  # no connection, no such file there, or no room here
         raise DataError(
             f"{url} cannot be downloaded ({error}); download it elsewhere and give the path of the file"
         ) from error
@@ -96,7 +95,7 @@ def read_features(path: Path, sha256: str | None = VGG11_BN_SHA256) -> dict[str,
         check_hash(path, sha256)
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise DataError(f"{path} is not a file of weights ({error}); download {VGG11_BN_URL}") from error
     features = {
         name: value

@@ -125,8 +125,10 @@ class Detector(nn.Module):
         with torch.autocast(features[0].device.type, enabled=False):
             for where, present, feature in zip(self.where, self.present, features, strict=True):
                 full = feature.float()
-                offsets.append(where(full).permute(0, 2, 3, 1).reshape(len(full), -1, 4))
-                logits.append(present(full).permute(0, 2, 3, 1).reshape(len(full), -1, n_logits))
+                b, _, height, width = full.shape
+                n = height * width * self.config.boxes_per_cell
+                offsets.append(where(full).permute(0, 2, 3, 1).reshape(b, n, 4))
+                logits.append(present(full).permute(0, 2, 3, 1).reshape(b, n, n_logits))
         return DetectorOutput(torch.cat(offsets, dim=1), torch.cat(logits, dim=1))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> DetectorOutput:
