@@ -1,0 +1,131 @@
+"""What a run folder may become: refusals before anything is written, and what makes two runs the same."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssdir.config import ConfigError
+from ssdir.storage import DataError, read_json
+
+_ABSENT = "(absent)"
+_NAME = re.compile(r"step_(\d{6,})")
+
+
+def check_run(
+    out: Path, description: Mapping[str, Any], *, resume: bool, allow_changed: Iterable[str] = ()
+) -> Path | None:
+    """The checkpoint from which a run goes on, or None where it starts from nothing; writes nothing.
+
+    Args:
+        out: the run folder, which need not exist.
+        description: what will be written to ``config.json``: kind, config, data and whatever else decides the run.
+        resume: go on where the last checkpoint stands. A run killed before its first one starts again.
+        allow_changed: settings that may differ, by their full names (``training.steps``) or by section
+            (``training``).
+
+    Raises:
+        ConfigError: a fresh run into a folder that holds something; a resumed run whose settings or data differ.
+        DataError: a folder that holds something else than a run.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; give another --out")
+    holds = out.is_dir() and any(not item.name.startswith(".") for item in out.iterdir())
+    if not holds:
+        return None
+    if not resume:
+        raise ConfigError(
+            f"{out} is not empty; add --resume to go on with the run in it, or give another --out for a new one"
+        )
+    if not (out / "config.json").is_file():
+        raise DataError(
+            f"{out} holds no run (config.json is missing); give the folder of a run, or another --out"
+        )
+    changes = changed_settings(read_json(out / "config.json"), description)
+    refused = [item for item in changes if not _allowed(item[0], allow_changed)]
+    if refused:
+        lines = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in refused)
+        names = " ".join(name for name, _, _ in refused)
+        raise ConfigError(
+            f"the run in {out} was started with other settings:\n{lines}\n"
+            f"give the old ones, or allow the change with --allow-changed {names}, or start anew in another --out"
+        )
+    found = checkpoints(out)
+    return found[-1] if found else None
+
+
+def changed_settings(old: Any, new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, old and new value of each setting in which two run descriptions differ.
+
+    Settings have their full names (``training.steps``); the data set counts by its fingerprint and not by the
+    folder it lies in, and the package's version does not count.
+
+    >>> changed_settings({"config": {"training": {"steps": 5, "seed": 0}}}, {"config": {"training": {"steps": 9,
+    ...                                                                                            "seed": 0}}})
+    [('training.steps', 5, 9)]
+    """
+    before, after = _settings(old), _settings(new)
+    names = [*before, *(name for name in after if name not in before)]
+    pairs = ((name, before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in names)
+    return [item for item in pairs if item[1] != item[2]]
+
+
+def _settings(description: Any) -> dict[str, Any]:
+    """The settings of a run description that must not change, by full name."""
+    if not isinstance(description, Mapping):
+        return {}
+    kept = {key: value for key, value in description.items() if key not in ("config", "version", "data")}
+    data = description.get("data", {})
+    if "fingerprint" in data:
+        kept["data"] = {"fingerprint": data["fingerprint"]}
+    return {**_flat(description.get("config", {})), **_flat(kept)}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item})
+    return flat
+
+
+def _allowed(name: str, allow_changed: Iterable[str]) -> bool:
+    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in allow_changed)
+
+
+def dataset_fingerprint(folder: Path) -> str:
+    """A hash of a data set's annotations for training and validation: what resuming compares.
+
+    Raises:
+        DataError: where there is no ``annotations/train.json``.
+    """
+    digest = hashlib.sha256()
+    for split in ("train", "val"):
+        path = folder / "annotations" / f"{split}.json"
+        if path.is_file():
+            digest.update(f"{split} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+        elif split == "train":
+            raise DataError(f"{path} does not exist; training needs a data set folder with a train split")
+    return digest.hexdigest()
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process left of unfinished files and folders of a run."""
+    for folder in (run, run / "checkpoints", run / "pictures"):
+        for item in folder.glob(".*.tmp") if folder.is_dir() else ():
+            if item.is_dir():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    found = [item for item in folder.iterdir() if _NAME.fullmatch(item.name) and item.is_dir()]
+    return sorted(found, key=lambda item: int(item.name.removeprefix("step_")))

@@ -1,0 +1,353 @@
+"""What can be trained: a network and its loss as one module, which the loop of :mod:`ssdir.train` drives."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from ssdir.boxes import cxcywh_to_xyxy, iou_matrix
+from ssdir.config import DetectorLossConfig, ObjectiveConfig, to_dict
+from ssdir.data.batch import Batch
+from ssdir.data.cache import CachedDataset
+from ssdir.detector.loss import MultiboxLoss
+from ssdir.detector.ssd import Detections, Detector
+from ssdir.model.objective import Objective
+from ssdir.model.pretrained import save_detector
+from ssdir.model.ssdir import SSDIR
+from ssdir.randomness import generator_of
+
+VALIDATION_BATCH = 32
+"""Images at a time in a validation."""
+PICTURE_IMAGES = 6
+"""Rows of a picture."""
+MATCH_IOU = 0.5
+PRESENT = 0.5
+
+
+class Terms(NamedTuple):
+    """What a task says of a batch."""
+
+    losses: dict[str, Float[Tensor, ""]]
+    """Unweighted loss terms."""
+    health: dict[str, Any]
+    """Scalars (tensors or numbers) that tell a healthy run from a sick one; columns ``health/...``."""
+
+
+class Task(nn.Module, ABC):
+    """A network with its loss; ``model`` is what is trained and saved.
+
+    Attributes:
+        kind: the kind of model, as in ``config.json``.
+        model: the network.
+        weights: the coefficient of each loss term.
+        image_size: side of the images it takes, in pixels.
+        validation_columns: names of what :meth:`validate` may give.
+    """
+
+    kind: ClassVar[str]
+    validation_columns: ClassVar[tuple[str, ...]] = ()
+    model: nn.Module
+    weights: dict[str, float]
+    image_size: int
+
+    @abstractmethod
+    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
+        """The loss terms of a batch; all randomness comes from the generator."""
+
+    @abstractmethod
+    def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
+        """Figures on the first ``limit`` images, in eval mode and without gradients."""
+
+    @abstractmethod
+    def picture(self, dataset: CachedDataset) -> Image.Image:
+        """A few images of a data set and what the model makes of them."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors into a folder, whole or not at all."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the run besides its own settings: more sections of the run's config.json."""
+        return {}
+
+    def compile_networks(self) -> None:
+        """Compile what is worth it, in place."""
+        self.model.compile()
+
+    def weighted(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """The loss: the sum of the terms times their weights. The one place where weights are applied."""
+        return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _batches(self, dataset: CachedDataset, limit: int) -> Iterator[tuple[Batch, torch.Generator]]:
+        """Batches for a validation, each with the same noise in every validation."""
+        for number, batch in enumerate(dataset.batches(VALIDATION_BATCH, limit)):
+            yield batch.to(self.device), generator_of(0, number, device=self.device)
+
+
+class DetectorTask(Task):
+    """A detector and the multibox loss."""
+
+    kind = "detector"
+    validation_columns = ("loss", "box", "score", "AP50", "AP", "recall", "precision")
+
+    def __init__(
+        self, detector: Detector, config: DetectorLossConfig, categories: tuple[str, ...] | None = None
+    ) -> None:
+        super().__init__()
+        self.categories = categories
+        self.model: Detector = detector
+        self.objective = MultiboxLoss(config)
+        self.weights = self.objective.weights
+        self.image_size = detector.config.image_size
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
+        output = self.model(batch.images)
+        losses = self.objective(self.model, output, batch)
+        n_images = len(batch)
+        with torch.no_grad():
+            present = (self.model.presence(output) > PRESENT).sum() / n_images
+        return Terms(losses, {"present_per_image": present, "true_per_image": len(batch.boxes) / n_images})
+
+    def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
+        """Mean losses; COCO AP where faster-coco-eval is installed; recall and precision at presence > 0.5."""
+        losses = Means()
+        found: list[Detections] = []
+        truth, truth_index, n_images = [], [], 0
+        for batch, generator in self._batches(dataset, limit):
+            terms = self(batch, generator)
+            losses.add({"loss": self.weighted(terms.losses), **terms.losses}, len(batch))
+            found.append(self.model.detect(batch.images).to("cpu"))
+            truth.append(cxcywh_to_xyxy(batch.boxes).cpu())
+            truth_index.append(batch.image_index.cpu() + n_images)
+            n_images += len(batch)
+        if n_images == 0:
+            return {}
+        boxes = torch.cat([item.boxes_xyxy for item in found])
+        scores = torch.cat([item.scores for item in found])
+        counts = [0, *torch.tensor([item.n_images for item in found]).cumsum(0).tolist()]
+        index = torch.cat([item.image_index + first for item, first in zip(found, counts[:-1], strict=True)])
+        true_boxes, true_index = torch.cat(truth), torch.cat(truth_index)
+        return (
+            losses.means()
+            | _average_precision(boxes, scores, index, true_boxes, true_index, n_images)
+            | _recall_precision(boxes[scores > PRESENT], index[scores > PRESENT], true_boxes, true_index)
+        )
+
+    def picture(self, dataset: CachedDataset) -> Image.Image:
+        """Rows of: input, input with the true boxes, input with the boxes found."""
+        batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
+        found = self.model.detect(batch.images, score_threshold=PRESENT)
+        rows = []
+        for i, image in enumerate(batch.images):
+            true = cxcywh_to_xyxy(batch.boxes[batch.image_index == i])
+            plain = to_image(image)
+            rows.append([plain, draw_boxes(plain, true), draw_boxes(plain, found.of_image(i).boxes_xyxy)])
+        return grid_of(rows)
+
+    def save(self, folder: Path) -> None:
+        save_detector(self.model, folder, self.categories)
+
+    def compile_networks(self) -> None:
+        self.model.backbone.compile()
+
+
+class SSDIRTask(Task):
+    """SSDIR and its objective; the detector inside stays as it is."""
+
+    kind = "ssdir"
+    validation_columns = ("loss", "image", "objects", "what", "depth", "image_mse", "present_per_image")
+
+    def __init__(self, model: SSDIR, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.model: SSDIR = model
+        self.objective = Objective(config, model.config)
+        self.weights = self.objective.weights
+        self.image_size = model.detector.config.image_size
+        self._detector_fingerprint = tensors_fingerprint(model.detector.state_dict())
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
+        output = self.model(batch.images, generator, render_images=self.objective.needs_images)
+        losses = self.objective(output, batch.images)
+        objects, n_images = len(output.objects), len(batch.images)
+        what = output.objects.what
+        health: dict[str, Any] = {"present_per_image": objects / n_images, "decoded": objects}
+        if what is not None:
+            health["what_rms"] = what.detach().float().square().sum().div(max(what.numel(), 1)).sqrt()
+        return Terms(losses, health)
+
+    def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
+        """Mean losses, mean squared error of the reconstruction, and objects found an image."""
+        means = Means()
+        for batch, generator in self._batches(dataset, limit):
+            terms = self(batch, generator)
+            found = self.model.infer(batch.images, patches=True)
+            painted = self.model.render(found, self.image_size)
+            values = {
+                "loss": self.weighted(terms.losses),
+                **terms.losses,
+                "image_mse": (painted - batch.images).square().mean(),
+                "present_per_image": len(found) / len(batch),
+            }
+            means.add(values, len(batch))
+        return means.means()
+
+    def picture(self, dataset: CachedDataset) -> Image.Image:
+        """Rows of: input, output, output with the boxes of the objects found."""
+        batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
+        objects = self.model.infer(batch.images)
+        painted = self.model.render(objects, self.image_size)
+        rows = []
+        for i, image in enumerate(batch.images):
+            output = to_image(painted[i])
+            rows.append([to_image(image), output, draw_boxes(output, objects.of_image(i).boxes_xyxy)])
+        return grid_of(rows)
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+    def identity(self) -> dict[str, Any]:
+        """The detector's settings and a hash of its weights."""
+        return {
+            "detector": to_dict(self.model.detector.config),
+            "detector_weights": self._detector_fingerprint,
+        }
+
+    def compile_networks(self) -> None:
+        """The convolutional parts; what is ragged between them stays as it is."""
+        for name in ("backbone", "what", "depth", "decoder"):
+            part = getattr(self.model, name, None)
+            if part is not None:
+                part.compile()
+        self.model.detector.backbone.compile()
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors: their names, types, shapes and bits.
+
+    >>> a, b = ({"w": torch.zeros(2)}, {"w": torch.tensor([0.0, 1e-30])})
+    >>> tensors_fingerprint(a) == tensors_fingerprint(dict(a)), tensors_fingerprint(a) == tensors_fingerprint(b)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# -- figures of a validation -------------------------------------------------------------------------------------
+
+
+class Means:
+    """Means of named scalars over batches, weighted by their images."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, values: Mapping[str, Any], n_images: int) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value) * n_images
+        self._count += n_images
+
+    def means(self) -> dict[str, float]:
+        """
+        >>> means = Means()
+        >>> means.add({"a": 1.0}, 3)
+        >>> means.add({"a": 5.0}, 1)
+        >>> means.means()
+        {'a': 2.0}
+        """
+        return {name: value / self._count for name, value in self._sums.items()}
+
+
+def _average_precision(
+    boxes_xyxy: Float[Tensor, "m 4"],
+    scores: Float[Tensor, " m"],
+    image_index: Int[Tensor, " m"],
+    truth_xyxy: Float[Tensor, "g 4"],
+    truth_index: Int[Tensor, " g"],
+    n_images: int,
+) -> dict[str, float]:
+    """COCO's AP and AP50, categories ignored; nothing without its judge or without any true box."""
+    from ssdir.evaluate.detection import average_precision  # a later room, used where its judge is installed
+
+    try:
+        figures = average_precision(
+            boxes_xyxy, scores, image_index, truth_xyxy, truth_index, n_images
+        ).figures()
+    except ModuleNotFoundError:
+        return {}
+    return {name: value for name in ("AP50", "AP") if (value := figures[name]) is not None}
+
+
+def _recall_precision(
+    boxes_xyxy: Float[Tensor, "m 4"],
+    image_index: Int[Tensor, " m"],
+    truth_xyxy: Float[Tensor, "g 4"],
+    truth_index: Int[Tensor, " g"],
+) -> dict[str, float]:
+    """Share of true boxes that a box found overlaps with IoU >= 0.5, and the reverse; nothing where undefined."""
+    values = {}
+    for name, (a, a_index, b, b_index) in {
+        "recall": (truth_xyxy, truth_index, boxes_xyxy, image_index),
+        "precision": (boxes_xyxy, image_index, truth_xyxy, truth_index),
+    }.items():
+        hits = 0
+        for image in a_index.unique().tolist():
+            others = b[b_index == image]
+            if len(others):
+                hits += int((iou_matrix(a[a_index == image], others).amax(dim=1) >= MATCH_IOU).sum())
+        if len(a):
+            values[name] = hits / len(a)
+    return values
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------
+
+
+def to_image(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    """An image in [0, 1] as 8-bit RGB."""
+    pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def draw_boxes(image: Image.Image, boxes_xyxy: Float[Tensor, "m 4"]) -> Image.Image:
+    """A copy with the outlines of boxes in [0, 1]."""
+    drawn = image.copy()
+    pen = ImageDraw.Draw(drawn)
+    side = torch.tensor([image.width, image.height] * 2)
+    for x1, y1, x2, y2 in (boxes_xyxy.detach().float().cpu() * side).tolist():
+        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=(255, 196, 0))
+    return drawn
+
+
+def grid_of(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
+    """Images of one size in rows and columns on a grey ground.
+
+    >>> grid_of([[Image.new("RGB", (8, 6))] * 3] * 2).size
+    (40, 24)
+    """
+    width, height = rows[0][0].size
+    sheet = Image.new(
+        "RGB",
+        (len(rows[0]) * (width + gap) + gap, len(rows) * (height + gap) + gap),
+        (90, 90, 90),
+    )
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            sheet.paste(image, (gap + j * (width + gap), gap + i * (height + gap)))
+    return sheet

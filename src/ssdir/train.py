@@ -1,0 +1,424 @@
+"""Training: one loop for every model, on Hugging Face Accelerate.
+
+:func:`train` shows a run from top to bottom. What is trained is a :class:`~ssdir.tasks.Task` (a network and its
+loss); :func:`train_detector` and :func:`train_ssdir` build the two tasks of the paper.
+
+Order of images, initial weights and noise are pure functions of seed, step and process, so that a checkpoint needs
+no generator state, and a run killed at any moment goes on exactly: on the CPU, with the same threads and versions,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from ssdir.checkpoint import RunState
+from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TrainingConfig, to_dict
+from ssdir.data.batch import Batch
+from ssdir.data.cache import CachedDataset, step_indices
+from ssdir.data.coco import open_split, splits
+from ssdir.meters import Clock, FiniteGuard, Window
+from ssdir.optim import MovingAverage, learning_rate, make_optimizer
+from ssdir.randomness import generator_of, seeded
+from ssdir.run_folder import check_run, checkpoints, dataset_fingerprint, remove_leftovers
+from ssdir.storage import write_json
+from ssdir.tasks import DetectorTask, SSDIRTask, Task, Terms
+from ssdir.tracking import Recorder, Row
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+VERSION = 1
+"""Of the run folder's ``config.json``."""
+
+
+def train(
+    task: Task,
+    run_config: DetectorRun | SSDIRRun,
+    dataset: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    allow_changed: Iterable[str] = (),
+    track: Iterable[str] = (),
+    console: Console | None = None,
+) -> Path:
+    """Train a task's network and write the run folder ``out``; returns it.
+
+    Args:
+        task: the network and its loss; trained in place.
+        run_config: all settings of the run; they are saved with it.
+        dataset: a data set folder with a train split, and a val split for validation.
+        out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model.
+        resume: go on where the last checkpoint stands, exactly; without any checkpoint, start.
+        allow_changed: settings that may differ from the resumed run's, such as ``training.steps``.
+        track: ``tensorboard`` and ``wandb``, beside metrics.csv.
+        console: where progress goes; default the standard output.
+
+    Raises:
+        ConfigError: a folder that holds another run, changed settings, a batch that processes cannot share.
+        DataError: a data set or checkpoint that cannot be read, a full disk.
+        TrainingError: a loss or gradient that is not finite.
+    """
+    settings = run_config.training
+    accelerator = _accelerator(settings)
+    device, writes = accelerator.device, accelerator.is_main_process
+    with accelerator.main_process_first():  # the first builds the cache, the others find it
+        images, validation = _open(dataset, task.image_size)
+    description = _describe(task, run_config, dataset, images)
+    checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)
+    accelerator.wait_for_everyone()
+    if writes:
+        remove_leftovers(out)
+        write_json(out / "config.json", description)
+
+    if settings.channels_last:
+        torch.nn.utils.convert_conv2d_weight_memory_format(task.model, torch.channels_last)
+    if settings.compile:
+        task.compile_networks()
+    task.to(device)
+    network, optimizer = accelerator.prepare(task, make_optimizer(task.model, settings, device))
+    average = MovingAverage(task.model, settings.ema_decay)
+    window = Window()
+    run = RunState(out, task, optimizer, average, window, settings)
+    start = run.load(checkpoint) if checkpoint is not None else 0
+    guard = FiniteGuard(out)
+    clock = Clock(run.seconds)
+
+    console = console or Console()
+    with (
+        _Feed(images, settings, accelerator) as feed,
+        Recorder(
+            out, settings.steps, start, task.weights, console, track=track, config=description, active=writes
+        ) as recorder,
+    ):
+        for line in _opening(task, settings, images, validation, accelerator, start, run.notes):
+            recorder.display.say(line)
+        task.train()
+        for step in range(start, settings.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, step)
+
+            micro_terms: list[Terms] = []
+            image_ids: list[int] = []
+            for micro, batch in enumerate(feed.micro_batches(step)):
+                noise = generator_of(settings.seed, step, accelerator.process_index, micro, device=device)
+                with accelerator.accumulate(network):
+                    terms = network(batch, noise)
+                    accelerator.backward(task.weighted(terms.losses))
+                micro_terms.append(terms)
+                image_ids.extend(batch.image_ids)
+            grad_norm = accelerator.clip_grad_norm_(run.trained, settings.clip_norm or math.inf)
+
+            done = step + 1
+            ends = done == settings.steps
+            validates = ends or (settings.validate_every > 0 and done % settings.validate_every == 0)
+            saves = ends or done % settings.checkpoint_every == 0
+            logs = validates or done % settings.log_every == 0
+
+            # On the CPU a non-finite number stops the run before it reaches the weights. Elsewhere looking at it
+            # would make the processor wait in every step; there the run stops at the next line of metrics, and
+            # before anything is saved.
+            values = window.add(micro_terms, grad_norm)
+            guard.note(done, values, image_ids)
+            if device.type == "cpu" or logs or saves:
+                guard.check()
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update(step)
+            clock.count(settings.batch_size)
+            recorder.display.step(done)
+
+            if logs:
+                row, columns = _row(task, settings, images, step, window.take(accelerator), clock)
+                if validates and writes:
+                    with clock.paused():
+                        row |= _validate(task, average, validation, images, settings, out, done, recorder)
+                recorder.row(row, columns, clock.seconds_left(settings.steps - done))
+            if saves and writes:
+                with clock.paused():
+                    recorder.sync()
+                    run.save(done, clock.total())
+            if validates or saves:
+                accelerator.wait_for_everyone()
+
+        if writes:
+            with average.applied():
+                task.save(out / "model")
+            recorder.display.say(f"the trained model is in {out / 'model'}")
+    accelerator.wait_for_everyone()
+    return out
+
+
+def train_detector(
+    run: DetectorRun,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    allow_changed: Iterable[str] = (),
+    track: Iterable[str] = (),
+    imagenet: Path | None = None,
+    imagenet_download: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Train an SSD detector on a data set folder; returns the run folder ``out``.
+
+    The number of classes is the data set's, where the detector is not class-agnostic.
+
+    Args:
+        run: detector, loss and training settings.
+        data: data set folder.
+        out: run folder; other arguments as for :func:`train`.
+        imagenet: file of the official ImageNet weights of VGG11-BN to start from.
+        imagenet_download: fetch that file (507 MB) into the cache, checked by its hash.
+
+    Raises:
+        ConfigError, DataError, TrainingError: see :func:`train`.
+    """
+    from ssdir.detector.ssd import Detector
+
+    categories = open_split(data, "train").categories
+    if not run.detector.class_agnostic:
+        run = replace(run, detector=replace(run.detector, n_classes=len(categories)))
+    with seeded(run.training.seed):
+        detector = Detector(run.detector)
+    if (imagenet is not None or imagenet_download) and not (resume and checkpoints(out)):
+        detector.backbone.load_imagenet_weights(imagenet)
+    task = DetectorTask(detector, run.loss, categories)
+    return train(
+        task, run, data, out, resume=resume, allow_changed=allow_changed, track=track, console=console
+    )
+
+
+def train_ssdir(
+    run: SSDIRRun,
+    detector: Path,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    allow_changed: Iterable[str] = (),
+    track: Iterable[str] = (),
+    console: Console | None = None,
+) -> Path:
+    """Train SSDIR on a trained detector, which stays frozen; returns the run folder ``out``.
+
+    Args:
+        run: model, objective and training settings.
+        detector: run folder (or saved model) of the detector.
+        data: data set folder; its boxes and labels are not used.
+        out: run folder; other arguments as for :func:`train`.
+
+    Raises:
+        ConfigError, DataError, TrainingError: see :func:`train`.
+    """
+    from ssdir.model.pretrained import categories_of, load_detector
+    from ssdir.model.ssdir import SSDIR
+
+    with seeded(run.training.seed):
+        model = SSDIR(load_detector(detector), run.model)
+    model.categories = categories_of(detector)
+    task = SSDIRTask(model, run.objective)
+    return train(
+        task, run, data, out, resume=resume, allow_changed=allow_changed, track=track, console=console
+    )
+
+
+# -- devices, data and settings ----------------------------------------------------------------------------------
+
+
+def _accelerator(settings: TrainingConfig) -> Accelerator:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    # Accelerate's state outlives a run and pins its precision; the next run in this process may have another.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision="bf16" if _computes_in_bf16(settings.precision) else "no",
+        gradient_accumulation_steps=settings.accumulate,
+        # A batch without objects leaves the decoder without gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    parts = accelerator.num_processes * settings.accumulate
+    if settings.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size {settings.batch_size} cannot be shared by {accelerator.num_processes} processes with "
+            f"training.accumulate {settings.accumulate}; take a multiple of {parts}"
+        )
+    return accelerator
+
+
+def _computes_in_bf16(precision: Literal["auto", "fp32", "bf16"]) -> bool:
+    """What ``precision`` means here: ``auto`` is bf16 where the processor has instructions for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.mps.is_available():
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def _open(dataset: Path, image_size: int) -> tuple[CachedDataset, CachedDataset | None]:
+    """The train and, where there is one, the val split."""
+    images = CachedDataset(dataset, "train", image_size)
+    if len(images) == 0:
+        raise ConfigError(f"the train split of {dataset} has no image; nothing can be learned from it")
+    validation = CachedDataset(dataset, "val", image_size) if "val" in splits(dataset) else None
+    return images, validation if validation is not None and len(validation) > 0 else None
+
+
+def _describe(task: Task, run_config: Any, dataset: Path, images: CachedDataset) -> dict[str, Any]:
+    """What ``config.json`` of the run says, and what resuming compares."""
+    return {
+        "kind": task.kind,
+        "version": VERSION,
+        "config": to_dict(run_config),
+        **task.identity(),
+        "data": {
+            "folder": str(dataset.resolve()),
+            "fingerprint": dataset_fingerprint(dataset),
+            "images": len(images),
+            "categories": list(images.categories),
+        },
+    }
+
+
+def _opening(
+    task: Task,
+    settings: TrainingConfig,
+    images: CachedDataset,
+    validation: CachedDataset | None,
+    accelerator: Accelerator,
+    start: int,
+    notes: Sequence[str],
+) -> Iterator[str]:
+    """What a run says before its first step."""
+    trained = sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    yield (
+        f"training {task.kind}: {trained:,} parameters, {settings.steps:,} steps of {settings.batch_size} images "
+        f"({settings.steps * settings.batch_size / len(images):.1f} passes over {len(images):,}), "
+        f"{accelerator.device.type} {precision}{processes}"
+    )
+    if validation is None:
+        yield "the data set has no val split: no validation"
+    if start >= settings.steps > 0:
+        yield f"the run was finished at step {start}"
+    elif start:
+        yield f"going on after step {start}"
+    yield from notes
+
+
+class _Feed:
+    """The micro-batches of a step: this process's share of the images, on its device.
+
+    Beside an accelerator the next step's images are read by a thread while this one computes; on the CPU they
+    would only take its cores.
+    """
+
+    def __init__(self, images: CachedDataset, settings: TrainingConfig, accelerator: Accelerator) -> None:
+        self.images, self.settings, self.device = images, settings, accelerator.device
+        self.process, self.processes = accelerator.process_index, accelerator.num_processes
+        self._thread = ThreadPoolExecutor(1) if self.device.type != "cpu" else None
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        if self._thread is None:
+            return self._read(step)
+        ready = (
+            self._next[1] if self._next and self._next[0] == step else self._thread.submit(self._read, step)
+        )
+        batches = ready.result()
+        self._next = (step + 1, self._thread.submit(self._read, step + 1))
+        return [batch.to(self.device) for batch in batches]
+
+    def _read(self, step: int) -> list[Batch]:
+        chosen = step_indices(len(self.images), self.settings.batch_size, step, self.settings.seed)
+        mine = np.array_split(chosen, self.processes)[self.process]
+        batches = [self.images.batch(part) for part in np.array_split(mine, self.settings.accumulate)]
+        if self.settings.channels_last:
+            batches = [
+                replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
+                for batch in batches
+            ]
+        return batches
+
+    def __enter__(self) -> _Feed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+
+# -- lines of metrics ------------------------------------------------------------------------------------------
+
+
+def _row(
+    task: Task,
+    settings: TrainingConfig,
+    images: CachedDataset,
+    step: int,
+    means: Mapping[str, float],
+    clock: Clock,
+) -> tuple[Row, list[str]]:
+    """A line of metrics.csv, and all columns that the file has."""
+    losses = {name: value for name, value in means.items() if name.startswith("loss/")}
+    weighted = {
+        f"weighted/{name.removeprefix('loss/')}": task.weights[name.removeprefix("loss/")] * value
+        for name, value in losses.items()
+    }
+    row = {
+        "step": float(step + 1),
+        "epoch": (step + 1) * settings.batch_size / len(images),
+        "lr": learning_rate(settings, step),
+        "loss": math.fsum(weighted.values()),
+        **losses,
+        **weighted,
+        **{name: value for name, value in means.items() if name.startswith("health/")},
+        "grad_norm": means["grad_norm"],
+        "images_per_second": clock.images_per_second(),
+        "seconds": clock.total(),
+    }
+    return row, [*row, *(f"val/{name}" for name in task.validation_columns)]
+
+
+def _validate(
+    task: Task,
+    average: MovingAverage,
+    validation: CachedDataset | None,
+    images: CachedDataset,
+    settings: TrainingConfig,
+    out: Path,
+    done: int,
+    recorder: Recorder,
+) -> Row:
+    """Measure and draw with the averaged weights; the cells ``val/...`` of the line of metrics."""
+    values: dict[str, float] = {}
+    task.eval()
+    with average.applied(), torch.no_grad():
+        if validation is not None:
+            values = task.validate(validation, settings.validation_images)
+        picture = task.picture(validation if validation is not None else images)
+    task.train()
+    path = out / "pictures" / f"step_{done:06d}.png"
+    path.parent.mkdir(exist_ok=True)
+    picture.save(path)
+    recorder.picture(done, path)
+    if values:
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        recorder.display.say(f"validation at step {done}: {shown}")
+    return {f"val/{name}": value for name, value in values.items()}
