@@ -1,0 +1,1 @@
+"""Figures good enough for a paper, and boxes drawn on images."""

@@ -1,0 +1,81 @@
+"""Boxes drawn on an image, with Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ssdir.figures.style import PALETTE
+
+
+def draw_boxes(
+    image: UInt8[np.ndarray, "h w 3"] | Float[Tensor, "3 h w"] | Image.Image,
+    boxes_xyxy: np.ndarray | Tensor | Sequence[Sequence[float]],
+    labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """A copy of an image with boxes, each with its label in a corner.
+
+    Args:
+        image: bytes, a tensor in [0, 1], or a picture.
+        boxes_xyxy: corners in pixels of this image, one row a box; a box may leave the image.
+        labels: one text a box.
+
+    Returns:
+        An RGB picture of the same size. Colours repeat in the order of the boxes, or of the labels' first appearance.
+
+    >>> picture = draw_boxes(np.zeros((20, 20, 3), np.uint8), [[2, 2, 18, 18]])
+    >>> picture.getpixel((2, 10)), picture.getpixel((10, 10))
+    ((230, 159, 0), (0, 0, 0))
+    """
+    picture = to_picture(image)
+    rows = np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)
+    names = list(dict.fromkeys(labels)) if labels is not None else []
+    width = max(1, round(min(picture.size) / 160))
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(9, min(picture.size) / 28)) if names else None
+    for i, (left, top, right, bottom) in enumerate(rows.tolist()):
+        colour = PALETTE[(names.index(labels[i]) if labels is not None else i) % len(PALETTE)]
+        # A box [left, right) covers the pixels up to right - 1; one thinner than a pixel still shows as a line.
+        edge = (
+            round(left),
+            round(top),
+            max(round(left), round(right) - 1),
+            max(round(top), round(bottom) - 1),
+        )
+        draw.rectangle(edge, outline=colour, width=width)
+        if labels is not None:
+            _draw_label(draw, edge, labels[i], colour, font)
+    return picture
+
+
+def to_picture(image: UInt8[np.ndarray, "h w 3"] | Float[Tensor, "3 h w"] | Image.Image) -> Image.Image:
+    """An RGB copy as a picture."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    if isinstance(image, Tensor):
+        return Image.fromarray(to_bytes(image))
+    return Image.fromarray(image.copy())
+
+
+def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """An image in [0, 1] as bytes, rows first; values beyond are clipped."""
+    return (
+        (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    )
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    edge: tuple[int, int, int, int],
+    text: str,
+    colour: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont | None,
+) -> None:
+    """The text on a patch of the box's colour, in the box's upper left corner."""
+    left, top, right, bottom = draw.textbbox((edge[0], edge[1]), text, font=font, anchor="lt")
+    draw.rectangle((left, top, right + 3, bottom + 3), fill=colour)
+    draw.text((left + 2, top + 2), text, fill="black", font=font, anchor="lt")
