@@ -25,6 +25,9 @@ from ssdir.storage import DataError
 
 ImageSource = str | Path | Image.Image | np.ndarray
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""What is looked for in folders of images; a file named by itself may have any suffix."""
+
 _EXIF_ORIENTATION = 0x0112
 # What Pillow's readers raise on damaged files.
 _DAMAGED = (
@@ -53,7 +56,7 @@ def read_image(source: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
     >>> read_image(np.full((1, 2), 0.5)).tolist()
     [[[128, 128, 128], [128, 128, 128]]]
     """
-    return np.asarray(open_image(source).convert("RGB"))
+    return np.array(open_image(source).convert("RGB"))
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -80,7 +83,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
 def squash(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The image at size x size, aspect not kept: bilinear with antialiasing; exact where nothing changes."""
-    return np.asarray(squash_image(Image.fromarray(image), size))
+    return np.array(squash_image(Image.fromarray(image), size))
 
 
 def squash_image(image: Image.Image, size: int) -> Image.Image:

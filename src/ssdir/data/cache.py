@@ -1,0 +1,234 @@
+"""What training reads: images squashed once to S x S and kept as a memory-mapped array of bytes.
+
+Grey splits take (n, S, S) bytes, others (n, 3, S, S). The array's file name holds a hash of all that decides its
+content, so a cache that no longer fits is never read, and is replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from ssdir.console import progress_bar
+from ssdir.data.batch import Batch
+from ssdir.data.coco import Split, annotation_path, open_split
+from ssdir.data.images import open_image, squash_image
+from ssdir.storage import DataError, require_free_space, temporary_name
+
+CACHE_VERSION = 1
+"""Raised whenever the cached pixels would change."""
+_SHOW_PROGRESS_FROM = 1_000  # images; fewer take a moment
+
+
+class CachedDataset:
+    """One split of a dataset folder at S x S pixels, in memory-mapped bytes; batches are cut from it.
+
+    The cache is made when it is absent or no longer fits, in ``cache_folder``, else in the dataset's ``.cache``, or,
+    where that cannot be written, in the user's cache folder (``$XDG_CACHE_HOME/ssdir``). An image of S x S pixels is
+    kept exactly, others are squashed bilinearly with antialiasing.
+    """
+
+    def __init__(
+        self, folder: str | Path, split: str, image_size: int, cache_folder: str | Path | None = None
+    ) -> None:
+        if image_size < 1:
+            raise DataError(f"image_size is {image_size}; it must be at least 1")
+        self.folder = Path(folder)
+        self.split = open_split(folder, split)
+        self.image_size = image_size
+        self.categories = self.split.categories
+        self.image_ids = tuple(entry.id for entry in self.split.images)
+        if not self.image_ids:
+            raise DataError(f"{annotation_path(self.folder, split)} lists no images")
+        self._boxes = _normalised(self.split)
+        self._labels = torch.from_numpy(self.split.labels)
+        self._starts = np.searchsorted(self.split.image_index, np.arange(len(self) + 1))
+        self._images = self._open_cache(Path(cache_folder) if cache_folder is not None else None)
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.categories)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def batch(self, indices: Sequence[int] | Int[np.ndarray, "b"]) -> Batch:
+        """The images at some positions of the split, with their objects, on the CPU."""
+        chosen = np.asarray(indices, np.int64).reshape(-1)
+        pixels = torch.from_numpy(self._images[chosen]).to(torch.float32).div_(255)
+        if pixels.ndim == 3:
+            pixels = pixels[:, None].expand(-1, 3, -1, -1).contiguous()
+        counts = self._starts[chosen + 1] - self._starts[chosen]
+        image_index = np.repeat(np.arange(len(chosen)), counts)
+        # Row of each object: its image's first row, plus its place among the objects of that image.
+        place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = torch.from_numpy(np.repeat(self._starts[chosen], counts) + place)
+        return Batch(
+            pixels,
+            self._boxes[rows],
+            self._labels[rows],
+            torch.from_numpy(image_index),
+            tuple(self.image_ids[index] for index in chosen),
+        )
+
+    def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """All images in order, or the first ``limit``; the last batch may be smaller."""
+        n = len(self) if limit is None else min(limit, len(self))
+        for start in range(0, n, batch_size):
+            yield self.batch(range(start, min(start + batch_size, n)))
+
+    def _open_cache(self, cache_folder: Path | None) -> UInt8[np.ndarray, "n *rest"]:
+        prefix = f"{self.split.name}-{self.image_size}-"
+        name = f"{prefix}{_key(self.folder, self.split, self.image_size)}.npy"
+        candidates = (
+            [cache_folder] if cache_folder is not None else [self.folder / ".cache", _user_cache(self.folder)]
+        )
+        for folder in candidates:
+            if (folder / name).exists():
+                return np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        writable = [folder for folder in candidates if _is_writable(folder)]
+        if not writable:
+            raise DataError(
+                f"no image cache can be written to {' or '.join(map(str, candidates))}; give cache_folder"
+            )
+        folder = writable[0]
+        _build(folder / name, self.split, self.image_size)
+        for stale in folder.glob(f"{prefix}*.npy"):
+            if stale.name != name:
+                stale.unlink(missing_ok=True)
+        return np.load(folder / name, mmap_mode="r", allow_pickle=False)
+
+
+def _normalised(split: Split) -> Tensor:
+    """Boxes as cxcywh in [0, 1], float32."""
+    sizes = np.array([(entry.width, entry.height) for entry in split.images], np.float64).reshape(-1, 2)
+    sizes = sizes[split.image_index]
+    centres = (split.boxes_xywh[:, :2] + split.boxes_xywh[:, 2:] / 2) / sizes
+    return torch.from_numpy(np.concatenate([centres, split.boxes_xywh[:, 2:] / sizes], 1).astype(np.float32))
+
+
+def _key(folder: Path, split: Split, image_size: int) -> str:
+    """Hash of all that decides the cached pixels."""
+    digest = hashlib.sha256(f"{CACHE_VERSION} {image_size}\n".encode())
+    digest.update(annotation_path(folder, split.name).read_bytes())
+    for entry in split.images:
+        try:
+            status = entry.path.stat()
+        except OSError as error:
+            raise DataError(
+                f"{entry.path} (image {entry.id} of {annotation_path(folder, split.name)}) cannot be found; "
+                f"ssdir data check {folder} lists everything that is missing"
+            ) from error
+        digest.update(f"{entry.path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _user_cache(folder: Path) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "ssdir" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = temporary_name(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+class _ColourError(Exception):
+    """A split taken for grey has an image in colour."""
+
+
+def _build(path: Path, split: Split, size: int) -> None:
+    """Write the array of a split under a temporary name and rename it."""
+    n = len(split.images)
+    temporary = temporary_name(path)
+    try:
+        with ExitStack() as stack:
+            tick: Callable[[int, int], None] = _silent
+            if n >= _SHOW_PROGRESS_FROM:
+                tick = stack.enter_context(progress_bar(f"caching {split.name} images at {size} px", n))
+            try:
+                _fill(temporary, split, size, (), tick)
+            except _ColourError:
+                _fill(temporary, split, size, (3,), tick)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fill(
+    path: Path, split: Split, size: int, channels: tuple[int, ...], tick: Callable[[int, int], None]
+) -> None:
+    """Write all images, by threads: decoding and resizing run outside Python's lock."""
+    n = len(split.images)
+    shape = (n, *channels, size, size)
+    require_free_space(path.parent, int(np.prod(shape, dtype=np.int64)), f"caching {n} images")
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+    def one(row: int) -> None:
+        entry = split.images[row]
+        image = open_image(entry.path)
+        if image.size != (entry.width, entry.height):
+            raise DataError(
+                f"{entry.path} has {image.width} x {image.height} pixels, but its annotation says {entry.width} x "
+                f"{entry.height}; correct the annotation or the image"
+            )
+        if not channels and image.mode != "L":
+            raise _ColourError
+        squashed = np.asarray(squash_image(image if not channels else image.convert("RGB"), size))
+        array[row] = squashed.transpose(2, 0, 1) if channels else squashed
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for done, _ in enumerate(pool.map(one, range(n)), start=1):
+                if done % 256 == 0 or done == n:
+                    tick(done, n)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    array.flush()
+
+
+def step_indices(n: int, batch_size: int, step: int, seed: int) -> Int[np.ndarray, "batch_size"]:
+    """Which of n images a training step sees: a pure function, so that a resumed run needs no saved state.
+
+    Epochs are permutations seeded by (seed, epoch), laid end to end; step t takes positions
+    [t * batch_size, (t + 1) * batch_size), across the ends of epochs where need be.
+
+    >>> sorted(np.concatenate([step_indices(6, 2, step, seed=1) for step in range(3)]).tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+    if n < 1:
+        raise DataError("there are no images to train on")
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // n
+    chosen = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        chosen[here] = _permutation(n, seed, int(epoch))[positions[here] % n]
+    return chosen
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+    # By sorting uniform doubles: their stream, unlike Generator.permutation, is the same in every numpy.
+    random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    return np.argsort(random.random(n), kind="stable")
