@@ -16,6 +16,7 @@ from torch.nn import functional
 from ssdir.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ssdir.data.batch import Batch
 from ssdir.evaluate.matching import Matches, match_objects
+from ssdir.figures.sheet import Scene
 from ssdir.model.latents import Objects
 from ssdir.model.render import crop
 
@@ -36,18 +37,8 @@ T = TypeVar("T")
 
 
 @dataclass
-class Example:
-    """A scene to show."""
-
-    image: Float[Tensor, "3 s s"]
-    output: Float[Tensor, "3 t t"] | None
-    objects: Objects
-    """The objects found (present with probability above :data:`PRESENT_THRESHOLD`), with patches."""
-
-
-@dataclass
 class Collected:
-    """What is kept of a pass over a split: a few numbers for each box and image, and some examples."""
+    """What is kept of a pass over a split: a few numbers for each box and image, and some scenes to show."""
 
     n_images: int = 0
     image_ids: list[int] = field(default_factory=list)
@@ -73,7 +64,8 @@ class Collected:
     seconds_infer: list[float] = field(default_factory=list)
     """Of each batch, for one image."""
     seconds_render: list[float] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
+    scenes: list[Scene] = field(default_factory=list)
+    """Some images with their objects, to show."""
     n_objects: int = 0
     n_truth: int = 0
 
@@ -101,7 +93,7 @@ def collect(
     *,
     paint: bool = True,
     enough: Callable[[Collected], bool] | None = None,
-    choose_examples: Callable[[Batch], list[int]] | None = None,
+    choose_scenes: Callable[[Batch], list[int]] | None = None,
 ) -> Collected:
     """Run a model over batches and keep what the figures of the protocol need.
 
@@ -110,13 +102,13 @@ def collect(
         batches: of the model's image side.
         paint: also decode, render and measure the reconstructions.
         enough: asked after every batch; the pass ends when it says so.
-        choose_examples: which images of the first batch to keep for pictures.
+        choose_scenes: which images of the first batch to keep for pictures.
     """
     found = Collected()
     device = device_of(model)
     with torch.inference_mode():
         for batch in batches:
-            _add(found, model, batch.to(device), paint, choose_examples)
+            _add(found, model, batch.to(device), paint, choose_scenes)
             if enough is not None and enough(found):
                 break
     return found
@@ -171,7 +163,7 @@ def _add(
     model: Any,
     batch: Batch,
     paint: bool,
-    choose_examples: Callable[[Batch], list[int]] | None,
+    choose_scenes: Callable[[Batch], list[int]] | None,
 ) -> None:
     """Add one batch."""
     (boxes, labels, objects), seconds = _timed(
@@ -189,14 +181,14 @@ def _add(
         MATCH_IOU,
     )
     output = _paint(found, model, batch, objects, pairs) if paint else None
-    if choose_examples is not None and found.n_images == 0:
-        found.examples = [
-            Example(
+    if choose_scenes is not None and found.n_images == 0:
+        found.scenes = [
+            Scene(
                 batch.images[i].cpu(),
                 None if output is None else output[i].cpu(),
                 objects.of_image(i).to("cpu"),
             )
-            for i in choose_examples(batch)
+            for i in choose_scenes(batch)
         ]
     found.boxes.append(corners.cpu())
     found.scores.append(boxes.present.cpu())

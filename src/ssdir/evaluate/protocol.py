@@ -32,7 +32,6 @@ from ssdir.evaluate.collect import Collected, collect, device_of, joined
 from ssdir.evaluate.detection import DetectionScores, average_precision, count_accuracy
 from ssdir.evaluate.probe import classification_scores, fit_probe
 from ssdir.figures.gallery import draw_figures
-from ssdir.figures.sheet import Scene
 from ssdir.storage import DataError, atomic_write, write_json
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
@@ -97,7 +96,7 @@ def evaluate(
     found = collect(
         model,
         _batches(dataset, np.arange(n_images), config.batch_size, progress, f"evaluating on {split}"),
-        choose_examples=various,
+        choose_scenes=various,
     )
     scores = _detection(found)
     laps = {"test_pass": time.perf_counter() - began}
@@ -142,7 +141,7 @@ def evaluate(
             draw_figures(
                 out / "figures",
                 model=model,
-                scenes=[Scene(example.image, example.output, example.objects) for example in found.examples],
+                scenes=found.scenes,
                 precision=scores.precision,
                 what=None if latents is None else latents[0],
                 labels=None if latents is None else latents[1]["category"],

@@ -130,7 +130,7 @@ def latent_map(
             len(labels)
         )  # so that no class lies on top of all others
         colours = np.array([MAP_COLOURS[label % len(MAP_COLOURS)] for label in labels[shuffled]])
-        axes.scatter(*places[shuffled].T, c=colours, s=7, linewidths=0, alpha=0.75)
+        axes.scatter(places[shuffled, 0], places[shuffled, 1], c=colours, s=7, linewidths=0, alpha=0.75)
         for label in np.unique(labels):
             _name_class(axes, places[labels == label], names[label], MAP_COLOURS[label % len(MAP_COLOURS)])
         axes.set_aspect("equal", adjustable="datalim")

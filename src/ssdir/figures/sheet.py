@@ -37,8 +37,8 @@ def scene_sheet(scenes: Sequence[Scene], n_patches: int = 6) -> Figure:
     """Draw scenes in rows: input, output, output with boxes, then up to ``n_patches`` decoded objects.
 
     The objects shown are spread evenly over the sizes found, largest first. Each has a coloured frame, and its box
-    in the third column has the same colour; the boxes of objects that are not shown are thin and white. A model that paints nothing
-    gets its boxes drawn on the input. After the reconstruction figure of the SSDIR supplementary material.
+    in the third column has the same colour; the boxes of objects that are not shown are thin and white. A model
+    that paints nothing gets its boxes drawn on the input. After the reconstruction figure of the SSDIR supplementary material.
     """
     paints = any(scene.output is not None for scene in scenes)
     has_patches = any(scene.objects.patches is not None for scene in scenes)
@@ -104,12 +104,16 @@ def _draw_boxes(axes: Axes, objects: Objects, shown: Int[np.ndarray, "k"]) -> No
     colours = {int(which): PALETTE[place % len(PALETTE)] for place, which in enumerate(shown)}
     for i in sorted(range(len(objects)), key=lambda i: i in colours):
         left, top, right, bottom = objects.boxes_xyxy[i].tolist()
-        frame = (
-            {"edgecolor": colours[i], "linewidth": 0.9}
-            if i in colours
-            else {"edgecolor": "w", "linewidth": 0.35}
+        axes.add_patch(
+            Rectangle(
+                (left, top),
+                right - left,
+                bottom - top,
+                fill=False,
+                edgecolor=colours.get(i, "white"),
+                linewidth=0.9 if i in colours else 0.35,
+            )
         )
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **frame))
 
 
 def _show(axes: Axes, image: Float[Tensor, "3 h w"]) -> None:
