@@ -25,6 +25,7 @@ from ssdir.storage import DataError, read_json
 
 SMALLEST_SIDE = 1.0
 """Boxes with a side below this many pixels, after clipping to the image, are left out."""
+_NUMBERS = {int, float}
 _FIRST_SPLITS = ("train", "val", "test")
 # Why a box is left out; 0 is a good box.
 BOX_PROBLEMS = ("", "NaN or infinite", "negative width or height", "less than 1 pixel inside the image")
@@ -117,17 +118,13 @@ def structure_problems(value: Any) -> Iterator[str]:
         if not isinstance(annotation, dict):
             yield f"annotations[{place}] is not an object"
             continue
+        image, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
         name = f"annotation {annotation.get('id', f'[{place}]')}"
-        for key, known, where in (
-            ("image_id", image_ids, "images"),
-            ("category_id", category_ids, "categories"),
-        ):
-            if key not in annotation:
-                yield f"{name} lacks {key}"
-            elif not _is_integer(annotation[key]) or annotation[key] not in known:
-                yield f"{name} has {key} {annotation[key]!r}, which is not in the file's {where}"
-        box = annotation.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(item) for item in box)):
+        if type(image) is not int or image not in image_ids:
+            yield f"{name} has image_id {image!r}, which is not in the file's images"
+        if type(category) is not int or category not in category_ids:
+            yield f"{name} has category_id {category!r}, which is not in the file's categories"
+        if type(box) is not list or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
             yield f"{name} needs a bbox of four numbers [x, y, width, height], not {box!r}"
 
 
@@ -148,10 +145,6 @@ def _entry_problems(entry: Any, name: str, ids: set[int], sizes: tuple[str, ...]
     for key in sizes:
         if not (_is_integer(entry.get(key)) and entry[key] > 0):
             yield f"{name} needs a positive whole number as {key}, not {entry.get(key)!r}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_integer(value: Any) -> bool:
