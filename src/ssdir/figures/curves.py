@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from ssdir.figures.style import INK, MUTED, PALETTE, TEXT_WIDTH, new_figure, style
+from ssdir.figures.style import MUTED, PALETTE, TEXT_WIDTH, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,8 @@ def loss_curves(
 ) -> Figure:
     """One panel a group of curves over the optimizer steps: as measured (faint) and smoothed.
 
-    A panel of positive values that span more than a factor of ten has a logarithmic axis.
+    A panel of positive values that fall by more than a factor of ten has a logarithmic axis. The last smoothed value is
+    written in the panel's upper right corner.
 
     Args:
         steps: rising.
@@ -108,9 +109,10 @@ def group_columns(rows: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, dict
 
 def _panel(axes: Axes, steps: Float[np.ndarray, "n"], curves: Mapping[str, Float[np.ndarray, "n"]]) -> None:
     axes.grid(True, axis="y")
-    everything = np.concatenate([values[np.isfinite(values)] for values in curves.values()])
-    if len(everything) and everything.min() > 0 and everything.max() > 10 * everything.min():
+    ends = [(known[0], known[-1], known.min()) for v in curves.values() if len(known := v[np.isfinite(v)])]
+    if ends and all(lowest > 0 and first > 10 * last for first, last, lowest in ends):
         axes.set_yscale("log")
+        axes.minorticks_off()
     for (name, values), colour in zip(curves.items(), LINE_COLOURS * len(curves), strict=False):
         known = np.isfinite(values)
         at, measured = steps[known], values[known]
@@ -118,10 +120,7 @@ def _panel(axes: Axes, steps: Float[np.ndarray, "n"], curves: Mapping[str, Float
             axes.plot(at, measured, color=colour, alpha=0.22, linewidth=0.6)
             measured = smooth(measured, max(3, len(measured) // 25))
         axes.plot(at, measured, color=colour, label=name, marker="o" if len(at) < 12 else "", markersize=2.5)
-        if len(at):
-            axes.annotate(
-                f"{measured[-1]:.3g}", (at[-1], measured[-1]), xytext=(2, 4), textcoords="offset points",
-                fontsize=7.5, color=INK if len(curves) == 1 else colour, ha="right",
-            )  # fmt: skip
+        if len(curves) == 1 and len(at):
+            axes.set_title(f"{measured[-1]:.3g}", loc="right", color=colour, fontsize=8.5)
     if len(curves) > 1:
         axes.legend(handlelength=1.2, labelcolor=MUTED)

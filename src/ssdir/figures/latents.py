@@ -70,7 +70,7 @@ def latent_traversals(
                         )
                     if r == len(chosen) - 1 and c in (0, n_steps // 2, n_steps - 1):
                         offset = float(offsets[c])
-                        text = "0" if offset == 0 else f"${offset:+.0f}\\sigma$"
+                        text = "mean" if abs(offset) < 1e-6 else f"${offset:+.3g}\\sigma$"
                         axes.set_xlabel(text, labelpad=2, fontsize=8, color=MUTED)
     return figure
 

@@ -75,7 +75,10 @@ def _draw_label(
     colour: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont | None,
 ) -> None:
-    """The text on a patch of the box's colour, in the box's upper left corner."""
-    left, top, right, bottom = draw.textbbox((edge[0], edge[1]), text, font=font, anchor="lt")
-    draw.rectangle((left, top, right + 3, bottom + 3), fill=colour)
+    """The text on a patch of the box's colour: above the box, or inside where the image ends."""
+    x1, y1, x2, y2 = draw.textbbox((0, 0), text, font=font, anchor="lt")
+    width, height = round(x2 - x1) + 4, round(y2 - y1) + 4
+    left = max(0, edge[0])
+    top = edge[1] - height if edge[1] >= height else max(0, edge[1])
+    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
     draw.text((left + 2, top + 2), text, fill="black", font=font, anchor="lt")

@@ -38,7 +38,9 @@ def scene_sheet(scenes: Sequence[Scene], n_patches: int = 6) -> Figure:
 
     The objects shown are spread evenly over the sizes found, largest first. Each has a coloured frame, and its box
     in the third column has the same colour; the boxes of objects that are not shown are thin and white. A model
-    that paints nothing gets its boxes drawn on the input. After the reconstruction figure of the SSDIR supplementary material.
+    that paints nothing gets its boxes drawn on the input.
+
+    After the reconstruction figure of the SSDIR supplementary material.
     """
     paints = any(scene.output is not None for scene in scenes)
     has_patches = any(scene.objects.patches is not None for scene in scenes)
@@ -100,8 +102,10 @@ def _draw_scene(row: Sequence[Axes], scene: Scene, paints: bool, n_patches: int)
 def _draw_boxes(axes: Axes, objects: Objects, shown: Int[np.ndarray, "k"]) -> None:
     from matplotlib.patches import Rectangle
 
-    # Extents are 0..1, so boxes need no scaling.
+    # Extents are 0..1, so boxes need no scaling. Where no patch is shown beside them, all boxes are alike.
     colours = {int(which): PALETTE[place % len(PALETTE)] for place, which in enumerate(shown)}
+    if objects.patches is None:
+        colours = dict.fromkeys(range(len(objects)), PALETTE[0])
     for i in sorted(range(len(objects)), key=lambda i: i in colours):
         left, top, right, bottom = objects.boxes_xyxy[i].tolist()
         axes.add_patch(
