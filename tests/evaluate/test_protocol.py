@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssdir.boxes import cxcywh_to_xyxy
+from ssdir.config import ConfigError, DetectorConfig, ModelConfig
+from ssdir.console import progress_bar
+from ssdir.data.cache import CachedDataset
+from ssdir.detector.ssd import Detector
+from ssdir.evaluate.collect import object_errors
+from ssdir.evaluate.protocol import EvaluationConfig, evaluate, various
+from ssdir.model.latents import Objects
+from ssdir.model.render import crop, paste
+from ssdir.model.ssdir import SSDIR
+from ssdir.storage import DataError
+
+SIDE = 64
+PLAIN = EvaluationConfig(batch_size=4, figures=False)
+
+
+def make_dataset(
+    folder: Path, sizes: dict[str, int], n_classes: int = 3, side: int = SIDE, empty: tuple[int, ...] = (1,)
+) -> Path:
+    """Scenes of flat rectangles on a grid; a class is a grey level; images in ``empty`` have no object."""
+    for split, n_images in sizes.items():
+        generator = np.random.default_rng(len(split))
+        (folder / "images" / split).mkdir(parents=True)
+        images, annotations = [], []
+        for i in range(n_images):
+            pixels = np.zeros((side, side), np.uint8)
+            for cell in generator.permutation(4)[: 0 if i in empty else 1 + i % 3]:
+                width, height = (int(v) for v in generator.integers(side // 4, side // 2 - 2, 2))
+                x, y = int(cell % 2) * side // 2 + 1, int(cell // 2) * side // 2 + 1
+                label = int(generator.integers(n_classes))
+                pixels[y : y + height, x : x + width] = 100 + 50 * label
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": i + 1, "category_id": label + 1, "iscrowd": 0}
+                    | {"bbox": [x, y, width, height], "area": width * height}
+                )
+            Image.fromarray(pixels).save(folder / "images" / split / f"{i}.png")
+            images.append({"id": i + 1, "file_name": f"{i}.png", "width": side, "height": side})
+        categories = [{"id": k + 1, "name": f"level {k}"} for k in range(n_classes)]
+        (folder / "annotations").mkdir(exist_ok=True)
+        (folder / "annotations" / f"{split}.json").write_text(
+            json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        )
+    return folder
+
+
+class Oracle:
+    """Knows the truth of the images it was shown: boxes, contents, and a z_what that encodes the label."""
+
+    image_size = SIDE
+
+    def __init__(self, data: Path, splits: tuple[str, ...], informative: bool = True) -> None:
+        self.informative = informative
+        self.truth: dict[bytes, tuple[Tensor, Tensor]] = {}
+        for split in splits:
+            for batch in CachedDataset(data, split, self.image_size).batches(1):
+                self.truth[batch.images.numpy().tobytes()] = (batch.boxes, batch.labels)
+
+    def infer(
+        self,
+        images: Tensor,
+        present_threshold: float | None = None,
+        nms_iou: float | str | None = "config",
+        max_objects: int | None = None,
+        patches: bool = True,
+    ) -> Objects:
+        known = [self.truth[image[None].numpy().tobytes()] for image in images]
+        boxes = torch.cat([boxes for boxes, _ in known])
+        labels = torch.cat([labels for _, labels in known])
+        index = torch.repeat_interleave(torch.tensor([len(boxes) for boxes, _ in known]))
+        generator = torch.Generator().manual_seed(len(index))
+        what = torch.randn(len(boxes), 6, generator=generator) * 0.01
+        if self.informative:
+            what[:, :3] += torch.nn.functional.one_hot(labels, 3)
+        return Objects(
+            boxes=boxes,
+            present=torch.full((len(boxes),), 0.9),
+            what=what,
+            depth=torch.zeros(len(boxes)),
+            image_index=index,
+            n_images=len(images),
+            patches=crop(images, boxes, index, 64) if patches else None,
+        )
+
+    def render(self, objects: Objects, size: int) -> Tensor:
+        assert objects.patches is not None
+        return paste(objects.patches, objects.boxes, objects.image_index, objects.n_images, size)
+
+    def with_untrained_what(self, seed: int) -> Oracle:
+        other = object.__new__(Oracle)
+        other.truth, other.informative = self.truth, False
+        return other
+
+    def eval(self) -> Oracle:
+        return self
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"), {"train": 40, "test": 12})
+
+
+def test_perfect_predictions_score_perfectly(data, tmp_path):
+    metrics = evaluate(Oracle(data, ("train", "test")), data, tmp_path / "out", PLAIN)
+    detection = metrics["detection"]
+    assert [detection[k] for k in ("AP", "AP50", "AP75", "AR100", "count_accuracy")] == [1.0] * 5
+    down = metrics["downstream"]
+    names = ("matched_accuracy", "matched_macro_f1", "matched_share", "end_to_end_accuracy")
+    assert [down[name] for name in names] == [1.0] * 4
+    assert down["untrained"]["matched_share"] == 1.0
+    assert down["untrained"]["matched_accuracy"] < 0.7
+    assert down["classes"] == 3 and down["reason"] is None
+    errors = metrics["reconstruction"]
+    assert errors["object_mse"] == pytest.approx(0.0, abs=1e-10)
+    assert errors["object_mse_true_box"] == pytest.approx(0.0, abs=1e-10)
+    assert errors["image_mse"] < 0.01  # only the resampled edges of the rectangles differ
+    counts = metrics["counts"]
+    assert counts["images"] == 12
+    assert (
+        counts["true_objects"] == counts["found_objects"] == counts["matched_objects"] == down_objects(data)
+    )
+    assert all(value > 0 for value in metrics["seconds"].values())
+    assert metrics["memory"]["peak_mib"] > 10
+    assert metrics["provenance"]["split"] == "test"
+    assert len(metrics["provenance"]["data_checksum"]) == 64
+
+
+def down_objects(data: Path) -> int:
+    return len(json.loads((data / "annotations" / "test.json").read_text())["annotations"])
+
+
+def test_files_hold_what_is_returned(data, tmp_path):
+    metrics = evaluate(
+        Oracle(data, ("train", "test")), data, tmp_path / "out", EvaluationConfig(batch_size=5)
+    )
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    lines = (tmp_path / "out" / "per_image.csv").read_text().splitlines()
+    assert lines[0] == "image_id,true_objects,found_objects,matched_objects,image_mse"
+    assert len(lines) == 13
+    assert lines[2].startswith("2,0,0,0,0")
+    # the oracle cannot decode: no traversals
+    assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [
+        "precision_recall.png", "scenes.png", "z_what.png",
+    ]  # fmt: skip
+    with Image.open(tmp_path / "out" / "figures" / "scenes.png") as picture:
+        assert picture.width > 1500
+
+
+def test_results_do_not_depend_on_the_batch_size(data):
+    first, second = (
+        evaluate(Oracle(data, ("train", "test")), data, None, dataclasses.replace(PLAIN, batch_size=size))
+        for size in (3, 12)
+    )
+    assert first["detection"] == second["detection"]
+    assert first["counts"] == second["counts"]
+    assert first["reconstruction"] == pytest.approx(second["reconstruction"], rel=1e-5, abs=1e-12)
+
+
+class Blind(Oracle):
+    """Never finds anything."""
+
+    def infer(self, images: Tensor, **_: Any) -> Objects:
+        none = torch.zeros(0)
+        return Objects(
+            boxes=torch.zeros(0, 4),
+            present=none,
+            what=torch.zeros(0, 6),
+            depth=none,
+            image_index=torch.zeros(0, dtype=torch.long),
+            n_images=len(images),
+            patches=torch.zeros(0, 3, 8, 8),
+        )
+
+
+def test_finding_nothing_is_a_result(data, tmp_path):
+    metrics = evaluate(Blind(data, ()), data, tmp_path, EvaluationConfig())
+    assert metrics["detection"]["AP50"] == 0.0
+    assert metrics["detection"]["count_accuracy"] == pytest.approx(1 / 12)  # the empty image
+    assert metrics["reconstruction"]["object_mse"] is None
+    assert metrics["reconstruction"]["image_mse"] > 0.01
+    assert metrics["downstream"]["matched_share"] == 0.0
+    assert metrics["downstream"]["matched_accuracy"] is None
+    assert metrics["downstream"]["reason"] == "no object of the train split was found"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_classes", "split", "reason"),
+    [
+        ({"test": 5}, 3, "test", "no train split"),
+        ({"train": 6}, 3, "train", "the one reported on"),
+        ({"train": 6, "val": 4}, 1, "val", "one class"),
+        ({"mine": 5}, 3, "mine", "no train split"),
+    ],
+)
+def test_any_splits_and_classes(tmp_path, sizes, n_classes, split, reason):
+    data = make_dataset(tmp_path / "data", sizes, n_classes)
+    metrics = evaluate(Oracle(data, tuple(sizes)), data, None, PLAIN)
+    assert metrics["provenance"]["split"] == split
+    assert metrics["detection"]["AP"] == 1.0
+    assert metrics["downstream"]["matched_accuracy"] is None
+    assert metrics["downstream"]["matched_share"] == 1.0
+    assert reason in metrics["downstream"]["reason"]
+
+
+def test_a_split_without_any_object(tmp_path):
+    data = make_dataset(tmp_path / "data", {"train": 4, "test": 3}, empty=(0, 1, 2, 3))
+    metrics = evaluate(Oracle(data, ("train", "test")), data, tmp_path / "out")
+    assert metrics["detection"] == {
+        "AP": None, "AP50": None, "AP75": None, "AR100": None, "count_accuracy": 1.0, "class_aware": False,
+    }  # fmt: skip
+    assert metrics["downstream"]["matched_share"] is None
+    assert metrics["reconstruction"]["image_mse"] == 0.0
+    assert "no object" in metrics["downstream"]["reason"]
+
+
+def test_limit_and_split_are_obeyed(data):
+    oracle = Oracle(data, ("train", "test"))
+    metrics = evaluate(oracle, data, None, dataclasses.replace(PLAIN, split="train", limit=5))
+    assert metrics["counts"]["images"] == 5
+    assert metrics["provenance"]["split"] == "train"
+    with pytest.raises(ConfigError, match="no split 'tset'; it has train, test"):
+        evaluate(oracle, data, None, dataclasses.replace(PLAIN, split="tset"))
+
+
+def test_a_folder_without_annotations_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no annotated split"):
+        evaluate(Blind(tmp_path, ()), tmp_path)
+
+
+SMALL = DetectorConfig(
+    image_size=SIDE, width=0.125, maps=(1, 2), min_sizes=(80.0, 153.0), max_sizes=(153.0, 207.0), n_classes=3
+)
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_a_detector_alone_gets_detection_figures_only(data, tmp_path, class_agnostic):
+    torch.manual_seed(0)
+    detector = Detector(dataclasses.replace(SMALL, class_agnostic=class_agnostic))
+    metrics = evaluate(detector, data, tmp_path, EvaluationConfig(batch_size=6))
+    assert 0.0 <= metrics["detection"]["AP50"] < 1.0
+    assert metrics["detection"]["class_aware"] is not class_agnostic
+    assert metrics["reconstruction"] == {"image_mse": None, "object_mse": None, "object_mse_true_box": None}
+    assert metrics["downstream"]["reason"] == "the model gives no z_what"
+    assert metrics["seconds"]["rendering_per_image"] is None
+    assert (tmp_path / "figures" / "scenes.png").exists()
+
+
+def test_ssdir_is_measured_whole_and_left_as_it_was(data, tmp_path, capfd):
+    torch.manual_seed(0)
+    model = SSDIR(
+        Detector(SMALL), ModelConfig(z_what_size=5, n_hidden=0, decoder_channels=(8, 8, 4), merge="occlusion")
+    )
+    for head in model.detector.present:  # let something fire
+        torch.nn.init.constant_(head.bias, 0.4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    metrics = evaluate(model, data, tmp_path, EvaluationConfig(batch_size=6), progress=progress_bar)
+    assert metrics["counts"]["found_objects"] > 0
+    assert 0.0 < metrics["reconstruction"]["image_mse"] < 1.0
+    assert 0.0 < metrics["reconstruction"]["object_mse"] < 1.0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert capfd.readouterr().out == ""
+    again = evaluate(model, data, None, PLAIN)
+    for part in ("detection", "counts"):
+        assert again[part] == metrics[part]
+    assert again["provenance"]["model_checksum"] == metrics["provenance"]["model_checksum"]
+
+
+def test_object_errors_against_a_plain_loop():
+    torch.manual_seed(0)
+    images, patches = torch.rand(2, 3, 40, 40), torch.rand(3, 3, 64, 64)
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.0, 0.5, 0.5, 0.5], [3.0, 3.0, 0.1, 0.1]])
+    index = torch.tensor([0, 1, 1])
+    errors = object_errors(patches, images, boxes, index)
+    target = crop(images, boxes, index, 64)
+    assert errors[0] == pytest.approx(float(((patches[0] - target[0]) ** 2).mean()), rel=1e-5)
+    # the left half of the second box lies outside of its image and does not count
+    assert errors[1] == pytest.approx(float(((patches[1] - target[1])[:, :, 32:] ** 2).mean()), rel=1e-5)
+    assert errors[2].isnan()
+
+
+def test_small_patches_are_compared_at_64_pixels():
+    image = torch.linspace(0, 1, 64).expand(1, 3, 64, 64).contiguous()
+    box, index = torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([0])
+    for side in (16, 32, 128):
+        assert object_errors(crop(image, box, index, side), image, box, index).item() < 1e-5
+
+
+def test_scenes_to_show_span_the_counts(data):
+    batch = CachedDataset(data, "test", SIDE).batch(range(12))
+    chosen = various(batch, most=3)
+    counts = batch.counts()[chosen].tolist()
+    assert len(set(chosen)) == 3
+    assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == int(batch.counts().max())
+    assert cxcywh_to_xyxy(batch.boxes).max() <= 1
