@@ -53,7 +53,7 @@ def paste(
         canvas = patches.new_zeros(n_images * size * size, channels) + _nothing(patches, boxes)
         for _, values, _, pixel in _warped(patches, boxes, image_index, size):
             # Positions of a window beyond the patch or the image hold zeros and may land on any legal pixel.
-            canvas = canvas.index_add(0, pixel.flatten(), values.reshape(-1, channels))
+            canvas.index_add_(0, pixel.flatten(), values.reshape(-1, channels))
         return canvas.view(n_images, size, size, channels).permute(0, 3, 1, 2)
 
 
