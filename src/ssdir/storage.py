@@ -117,7 +117,7 @@ def require_free_space(folder: str | Path, n_bytes: int, what: str) -> None:
         )
 
 
-def format_bytes(n_bytes: float) -> str:
+def format_bytes(n_bytes: int) -> str:
     """
     >>> format_bytes(1_500_000)
     '1.5 MB'
@@ -127,7 +127,7 @@ def format_bytes(n_bytes: float) -> str:
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
-    return f"{n_bytes:.0f} bytes"
+    return f"{n_bytes} bytes"
 
 
 def read_json(path: str | Path) -> Any:

@@ -144,8 +144,8 @@ def _image_problems(folder: Path, entries: list[dict[str, Any]]) -> Iterator[tup
         except (DataError, OSError) as error:
             return [Problem(path, str(error), "error")], ""
         if image.size != (entry["width"], entry["height"]):
-            there = f"{image.width} x {image.height} pixels, but its annotation says {entry['width']} x {entry['height']}"
-            return [Problem(path, f"has {there}", "error")], digest
+            message = f"has {image.size} pixels, but its annotation says {(entry['width'], entry['height'])}"
+            return [Problem(path, message, "error")], digest
         return [], digest
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -178,8 +178,11 @@ def _fetch(
             _receive(response, part, have if response.status == 206 else 0, path.name, progress)
     if _md5(part) != expected:
         part.unlink()
+        if have:  # what had been there may have been of another file: once more from the start
+            return _fetch(url, path, expected, progress, timeout)
         raise DataError(f"the file at {url} has a wrong md5 sum")
     part.replace(path)
+    return None
 
 
 def _receive(

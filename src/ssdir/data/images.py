@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageOps
 
 from ssdir.storage import DataError
 
@@ -41,6 +41,7 @@ _DAMAGED = (
     OverflowError,
     struct.error,
     zlib.error,
+    UserWarning,  # of truncated TIFF files, where warnings are errors
 )
 
 
@@ -117,10 +118,10 @@ def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
         return image.convert("L")
     if image.mode in ("LA", "La"):
         grey, alpha = image.convert("LA").split()
-        return ImageChops.multiply(grey, alpha)
+        return Image.composite(grey, Image.new("L", image.size), alpha)
     if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
-        *colours, alpha = image.convert("RGBA").split()
-        return Image.merge("RGB", [ImageChops.multiply(colour, alpha) for colour in colours])
+        image = image.convert("RGBA")
+        return Image.composite(image.convert("RGB"), Image.new("RGB", image.size), image.getchannel("A"))
     return image.convert("RGB")
 
 

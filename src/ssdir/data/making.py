@@ -77,7 +77,8 @@ def make_dataset(
     done = total - sum(len(chunk.indices) for chunk in waiting)
     if progress is not None:
         progress(done, total)
-    workers = max(1, min(workers or os.cpu_count() or 1, len(waiting)))
+    # Unless told otherwise, a process must be worth its start (about a second).
+    workers = min(workers, len(waiting)) if workers else min(os.cpu_count() or 1, len(waiting) // 2)
     if waiting:
         _check_space(folder, waiting, prepare())
         for chunk in _run(folder, waiting, prepare, workers):
@@ -182,7 +183,7 @@ def _check_space(folder: Path, waiting: list[_Chunk], draw: Draw) -> None:
 
 def _run(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw], workers: int) -> Iterator[_Chunk]:
     """Make the chunks; yield each when it is finished."""
-    if workers == 1:
+    if workers <= 1:
         draw = prepare()
         for chunk in waiting:
             _make_chunk(folder, chunk, draw)

@@ -86,6 +86,8 @@ def make_scene(config: ScenesConfig, digits: Digits, split: str, index: int) -> 
     ((128, 128), True)
     """
     _check_split(split)
+    if index < 0 or config.seed < 0:
+        raise DataError(f"scene {index} of seed {config.seed}: neither may be negative")
     if len(digits) == 0:
         raise DataError(f"there are no digits for the scenes of {split!r}; use a larger set of digits")
     # Only uniform doubles are drawn, the one stream of numpy's generators that is the same in every version.

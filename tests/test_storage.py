@@ -1,0 +1,109 @@
+"""Files and folders that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssdir.storage import (
+    DataError,
+    atomic_folder,
+    atomic_open,
+    atomic_write,
+    load_tensors,
+    read_json,
+    require_free_space,
+    save_tensors,
+    write_json,
+)
+
+
+def test_writing_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    atomic_write(path, "one")
+    atomic_write(path, b"two", sync=False)
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    atomic_write(path, "old")
+    with pytest.raises(RuntimeError), atomic_open(path) as file:
+        file.write(b"half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_folder_appears_whole_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for content in ("first", "second"):
+        with atomic_folder(path) as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / content).write_text(content)
+            assert content == "second" or not path.exists()
+        assert [item.name for item in (path / "inner").iterdir()] == [content]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with atomic_folder(path) as folder:
+        (folder / "a").write_text("a")
+    with pytest.raises(RuntimeError), atomic_folder(path) as folder:
+        (folder / "b").write_text("b")
+        raise RuntimeError
+    assert [item.name for item in path.iterdir()] == ["a"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_free_space(tmp_path: Path) -> None:
+    require_free_space(tmp_path / "not" / "yet", 1, "a byte")
+    with pytest.raises(DataError, match=r"the moon needs 1000000\.0 TB in .*not/yet, but only .* free"):
+        require_free_space(tmp_path / "not" / "yet", 10**18, "the moon")
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(DataError):
+        require_free_space(tmp_path, 2 * free, "twice the disk")
+
+
+def test_json_round_trip_and_errors(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    value = {"a": [1, 2.5, None], "ü": True}
+    write_json(path, value)
+    assert read_json(path) == value == json.loads(path.read_text())
+    with pytest.raises(DataError, match=r"value\.json"):
+        write_json(path, {"bad": float("nan")})
+    assert read_json(path) == value
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"value\.json is not valid JSON .* truncated"):
+        read_json(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_json(path)
+    with pytest.raises(DataError, match=r"absent\.json does not exist"):
+        read_json(tmp_path / "absent.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_tensors_round_trip_and_truncation(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    base = torch.arange(6.0).reshape(2, 3)
+    tensors = {"a": base, "transposed": base.T, "shared": base, "b": torch.zeros(0, 4), "c": torch.tensor(3)}
+    save_tensors(path, tensors, {"kind": "test"})
+    loaded = load_tensors(path)
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
+    data = path.read_bytes()
+    for length in (0, 5, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(DataError, match=r"t\.safetensors is not a whole"):
+            load_tensors(path)
+    with pytest.raises(DataError, match="does not exist"):
+        load_tensors(tmp_path / "absent.safetensors")
