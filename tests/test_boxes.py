@@ -12,7 +12,6 @@ from ssdir.boxes import (
     cxcywh_to_xyxy,
     decode_offsets,
     encode_offsets,
-    iou,
     iou_matrix,
     nms,
     xyxy_to_cxcywh,
@@ -38,13 +37,14 @@ def greedy(
     corners: torch.Tensor, scores: torch.Tensor, group: torch.Tensor, threshold: float, most: int | None
 ) -> list[int]:
     """Plain greedy NMS, group by group, box by box."""
+    over = (iou_matrix(corners, corners) > threshold).tolist()
     kept = []
     for one in sorted(set(group.tolist())):
         mine = [row for row in range(len(group)) if group[row] == one]
         mine.sort(key=lambda row: (-float(scores[row]), row))
         survivors: list[int] = []
         for row in mine:
-            if all(float(iou(corners[row], corners[other])) <= threshold for other in survivors):
+            if not any(over[row][other] for other in survivors):
                 survivors.append(row)
         kept += survivors[:most]
     return kept

@@ -19,7 +19,7 @@ from ssdir.detector.backbone import Backbone, cells_of_maps, smallest_side
 from ssdir.storage import DataError
 
 FULL = DetectorConfig()
-MAP_1 = replace(FULL, image_size=32, maps=(1,), min_sizes=(32.0,), max_sizes=(80.0,))
+MAP_0 = replace(FULL, image_size=32, maps=(0,), min_sizes=(32.0,), max_sizes=(80.0,))
 
 
 def parameters(module: nn.Module) -> int:
@@ -34,15 +34,15 @@ def config_of(maps: tuple[int, ...], side: int, width: float = 1 / 16) -> Detect
 
 
 def test_full_size_layer_by_layer() -> None:
-    with torch.device("meta"):
-        backbone = Backbone(FULL)
-        maps = backbone(torch.zeros(2, 3, 300, 300))
+    backbone = Backbone(FULL).eval()
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, 300, 300))
     assert [tuple(one.shape) for one in maps] == [
-        (2, 512, 18, 18),
-        (2, 512, 9, 9),
-        (2, 512, 5, 5),
-        (2, 256, 3, 3),
-        (2, 256, 1, 1),
+        (1, 512, 18, 18),
+        (1, 512, 9, 9),
+        (1, 512, 5, 5),
+        (1, 256, 3, 3),
+        (1, 256, 1, 1),
     ]
     assert backbone.map_cells == (18, 9, 5, 3, 1)
     assert backbone.map_channels == (512, 512, 512, 256, 256)
@@ -70,20 +70,24 @@ def test_cells_and_channels_are_those_of_the_maps(maps: tuple[int, ...], side: i
     assert all(one.min() >= 0 for one in found)
 
 
-def test_map_0_is_the_stride_8_map_with_256_channels() -> None:
-    backbone = Backbone(config_of((0,), 64, width=1.0))
-    assert (backbone.map_channels, backbone.map_cells) == ((256,), (8,))
-    assert len(backbone.features) == 15 and len(backbone.extras) == 0
+def test_map_0_is_what_map_1_has_before_its_pooling() -> None:
+    torch.manual_seed(0)
+    both = Backbone(config_of((0, 1), 64)).eval()
+    with torch.no_grad():
+        fine, coarse = both(torch.rand(1, 3, 64, 64))
+    assert fine.shape == (1, 32, 8, 8)
+    assert torch.equal(nn.functional.max_pool2d(fine, 2), coarse)
+    full = Backbone(config_of((0,), 64, width=1.0))
+    assert (full.map_channels, full.map_cells) == ((512,), (8,))
 
 
 def test_layers_after_the_last_map_are_not_built() -> None:
-    assert [len(Backbone(config_of(maps, 300)).features) for maps in ((0,), (1,), (2,), (1, 4))] == [
-        15,
-        22,
-        29,
-        29,
-    ]
-    assert [len(Backbone(config_of(maps, 300)).extras) for maps in ((2,), (3,), (2, 4), (5,))] == [0, 1, 2, 3]
+    def built(maps: tuple[int, ...]) -> tuple[int, int]:
+        backbone = Backbone(config_of(maps, 300))
+        return len(backbone.features), len(backbone.extras)
+
+    assert [built((number,)) for number in range(6)] == [(21, 0), (22, 0), (29, 0), (29, 1), (29, 2), (29, 3)]
+    assert built((0, 2)) == (29, 0) and built((1, 4)) == (29, 2)
 
 
 def test_width_scales_channels_to_multiples_of_8() -> None:
@@ -108,8 +112,8 @@ def test_smallest_side_is_exact_and_named(number: int) -> None:
 
 def test_every_preset_fits_its_image_size() -> None:
     for preset in PRESETS.values():
-        with torch.device("meta"):
-            assert min(Backbone(preset.detector.detector).map_cells) >= 1
+        config = preset.detector.detector
+        assert cells_of_maps(config.image_size)[config.maps[-1]] >= 1
 
 
 def test_initial_values() -> None:
@@ -123,10 +127,10 @@ def test_initial_values() -> None:
 
 
 def official_like(folder: Path) -> Path:
-    """A file like torchvision's: all of VGG11-BN up to map 1, without counters, and a classifier."""
+    """A file like torchvision's: all of VGG11-BN up to map 0, without counters, and a classifier."""
     torch.manual_seed(1)
     values = {
-        name: torch.rand_like(value) for name, value in Backbone(MAP_1).state_dict().items() if value.ndim
+        name: torch.rand_like(value) for name, value in Backbone(MAP_0).state_dict().items() if value.ndim
     }
     values["features.22.weight"] = torch.zeros(3)  # a later layer, which these maps do not build
     values["classifier.0.weight"] = torch.zeros(2, 2)
@@ -141,7 +145,7 @@ def begin_of_hash(path: Path) -> str:
 
 def test_weights_of_a_local_file(tmp_path: Path) -> None:
     path = official_like(tmp_path)
-    backbone = Backbone(MAP_1)
+    backbone = Backbone(MAP_0)
     backbone.load_imagenet_weights(path, sha256=begin_of_hash(path))
     saved = torch.load(path, weights_only=True)
     own = {name: value for name, value in backbone.state_dict().items() if value.ndim}
@@ -151,7 +155,7 @@ def test_weights_of_a_local_file(tmp_path: Path) -> None:
 
 def test_weights_of_a_wrong_file_are_refused(tmp_path: Path) -> None:
     path = official_like(tmp_path)
-    backbone = Backbone(MAP_1)
+    backbone = Backbone(MAP_0)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     with pytest.raises(DataError, match=r"vgg\.pth.*SHA-256.*not 6002323d"):
         backbone.load_imagenet_weights(path)
@@ -205,23 +209,23 @@ def test_weights_are_downloaded_once_into_the_cache(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = official_like(tmp_path / "served")
-    expected = torch.load(path, weights_only=True)["features.15.weight"]
+    expected = torch.load(path, weights_only=True)["features.11.weight"]
     sha256 = begin_of_hash(path)
     for _ in range(2):  # the second time without the server's file
-        backbone = Backbone(MAP_1)
+        backbone = Backbone(MAP_0)
         backbone.load_imagenet_weights(url=f"{server}/vgg.pth", sha256=sha256)
-        assert torch.equal(backbone.features[15].weight, expected)
+        assert torch.equal(backbone.features[11].weight, expected)
         path.unlink(missing_ok=True)
     assert [item.name for item in (tmp_path / "cache/ssdir").iterdir()] == ["vgg.pth"]
     (tmp_path / "cache/ssdir/vgg.pth").write_text("damaged")
     with pytest.raises(DataError, match=r"ssdir/vgg\.pth is not the expected file"):
-        Backbone(MAP_1).load_imagenet_weights(url=f"{server}/vgg.pth", sha256=sha256)
+        Backbone(MAP_0).load_imagenet_weights(url=f"{server}/vgg.pth", sha256=sha256)
 
 
 def test_failed_downloads_leave_nothing(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     official_like(tmp_path / "served")
-    backbone = Backbone(MAP_1)
+    backbone = Backbone(MAP_0)
     with pytest.raises(DataError, match="not the expected file"):
         backbone.load_imagenet_weights(url=f"{server}/vgg.pth", sha256="00000000")
     with pytest.raises(DataError, match=r"absent\.pth cannot be downloaded .*404.*give the path"):

@@ -59,10 +59,12 @@ def test_sizes_are_the_same_share_of_any_image_and_strides_are_true() -> None:
     assert priors[640].tolist() == pytest.approx([0.5, 0.5, 207 / 300, 207 / 300])  # one cell spans the image
 
 
-def test_aspect_ratios_keep_the_small_squares_area() -> None:
-    config = replace(FULL, aspect_ratios=(0.5, 4.0), maps=(5,), min_sizes=(150.0,), max_sizes=(315.0,))
+def test_aspect_ratios_keep_the_small_area_and_the_square_comes_last() -> None:
+    config = replace(FULL, aspect_ratios=(0.5, 1.0, 4.0), maps=(5,), min_sizes=(150.0,), max_sizes=(216.0,))
     priors = make_priors(config, (1,))
     assert config.boxes_per_cell == len(priors) == 4
     width, height = priors[:, 2], priors[:, 3]
-    assert (width * height)[2:].tolist() == pytest.approx([0.25, 0.25])
-    assert (width / height).tolist() == pytest.approx([1, 1, 0.5, 4])
+    assert (width * height).tolist() == pytest.approx([0.25, 0.25, 0.25, 0.36])
+    assert (width / height).tolist() == pytest.approx([0.5, 1, 4, 1])
+    without = replace(config, max_sizes=())
+    assert without.boxes_per_cell == 3 and torch.equal(make_priors(without, (1,)), priors[:3])

@@ -61,7 +61,7 @@ def test_normalise_takes_mean_and_standard_deviation() -> None:
 
 def test_heads_keep_the_order_of_the_priors() -> None:
     """A score head that copies one channel: what lies in a cell comes out at that cell's predictions."""
-    detector = detector_of(aspect_ratios=(2.0,))
+    detector = detector_of(aspect_ratios=(1.0, 2.0))
     n_boxes = 3
     for head in detector.present:
         with torch.no_grad():

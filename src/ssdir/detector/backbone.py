@@ -14,7 +14,8 @@ from ssdir.storage import DataError
 
 # VGG11: channels of the convolutions of each stage; a 2x2 max-pooling ends a stage.
 _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
-_FIRST_STAGE = 2  # map 0 ends stage 2 (the third), map 1 stage 3, map 2 stage 4
+_POOLED_STAGES = {3: 1, 4: 2}  # the maps that these stages end with
+_FINE_STAGE = 3  # map 0 is what this stage has before its pooling
 # Extra layers, one entry a map from map 3 on: channels of the 1x1 and of the 3x3 convolution; its stride, padding.
 _EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0))
 _FIRST_EXTRA = 3
@@ -25,7 +26,8 @@ class Backbone(nn.Module):
 
     The VGG part bears the parameter names of torchvision's ``vgg11_bn`` (``features.N.*``); each map from the third
     on has a block ``extras.N`` of a 1x1 and a 3x3 convolution, both followed by ReLU. At 300 pixels and width 1 the
-    maps 0 to 5 have 256, 512, 512, 512, 256, 256 channels and 37, 18, 9, 5, 3, 1 cells a side.
+    maps 0 to 5 have 512, 512, 512, 512, 256, 256 channels and 37, 18, 9, 5, 3, 1 cells a side. Maps 1 to 5 are the
+    paper's; map 0 is the finer one that the two convolutions before map 1's pooling see.
 
     Initial values: Kaiming (fan out) in the VGG part, which is followed by BatchNorm and ReLU and may be trained
     from scratch, Xavier in the extra layers, zero biases.
@@ -50,15 +52,19 @@ class Backbone(nn.Module):
         channels_of: dict[int, int] = {}
         self._map_ends: dict[int, int] = {}
         channels = 3
-        for stage, widths in enumerate(_STAGES[: min(last, _FIRST_EXTRA - 1) + _FIRST_STAGE + 1]):
+        for stage, widths in enumerate(_STAGES[: _FINE_STAGE + 1 if last < 2 else None]):
             for wide in widths:
                 out = self._scaled(wide)
                 layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
                 channels = out
+            if stage == _FINE_STAGE:
+                self._map_ends[0], channels_of[0] = len(layers), channels
+                if last == 0:
+                    break
             layers.append(nn.MaxPool2d(2))
-            if stage >= _FIRST_STAGE:
-                self._map_ends[stage - _FIRST_STAGE] = len(layers)
-                channels_of[stage - _FIRST_STAGE] = channels
+            if stage in _POOLED_STAGES:
+                self._map_ends[_POOLED_STAGES[stage]] = len(layers)
+                channels_of[_POOLED_STAGES[stage]] = channels
         self.features = nn.Sequential(*layers)
         self.extras = nn.ModuleList()
         for number in range(_FIRST_EXTRA, last + 1):
@@ -156,7 +162,7 @@ def cells_of_maps(image_size: int) -> tuple[int, ...]:
     >>> cells_of_maps(128)
     (16, 8, 4, 2, 1, 0)
     """
-    cells = [image_size // 2 ** (stage + 1) for stage in range(_FIRST_STAGE, len(_STAGES))]
+    cells = [image_size // stride for stride in (8, 16, 32)]
     for _, _, stride, padding in _EXTRAS:
         cells.append(max(0, (cells[-1] + 2 * padding - 3) // stride + 1) if cells[-1] > 0 else 0)
     return tuple(cells)

@@ -13,8 +13,6 @@ from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.storage import DataError
 
-_MATCH_PAIRS = 1 << 23  # most pairs of a ground-truth box and a prior held at once
-
 
 @torch.no_grad()
 def match(
@@ -26,62 +24,63 @@ def match(
 ) -> Int[Tensor, "b n"]:
     """Which ground-truth box each prior of each image stands for.
 
-    A prior whose best IoU reaches ``match_iou`` stands for the box it has it with (ties: the first box). Before
-    that, every box gets one prior of its own: over all pairs of an image by falling IoU (ties: the first box, then
+    A prior whose best IoU reaches ``match_iou`` stands for the box it has it with (ties: the first box). But first
+    of all every box gets one prior of its own: over all pairs of an image by falling IoU (ties: the first box, then
     the first prior), a pair is joined if both are still free. So of two boxes that want the same prior the one
     with the better IoU has it, and the other takes its next best. Pairs that do not overlap are never joined.
 
     Args:
         priors: ``cxcywh``.
         boxes: ``cxcywh``, the ground truth of all images; empty or reversed ones match nothing.
-        image_index: the image, 0..n_images-1, of each box; sorted.
+        image_index: the image, 0..n_images-1, of each box.
         n_images: images in the batch.
         match_iou: in (0, 1].
 
     Returns:
         The row of ``boxes``, or -1 where a prior is a negative.
     """
-    counts = torch.bincount(image_index, minlength=n_images)
-    first = counts.cumsum(0) - counts
-    rows = torch.full((n_images, len(priors)), -1, dtype=torch.long, device=priors.device)
-    most = int(counts.max()) if len(boxes) > 0 else 0
-    if most == 0:
-        return rows
-    padded = boxes.new_zeros(n_images, most, 4)  # an empty box overlaps nothing
-    padded[image_index, torch.arange(len(boxes), device=boxes.device) - first[image_index]] = boxes
-    padded, priors = cxcywh_to_xyxy(padded.float()), cxcywh_to_xyxy(priors.float())
-    at_once = max(1, _MATCH_PAIRS // (most * len(priors)))
-    for start in range(0, n_images, at_once):
-        chunk = slice(start, start + at_once)
-        column = _match_padded(iou(padded[chunk, :, None], priors), match_iou)
-        rows[chunk] = torch.where(column >= 0, column + first[chunk, None], column)
-    return rows
+    n_slots = n_images * len(priors)  # a slot is a prior of an image
+    first_slot = image_index.long() * len(priors)
+    overlap = iou(cxcywh_to_xyxy(boxes.float())[:, None], cxcywh_to_xyxy(priors.float()))
+    box, prior = torch.nonzero((overlap >= match_iou) & (overlap > 0), as_tuple=True)
+    matched = _best_row(first_slot[box] + prior, overlap[box, prior], box, n_slots)
+    owner = _owners(overlap, first_slot, n_slots)
+    return torch.where(owner >= 0, owner, matched).reshape(n_images, len(priors))
 
 
-def _match_padded(overlap: Float[Tensor, "b q n"], match_iou: float) -> Int[Tensor, "b n"]:
-    """:func:`match` on the IoU of each image's boxes (padded with boxes of IoU 0) with the priors.
+def _owners(
+    overlap: Float[Tensor, "g n"], first_slot: Int[Tensor, "g"], n_slots: int
+) -> Int[Tensor, "slots"]:
+    """The box that owns each slot, or -1; ``overlap`` is used up.
 
-    A box and a prior that are one another's best choice among all that are free are joined in the greedy order,
-    whatever happens elsewhere; so each round joins all such pairs of all images at once. Every round joins at least
-    one pair of every unfinished image, hence there are at most q rounds (two or three as a rule).
+    Boxes propose, all at once, to their favourite prior; a prior holds on to its best proposal, and the boxes it
+    refuses propose to their next favourite (Gale and Shapley, 1962). Since both sides rank pairs by the same IoU,
+    there is one stable assignment, which is the greedy one. Two or three rounds as a rule; only the refused boxes
+    cost anything in a round.
     """
-    b, q, _ = overlap.shape
-    best, column = overlap.max(dim=1)
-    matched = torch.where((best >= match_iou) & (best > 0), column, -1)
-    free = overlap  # pairs whose box or prior is taken become -1, in place
-    box = torch.arange(q, device=overlap.device).expand(b, q)
+    offer, slot = overlap.new_zeros(len(overlap)), torch.zeros_like(first_slot)
+    asking = torch.arange(len(overlap), device=overlap.device)
     while True:
-        value, prior = free.max(dim=2)  # each box's favourite among the free priors
-        # What every box (rows) would have of each favourite (columns); a favourite prefers its best, first box.
-        rival = free.gather(2, prior[:, None].expand(b, q, q)).argmax(dim=1)
-        joined = (value > 0) & (rival == box)
-        image, one = torch.nonzero(joined, as_tuple=True)
-        if len(image) == 0:
-            return matched
-        taken = prior[image, one]
-        matched[image, taken] = one
-        free[image, one] = -1.0
-        free[image, :, taken] = -1.0
+        if len(asking) > 0:
+            offer[asking], prior = overlap[asking].max(dim=1)
+            slot[asking] = first_slot[asking] + prior
+        standing = torch.nonzero(offer > 0)[:, 0]
+        owner = _best_row(slot[standing], offer[standing], standing, n_slots)
+        asking = standing[owner[slot[standing]] != standing]
+        if len(asking) == 0:
+            return owner
+        overlap[asking, slot[asking] - first_slot[asking]] = -1.0
+
+
+def _best_row(
+    slot: Int[Tensor, "k"], value: Float[Tensor, "k"], row: Int[Tensor, "k"], n_slots: int
+) -> Int[Tensor, "slots"]:
+    """For each slot the row that offers it the highest value (ties: the lowest row); -1 where none offers any."""
+    highest = value.new_zeros(n_slots).scatter_reduce(0, slot, value, "amax")
+    best = value == highest[slot]
+    nobody = torch.iinfo(row.dtype).max
+    found = row.new_full((n_slots,), nobody).scatter_reduce(0, slot[best], row[best], "amin")
+    return torch.where(found == nobody, -1, found)
 
 
 def hard_negatives(
@@ -119,10 +118,7 @@ class MultiboxLoss:
         """
         with torch.autocast(output.logits.device.type, enabled=False):
             offsets, logits = output.offsets.float(), output.logits.float()
-            smallest = 1.0 / detector.config.image_size
-            sound = ((batch.boxes[:, 2:] >= smallest) & torch.isfinite(batch.boxes).all(1, keepdim=True)).all(
-                1
-            )
+            sound = _sound(batch.boxes, detector.config.image_size)
             boxes, labels = batch.boxes[sound].float(), batch.labels[sound]
             rows = match(
                 detector.priors, boxes, batch.image_index[sound], len(batch.images), self.config.match_iou
@@ -141,10 +137,16 @@ class MultiboxLoss:
                 classes = torch.zeros_like(rows)
                 classes[image, prior] = labels[matched].long() + 1  # 0 is background
                 losses = F.cross_entropy(logits.transpose(1, 2), classes, reduction="none")
+            losses = torch.where(positive, self.config.positive_weight * losses, losses)
             chosen = positive | hard_negatives(losses, positive, self.config.negatives_per_positive)
             n_positive = positive.sum().clamp(min=1)
             score = torch.where(chosen, losses, torch.zeros_like(losses)).sum()
             return {"box": box / n_positive, "score": score / n_positive}
+
+
+def _sound(boxes: Float[Tensor, "g 4"], image_size: int) -> Bool[Tensor, "g"]:
+    """Which boxes (``cxcywh``) are finite and at least a pixel wide and high."""
+    return torch.isfinite(boxes).all(1) & (boxes[:, 2:] >= 1.0 / image_size).all(1)
 
 
 def _check_labels(labels: Int[Tensor, "g"], n_classes: int) -> None:

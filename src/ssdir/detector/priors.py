@@ -31,9 +31,10 @@ def map_stride(number: int, cells: int, image_size: int) -> float:
 def make_priors(config: DetectorConfig, map_cells: tuple[int, ...]) -> Float[Tensor, "n 4"]:
     """Priors (``cxcywh`` in [0, 1] of the image, not clipped to it) of every box the heads predict.
 
-    In each cell: a square of side min, a square of side sqrt(min * max), then one box of the small square's area
-    for each of ``config.aspect_ratios`` (width / height). Sizes scale with the image, i.e. they are the same share
-    of it at every ``image_size``. The centre of cell i is (i + 0.5) * stride / image_size.
+    In each cell: one box of area min * min for each of ``config.aspect_ratios`` (width / height), then, where
+    ``config.max_sizes`` are given, a square of side sqrt(min * max); the paper has two squares. Sizes scale with
+    the image, i.e. they are the same share of it at every ``image_size``. The centre of cell i is
+    (i + 0.5) * stride / image_size.
 
     Args:
         config: image side, maps used and prior sizes.
@@ -43,16 +44,20 @@ def make_priors(config: DetectorConfig, map_cells: tuple[int, ...]) -> Float[Ten
         One row a prediction, in the order map, row, column, box.
     """
     rows: list[tuple[float, float, float, float]] = []
-    for number, cells, smallest, largest in zip(
-        config.maps, map_cells, config.min_sizes, config.max_sizes, strict=True
-    ):
+    for place, (number, cells) in enumerate(zip(config.maps, map_cells, strict=True)):
         step = map_stride(number, cells, config.image_size) / config.image_size
-        small = smallest / REFERENCE_SIZE
-        large = math.sqrt(smallest * largest) / REFERENCE_SIZE
-        sides = [(small, small), (large, large)]
-        sides += [(small * math.sqrt(ratio), small / math.sqrt(ratio)) for ratio in config.aspect_ratios]
+        small = config.min_sizes[place]
+        sides = [(small * math.sqrt(ratio), small / math.sqrt(ratio)) for ratio in config.aspect_ratios]
+        if config.max_sizes:
+            large = math.sqrt(small * config.max_sizes[place])
+            sides.append((large, large))
         rows += [
-            ((column + 0.5) * step, (row + 0.5) * step, width, height)
+            (
+                (column + 0.5) * step,
+                (row + 0.5) * step,
+                width / REFERENCE_SIZE,
+                height / REFERENCE_SIZE,
+            )
             for row, column, (width, height) in itertools.product(range(cells), range(cells), sides)
         ]
     return torch.tensor(rows, dtype=torch.float32)
