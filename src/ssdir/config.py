@@ -83,13 +83,13 @@ class DetectorConfig:
     width: float = 1.0
     """Factor on the number of channels of every backbone layer."""
     maps: tuple[int, ...] = (1, 2, 3, 4, 5)
-    """Feature maps used, numbered as in the paper; 0 is the finer map (stride 8) before map 1."""
+    """Feature maps used, numbered as in the paper; 0 is the finer one (stride 8) before map 1's pooling."""
     min_sizes: tuple[float, ...] = (32.0, 80.0, 153.0, 207.0, 261.0)
-    """Side of the small square prior of each map used, in pixels at S = 300."""
+    """Square root of the area of each map's small priors, in pixels at S = 300."""
+    aspect_ratios: tuple[float, ...] = (1.0,)
+    """Width / height of the small priors of each cell (the paper has one square)."""
     max_sizes: tuple[float, ...] = (80.0, 153.0, 207.0, 261.0, 315.0)
-    """With ``min_sizes``: the second square prior has side sqrt(min * max)."""
-    aspect_ratios: tuple[float, ...] = ()
-    """Further priors of each cell, width / height, with the area of the small square (none in the paper)."""
+    """With ``min_sizes``: one more prior, a square of side sqrt(min * max); empty: no such prior."""
     n_classes: int = 1
     """Object classes C; used only where ``class_agnostic`` is false."""
     class_agnostic: bool = True
@@ -111,10 +111,14 @@ class DetectorConfig:
             and set(self.maps) <= set(range(6)),
             f"detector.maps is {self.maps}; list increasing numbers out of 0..5",
         )
+        for name, sizes in (("min_sizes", self.min_sizes), ("max_sizes", self.max_sizes or self.min_sizes)):
+            _require(
+                len(sizes) == len(self.maps) and all(size > 0 for size in sizes),
+                f"detector.{name} is {sizes}; it must have one positive entry for each of the {len(self.maps)} maps",
+            )
         _require(
-            len(self.min_sizes) == len(self.max_sizes) == len(self.maps),
-            f"detector.min_sizes ({len(self.min_sizes)}) and max_sizes ({len(self.max_sizes)}) must have one "
-            f"entry for each of the {len(self.maps)} maps",
+            self.boxes_per_cell > 0 and all(ratio > 0 for ratio in self.aspect_ratios),
+            "detector: give positive aspect_ratios, or max_sizes, or both; each cell needs a prior",
         )
         _require(self.n_classes >= 1, "detector.n_classes must be at least 1")
         _require(
@@ -123,7 +127,7 @@ class DetectorConfig:
 
     @property
     def boxes_per_cell(self) -> int:
-        return 2 + len(self.aspect_ratios)
+        return len(self.aspect_ratios) + bool(self.max_sizes)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ class DetectorLossConfig:
     """A prior is positive when its IoU with a ground-truth box reaches this."""
     negatives_per_positive: float = 3.0
     """Hard negatives per positive of an image (at least this many also in an image without objects)."""
+    positive_weight: float = 1.0
+    """Weight of a positive against a negative in the classification term; above 1 more boxes fire."""
     box_weight: float = 1.0
     """Weight of the smooth-L1 box term."""
     score_weight: float = 1.0
