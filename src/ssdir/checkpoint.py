@@ -72,11 +72,15 @@ def save_checkpoint(
         save_tensors(temporary / "training.safetensors", tensors)
         write_json(temporary / "training.json", {"step": step, **values})
     for old in checkpoints(run)[:-keep]:
-        # Renamed first: a process killed half-way through the deletion must not leave half a checkpoint.
-        doomed = old.with_name(f".{old.name}.tmp")
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+        discard(old)
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint. It is renamed first: a kill half-way must not leave what looks like a checkpoint."""
+    doomed = folder.with_name(f".{folder.name}.tmp")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
@@ -206,7 +210,7 @@ class RunState:
         """Write the checkpoint of ``step``, ``seconds`` into the run."""
         tensors = optimizer_tensors(self.optimizer, self.names)
         if self.average.shadow:  # model.safetensors then holds the average
-            live = {name: parameter.detach() for parameter, name in self.names.items()}
+            live = {name: parameter.detach().clone() for parameter, name in self.names.items()}
             tensors |= prefixed("live", live)
         if self.window.sums is not None:
             tensors["window"] = self.window.sums

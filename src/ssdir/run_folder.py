@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdir.config import ConfigError
+from ssdir.data.coco import annotation_path
 from ssdir.storage import DataError, read_json
 
 _ABSENT = "(absent)"
@@ -104,7 +105,7 @@ def dataset_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for split in ("train", "val"):
-        path = folder / "annotations" / f"{split}.json"
+        path = annotation_path(folder, split)
         if path.is_file():
             digest.update(f"{split} ".encode() + hashlib.sha256(path.read_bytes()).digest())
         elif split == "train":

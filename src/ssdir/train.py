@@ -238,7 +238,7 @@ def train_ssdir(
 
 
 def _accelerator(settings: TrainingConfig) -> Accelerator:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     # Accelerate's state outlives a run and pins its precision; the next run in this process may have another.
@@ -246,8 +246,6 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="bf16" if _computes_in_bf16(settings.precision) else "no",
         gradient_accumulation_steps=settings.accumulate,
-        # A batch without objects leaves the decoder without gradients.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     parts = accelerator.num_processes * settings.accumulate
     if settings.batch_size % parts:
@@ -273,10 +271,9 @@ def _computes_in_bf16(precision: Literal["auto", "fp32", "bf16"]) -> bool:
 def _open(dataset: Path, image_size: int) -> tuple[CachedDataset, CachedDataset | None]:
     """The train and, where there is one, the val split."""
     images = CachedDataset(dataset, "train", image_size)
-    if len(images) == 0:
-        raise ConfigError(f"the train split of {dataset} has no image; nothing can be learned from it")
-    validation = CachedDataset(dataset, "val", image_size) if "val" in splits(dataset) else None
-    return images, validation if validation is not None and len(validation) > 0 else None
+    if "val" in splits(dataset) and open_split(dataset, "val").images:
+        return images, CachedDataset(dataset, "val", image_size)
+    return images, None
 
 
 def _describe(task: Task, run_config: Any, dataset: Path, images: CachedDataset) -> dict[str, Any]:
