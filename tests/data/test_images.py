@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +121,12 @@ def test_extreme_sizes(tmp_path: Path) -> None:
 
 
 def test_too_large_an_image(tmp_path: Path) -> None:
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", header), (b"IDAT", b""))
+    ]
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     with pytest.raises(DataError, match=r"huge\.png is too large"):
         read_image(tmp_path / "huge.png")
 

@@ -1,0 +1,183 @@
+"""Reading COCO folders, generated or users' own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssdir.data.coco import clip_boxes, open_split, splits
+from ssdir.storage import DataError
+
+GOOD: dict[str, Any] = {
+    "images": [
+        {"id": 7, "file_name": "b.png", "width": 40, "height": 20},
+        {"id": 3, "file_name": "sub/a.png", "width": 10, "height": 10},
+        {"id": 9, "file_name": "empty.png", "width": 5, "height": 5},
+    ],
+    "categories": [
+        {"id": 90, "name": "toothbrush"},
+        {"id": 1, "name": "person"},
+        {"id": 13, "name": "stop sign"},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 3, "category_id": 13, "bbox": [1, 2, 3, 4], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 90, "bbox": [0.5, 1.5, 10.25, 4.0]},
+        {
+            "id": 3,
+            "image_id": 3,
+            "category_id": 1,
+            "bbox": [0, 0, 10, 10],
+            "segmentation": [[0, 0, 1, 1, 2, 2]],
+        },
+    ],
+}
+
+
+def write_coco(folder: Path, value: Any, split: str = "train") -> Path:
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    (folder / "annotations" / f"{split}.json").write_text(json.dumps(value))
+    return folder
+
+
+def test_packed_objects(tmp_path: Path) -> None:
+    split = open_split(write_coco(tmp_path, GOOD), "train")
+    assert [entry.id for entry in split.images] == [7, 3, 9]
+    assert split.images[1].path == tmp_path / "images" / "train" / "sub" / "a.png"
+    assert (split.images[0].width, split.images[0].height) == (40, 20)
+    assert split.categories == ("person", "stop sign", "toothbrush")
+    assert split.image_index.tolist() == [0, 1, 1]
+    assert split.labels.tolist() == [2, 1, 0]
+    assert split.boxes_xywh.tolist() == [[0.5, 1.5, 10.25, 4.0], [1, 2, 3, 4], [0, 0, 10, 10]]
+    assert split.dropped == {}
+
+
+def test_a_file_without_objects(tmp_path: Path) -> None:
+    split = open_split(write_coco(tmp_path, {**GOOD, "annotations": []}), "train")
+    assert split.boxes_xywh.shape == (0, 4) and len(split.images) == 3 and split.labels.dtype == np.int64
+
+
+def test_splits_are_in_order(tmp_path: Path) -> None:
+    for name in ("extra", "test", "train", "another"):
+        write_coco(tmp_path, GOOD, name)
+    assert splits(tmp_path) == ["train", "test", "another", "extra"]
+    (tmp_path / "empty").mkdir()
+    assert splits(tmp_path / "empty") == []
+    with pytest.raises(DataError, match=r"no split 'val'.*found: train, test, another, extra"):
+        open_split(tmp_path, "val")
+    with pytest.raises(DataError, match="found: none"):
+        open_split(tmp_path / "empty", "val")
+    with pytest.raises(DataError, match="absent is not a folder"):
+        splits(tmp_path / "absent")
+
+
+def test_unusable_boxes_are_left_out_counted_and_warned_of(tmp_path: Path) -> None:
+    value = copy.deepcopy(GOOD)
+    boxes = {
+        "NaN or infinite": [[float("nan"), 1, 2, 2], [1, 1, float("inf"), 2]],
+        "negative width or height": [[8, 8, -3, 2], [8, 8, 3, -2]],
+        "less than 1 pixel inside the image": [
+            [1, 1, 0, 0],
+            [1, 1, 5, 0.5],
+            [50, 2, 4, 4],
+            [-10, 0, 10.5, 9],
+        ],
+    }
+    bad = [box for group in boxes.values() for box in group]
+    value["annotations"] += [
+        {"id": 10 + i, "image_id": 7, "category_id": 1, "bbox": box} for i, box in enumerate(bad)
+    ]
+    value["annotations"].append(
+        {"id": 50, "image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1}
+    )
+    value["annotations"].append({"id": 51, "image_id": 7, "category_id": 1, "bbox": [-5, 10, 100, 100]})
+    write_coco(tmp_path, value)
+    with pytest.warns(
+        UserWarning, match=r"train\.json: boxes left out: 2 NaN .*, 2 negative .*, 4 less than 1 pixel"
+    ):
+        split = open_split(tmp_path, "train")
+    assert split.dropped == {**{name: len(group) for name, group in boxes.items()}, "crowd": 1}
+    assert split.image_index.tolist() == [0, 0, 1, 1]
+    assert split.boxes_xywh[1].tolist() == [0, 10, 40, 10]  # clipped to the image
+
+
+def test_crowds_alone_do_not_warn(tmp_path: Path) -> None:
+    value = copy.deepcopy(GOOD)
+    value["annotations"][0]["iscrowd"] = 1
+    assert open_split(write_coco(tmp_path, value), "train").dropped == {"crowd": 1}
+
+
+def test_clip_boxes_against_corners() -> None:
+    random = np.random.default_rng(0)
+    boxes = np.c_[random.uniform(-20, 40, (200, 2)), random.uniform(0, 40, (200, 2))]
+    sizes = random.uniform(5, 40, (200, 2))
+    clipped, problem = clip_boxes(boxes, sizes)
+    low = np.clip(boxes[:, :2], 0, sizes)
+    high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, sizes)
+    np.testing.assert_allclose(clipped, np.c_[low, high - low])
+    assert np.array_equal(problem == 3, (high - low).min(1) < 1)
+
+
+def _set(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
+    def change(value: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        value[path[-1]] = to
+
+    return change
+
+
+def _delete(*path: Any) -> Callable[[dict[str, Any]], None]:
+    def change(value: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        del value[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_delete("images"), "the list 'images' is missing"),
+        (_delete("annotations"), "the list 'annotations' is missing"),
+        (_set("categories", to={}), "the list 'categories' is missing"),
+        (_delete("images", 1, "file_name"), r"images\[1\] lacks file_name"),
+        (_delete("images", 1, "width"), r"images\[1\] needs a positive whole number as width, not None"),
+        (_set("images", 1, "height", to=0), r"images\[1\] needs a positive whole number as height, not 0"),
+        (_set("images", 1, "id", to="x"), r"images\[1\] needs a whole number as id"),
+        (_set("images", 1, "id", to=7), r"images\[1\] has the id 7, which an earlier one has too"),
+        (_set("images", 1, to=3), r"images\[1\] is not an object"),
+        (_delete("categories", 0, "name"), r"categories\[0\] lacks name"),
+        (_set("categories", 0, "id", to=1), r"categories\[1\] has the id 1"),
+        (_delete("annotations", 0, "image_id"), "annotation 1 has image_id None"),
+        (
+            _set("annotations", 0, "image_id", to=4),
+            "annotation 1 has image_id 4, which is not in the file's images",
+        ),
+        (_set("annotations", 0, "category_id", to=2), "annotation 1 has category_id 2, .* categories"),
+        (_delete("annotations", 0, "bbox"), "annotation 1 needs a bbox of four numbers"),
+        (_set("annotations", 0, "bbox", to=[1, 2, 3]), "annotation 1 needs a bbox of four numbers"),
+        (_set("annotations", 0, "bbox", to=[1, 2, None, 4]), "annotation 1 needs a bbox of four numbers"),
+        (_set("annotations", 0, to="?"), r"annotations\[0\] is not an object"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
+    value = copy.deepcopy(GOOD)
+    change(value)
+    with pytest.raises(DataError, match=message) as caught:
+        open_split(write_coco(tmp_path, value), "train")
+    assert "train.json" in str(caught.value) and "ssdir data check" in str(caught.value)
+
+
+def test_not_an_object_and_not_json(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be a JSON object"):
+        open_split(write_coco(tmp_path, []), "train")
+    (tmp_path / "annotations" / "train.json").write_text('{"images": [')
+    with pytest.raises(DataError, match=r"train\.json is not valid JSON"):
+        open_split(tmp_path, "train")
