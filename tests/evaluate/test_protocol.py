@@ -189,7 +189,7 @@ def test_finding_nothing_is_a_result(data, tmp_path):
     assert metrics["detection"]["AP50"] == 0.0
     assert metrics["detection"]["count_accuracy"] == pytest.approx(1 / 12)  # the empty image
     assert metrics["reconstruction"]["object_mse"] is None
-    assert metrics["reconstruction"]["image_mse"] > 0.01
+    assert metrics["reconstruction"]["image_mse"] == metrics["reconstruction"]["image_mse_black"] > 0.01
     assert metrics["downstream"]["matched_share"] == 0.0
     assert metrics["downstream"]["matched_accuracy"] is None
     assert metrics["downstream"]["reason"] == "no object of the train split was found"
@@ -251,7 +251,9 @@ def test_a_detector_alone_gets_detection_figures_only(data, tmp_path, class_agno
     metrics = evaluate(detector, data, tmp_path, EvaluationConfig(batch_size=6))
     assert 0.0 <= metrics["detection"]["AP50"] < 1.0
     assert metrics["detection"]["class_aware"] is not class_agnostic
-    assert metrics["reconstruction"] == {"image_mse": None, "object_mse": None, "object_mse_true_box": None}
+    assert metrics["reconstruction"] == dict.fromkeys(
+        ("image_mse", "image_mse_black", "object_mse", "object_mse_true_box")
+    )
     assert metrics["downstream"]["reason"] == "the model gives no z_what"
     assert metrics["seconds"]["rendering_per_image"] is None
     assert (tmp_path / "figures" / "scenes.png").exists()

@@ -59,6 +59,8 @@ class Collected:
     matches: list[Matches] = field(default_factory=list)
     """Rows of the objects found and of the true ones, counted over the whole split."""
     image_mse: list[Tensor] = field(default_factory=list)
+    image_mse_black: list[Tensor] = field(default_factory=list)
+    """What a model that paints nothing would score."""
     object_mse: list[Tensor] = field(default_factory=list)
     object_mse_true_box: list[Tensor] = field(default_factory=list)
     seconds_infer: list[float] = field(default_factory=list)
@@ -259,8 +261,9 @@ def _paint(
     if hasattr(model, "render"):
         output, seconds = _timed(lambda: model.render(objects, IMAGE_SIDE), batch.images.device)
         found.seconds_render.append(seconds / max(1, len(batch)))
-        error = (output.float() - resize(batch.images, IMAGE_SIDE)) ** 2
-        found.image_mse.append(error.mean(dim=(1, 2, 3)).cpu())
+        target = resize(batch.images, IMAGE_SIDE)
+        found.image_mse.append(((output.float() - target) ** 2).mean(dim=(1, 2, 3)).cpu())
+        found.image_mse_black.append((target**2).mean(dim=(1, 2, 3)).cpu())
     if objects.patches is not None:
         patches = objects.patches.float()
         errors = object_errors(patches, batch.images, objects.boxes, objects.image_index)

@@ -27,7 +27,7 @@ from torch import Tensor
 from ssdir.config import ConfigError
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
-from ssdir.data.coco import splits
+from ssdir.data.coco import annotation_path, open_split, splits
 from ssdir.evaluate.collect import Collected, collect, device_of, joined
 from ssdir.evaluate.detection import DetectionScores, average_precision, count_accuracy
 from ssdir.evaluate.probe import classification_scores, fit_probe
@@ -116,6 +116,7 @@ def evaluate(
         },
         "reconstruction": {
             "image_mse": _mean(found.image_mse),
+            "image_mse_black": _mean(found.image_mse_black),
             "object_mse": _mean(found.object_mse),
             "object_mse_true_box": _mean(found.object_mse_true_box),
         },
@@ -255,7 +256,7 @@ def _downstream(
         reason = "the model gives no z_what"
     elif split == "train":
         reason = "the train split is the one reported on: no other objects to learn from"
-    elif "train" not in splits(data):
+    elif "train" not in splits(data) or not open_split(data, "train").images:
         reason = "the dataset has no train split to learn from"
     elif found.n_truth == 0:
         reason = f"the {split} split has no object"
@@ -342,7 +343,7 @@ def _provenance(
     dataset: CachedDataset,
     config: EvaluationConfig,
 ) -> dict[str, Any]:
-    annotations = data / "annotations" / f"{split}.json"
+    annotations = annotation_path(data, split)
     return {
         "model": type(model).__name__,
         "model_path": None if model_path is None else str(model_path),
@@ -353,6 +354,9 @@ def _provenance(
         else None,
         "split": split,
         "categories": list(dataset.categories),
+        "class_agnostic": getattr(
+            getattr(getattr(model, "detector", model), "config", None), "class_agnostic", None
+        ),
         "image_side": image_side(model),
         "seed": config.seed,
         "ssdir": _version(),

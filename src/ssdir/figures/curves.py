@@ -92,19 +92,28 @@ def precision_recall(
 def group_columns(rows: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Steps and panels for :func:`loss_curves`, from the lines of a run's ``metrics.csv``.
 
-    Columns named ``loss/...`` are drawn one a panel, then the learning rate and the health columns; a column
-    that never moves or is hardly ever filled is left out.
+    The loss and each of its terms with their validation values, then average precision, objects an image, gradient
+    norm and learning rate, whichever were logged; curves with fewer than two points are left out.
     """
-    steps = np.array([row.get("step", np.nan) for row in rows], dtype=float)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    panels: dict[str, dict[str, np.ndarray]] = {}
+    wanted = {"loss": {"training": "loss", "validation": "val/loss"}}
     for name in names:
-        values = np.array([row.get(name, np.nan) for row in rows], dtype=float)
-        known = np.isfinite(values)
-        if name == "step" or known.sum() < 2 or np.ptp(values[known]) == 0:
-            continue
-        panels[name] = {name: values}
-    return steps, panels
+        if name.startswith("loss/"):
+            term = name.removeprefix("loss/")
+            wanted[f"loss term: {term}"] = {"training": name, "validation": f"val/{term}"}
+    wanted["validation AP"] = {"AP50": "val/AP50", "AP": "val/AP"}
+    wanted["objects an image"] = {"present": "health/present_per_image", "true": "health/true_per_image"}
+    wanted["gradient norm"] = {"training": "grad_norm"}
+    wanted["learning rate"] = {"training": "lr"}
+    panels = {}
+    for title, curves in wanted.items():
+        values = {
+            label: np.array([row.get(name, np.nan) for row in rows], float) for label, name in curves.items()
+        }
+        values = {label: column for label, column in values.items() if np.isfinite(column).sum() >= 2}
+        if values:
+            panels[title] = values
+    return np.array([row.get("step", np.nan) for row in rows], float), panels
 
 
 def _panel(axes: Axes, steps: Float[np.ndarray, "n"], curves: Mapping[str, Float[np.ndarray, "n"]]) -> None:

@@ -14,7 +14,7 @@ from ssdir.figures.style import PALETTE
 
 def draw_boxes(
     image: UInt8[np.ndarray, "h w 3"] | Float[Tensor, "3 h w"] | Image.Image,
-    boxes_xyxy: np.ndarray | Tensor | Sequence[Sequence[float]],
+    boxes_xyxy: np.ndarray | Tensor | Sequence[Sequence[float | int]],
     labels: Sequence[str] | None = None,
 ) -> Image.Image:
     """A copy of an image with boxes, each with its label in a corner.
