@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -130,16 +130,17 @@ def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool, str
         weights: coefficient of each loss term; terms of weight 0 are not expected to move.
 
     Looked at: terms that moved by less than 1 % over the last quarter of the lines (once that is 5 lines), a
-    gradient norm of 0 or 100 times its median, a loss above its first value, no present object at all.
+    gradient norm of 0 or 100 times its median, and, after 5 lines, a loss above its first value and no present
+    object at all.
 
-    >>> health([{"step": 20, "loss": 1.0, "grad_norm": 2.0, "health/present_per_image": 3.25}], {})
+    >>> health([{"step": 20.0, "loss": 1.0, "grad_norm": 2.0, "health/present_per_image": 3.25}], {})
     (True, 'healthy: present per image 3.25, gradient norm 2')
     """
     row = rows[-1]
     shown = [f"{_words(name)} {value:.4g}" for name, value in row.items() if name.startswith("health/")]
     shown.append(f"gradient norm {row['grad_norm']:.4g}")
     worries = [*_still(rows, weights), *_gradient_worries(rows)]
-    if row.get("health/present_per_image", 1.0) == 0:
+    if len(rows) >= 5 and row.get("health/present_per_image", 1.0) == 0:
         worries.append("no object is present in any image")
     if len(rows) >= 5 and row["loss"] > rows[0]["loss"]:
         worries.append(f"the loss ({row['loss']:.4g}) is above where it began ({rows[0]['loss']:.4g})")
@@ -255,7 +256,7 @@ def _terms(row: Row) -> str:
 
 def format_seconds(seconds: float) -> str:
     """
-    >>> [format_seconds(value) for value in (4.2, 80, 3700, 90000)]
+    >>> [format_seconds(value) for value in (4.2, 80.0, 3700.0, 90000.0)]
     ['4s', '1m20s', '1h01m', '25h00m']
     """
     whole = round(seconds)
@@ -269,6 +270,7 @@ def format_seconds(seconds: float) -> str:
 # -- TensorBoard and Weights & Biases ----------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Somewhere else that a run's numbers and pictures go."""
 
