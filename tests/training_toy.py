@@ -225,7 +225,8 @@ def _worker(folder: Path, rank: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("accelerate")  # once for all children
+    for slow_import in ("accelerate", "torch._dynamo"):  # once for all children
+        importlib.import_module(slow_import)
 
     torch.set_num_threads(1)
     scenarios = {item.__name__: item for item in (kill_at_random, kill_in_checkpoints, two_processes)}

@@ -159,7 +159,7 @@ def load_optimizer_tensors(
             )
         if key == "step":
             # A fused optimizer keeps its step counters beside the parameters, others on the CPU.
-            optimizer.state[parameter][key] = tensor.to(parameter.device if fused else "cpu")
+            optimizer.state[parameter][key] = tensor.to(parameter.device if fused else "cpu", copy=True)
         else:
             optimizer.state[parameter][key] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
 

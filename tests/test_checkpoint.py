@@ -1,0 +1,230 @@
+"""Checkpoints: whole or absent, exact, and refused with a remedy where they do not fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ssdir.checkpoint import (
+    load_checkpoint,
+    load_optimizer_tensors,
+    load_weights,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from ssdir.config import ConfigError, TrainingConfig
+from ssdir.model.pretrained import save_folder
+from ssdir.optim import make_optimizer
+from ssdir.run_folder import (
+    changed_settings,
+    check_run,
+    checkpoints,
+    dataset_fingerprint,
+    remove_leftovers,
+)
+from ssdir.storage import DataError, write_json
+
+SETTINGS = TrainingConfig(learning_rate=0.01, weight_decay=0.1)
+DESCRIPTION = {
+    "kind": "toy",
+    "version": 1,
+    "config": {"training": {"steps": 10, "seed": 0}, "loss": {"w": 1.0}},
+    "data": {"folder": "/a", "fingerprint": "f0"},
+}
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).to(
+        memory_format=torch.channels_last
+    )
+
+
+def names_of(module: nn.Module) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in module.named_parameters()}
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    module(images.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def save_one(run: Path, number: int, module: nn.Module, keep: int = 2) -> Path:
+    return save_checkpoint(
+        run,
+        number,
+        lambda folder: save_folder(folder, {"kind": "toy"}, module),
+        {"x": torch.ones(2)},
+        {},
+        keep=keep,
+    )
+
+
+def test_optimizer_state_goes_on_exactly() -> None:
+    a = network()
+    optimizer = make_optimizer(a, SETTINGS, torch.device("cpu"))
+    for seed in range(3):
+        step(a, optimizer, seed)
+    b = network(seed=1)
+    load_weights(b, a.state_dict(), "memory")
+    other = make_optimizer(b, SETTINGS, torch.device("cpu"))
+    saved = {name: value.contiguous() for name, value in optimizer_tensors(optimizer, names_of(a)).items()}
+    load_optimizer_tensors(other, names_of(b), saved)
+    first = b[0].weight
+    assert other.state[first]["exp_avg"].stride() == first.stride() != first.contiguous().stride()
+    for seed in range(3, 6):
+        step(a, optimizer, seed)
+        step(b, other, seed)
+    for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_fused_steps_equal_plain_adamw_in_both_memory_formats() -> None:
+    fused, plain = network(), network()
+    optimizer = make_optimizer(fused, SETTINGS, torch.device("cpu"))
+    assert optimizer.defaults["fused"]
+    decayed = [parameter for parameter in plain.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in plain.parameters() if parameter.ndim < 2]
+    reference = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=0.01,
+        foreach=False,
+    )
+    for seed in range(4):
+        step(fused, optimizer, seed)
+        step(plain, reference, seed)
+    for x, y in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_foreign_optimizer_state_is_refused() -> None:
+    module = network()
+    optimizer = make_optimizer(module, SETTINGS, torch.device("cpu"))
+    with pytest.raises(DataError, match=r"optimizer state for 9.weight"):
+        load_optimizer_tensors(optimizer, names_of(module), {"optimizer/exp_avg/9.weight": torch.ones(2)})
+    with pytest.raises(DataError, match=r"0.bias with shape \(7,\)"):
+        load_optimizer_tensors(optimizer, names_of(module), {"optimizer/exp_avg/0.bias": torch.ones(7)})
+
+
+def test_newest_checkpoints_are_kept_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for number in (8, 100, 999_999, 1_000_000):
+        save_one(tmp_path, number, network())
+    assert [item.name for item in checkpoints(tmp_path)] == ["step_999999", "step_1000000"]
+    model, training, values = load_checkpoint(checkpoints(tmp_path)[-1])
+    assert values["step"] == 1_000_000
+    assert training["x"].tolist() == [1, 1]
+    assert torch.equal(model["0.weight"], network()[0].weight)
+
+
+def test_leftovers_of_a_kill_are_no_checkpoints_and_are_removed(tmp_path: Path) -> None:
+    save_one(tmp_path, 3, network())
+    shutil.copytree(tmp_path / "checkpoints/step_000003", tmp_path / "checkpoints/.step_000004.12-ab.tmp")
+    (tmp_path / ".metrics.csv.12-ab.tmp").write_text("half")
+    assert [item.name for item in checkpoints(tmp_path)] == ["step_000003"]
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints"]  # noqa: PTH208
+    assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step_000003"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json"])
+def test_truncated_files_are_named_with_the_remedy(tmp_path: Path, name: str) -> None:
+    folder = save_one(tmp_path, 3, network())
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=f"{name}.*remove .*step_000003 to resume from the checkpoint before"):
+        load_checkpoint(folder)
+
+
+def test_weights_of_another_architecture_are_refused_by_name() -> None:
+    module = network()
+    tensors = dict(module.state_dict())
+    tensors["0.bias"] = torch.zeros(9)
+    tensors["extra"] = tensors.pop("2.bias")
+    with pytest.raises(DataError, match=r"2.bias is missing; extra is not part.*0.bias has shape"):
+        load_weights(module, tensors, "file")
+
+
+def test_full_disk_leaves_older_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_one(tmp_path, 3, network())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 9, 1))
+    with pytest.raises(DataError, match=r"checkpoint of step 4.*free"):
+        save_one(tmp_path, 4, network(), keep=1)
+    assert [item.name for item in checkpoints(tmp_path)] == ["step_000003"]
+
+
+def test_failed_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        save_checkpoint(tmp_path, 1, fail, {}, {}, keep=1)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_changed_settings_have_full_names() -> None:
+    new = {
+        **DESCRIPTION,
+        "version": 2,
+        "config": {"training": {"steps": 20, "seed": 0, "new": 1}, "loss": {}},
+        "data": {"folder": "/b", "fingerprint": "f1"},
+    }
+    assert changed_settings(DESCRIPTION, new) == [
+        ("training.steps", 10, 20),
+        ("loss.w", 1.0, "(absent)"),
+        ("data.fingerprint", "f0", "f1"),
+        ("training.new", "(absent)", 1),
+    ]
+    assert (
+        changed_settings(DESCRIPTION, {**DESCRIPTION, "data": {"folder": "/moved", "fingerprint": "f0"}})
+        == []
+    )
+
+
+def test_runs_are_refused_or_resumed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert check_run(run, DESCRIPTION, resume=False) is None
+    assert check_run(run, DESCRIPTION, resume=True) is None
+    run.mkdir()
+    (run / ".metrics.csv.tmp").touch()  # a leftover does not count
+    assert check_run(run, DESCRIPTION, resume=False) is None
+    (run / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="not empty; add --resume"):
+        check_run(run, DESCRIPTION, resume=False)
+    with pytest.raises(DataError, match=r"config.json is missing"):
+        check_run(run, DESCRIPTION, resume=True)
+    write_json(run / "config.json", DESCRIPTION)
+    assert check_run(run, DESCRIPTION, resume=True) is None
+    saved = save_one(run, 5, network())
+    assert check_run(run, DESCRIPTION, resume=True) == saved
+    changed = {**DESCRIPTION, "config": {"training": {"steps": 20, "seed": 1}, "loss": {"w": 1.0}}}
+    with pytest.raises(
+        ConfigError, match=r"training.steps: 10 -> 20\n  training.seed: 0 -> 1\n.*--allow-changed"
+    ):
+        check_run(run, changed, resume=True)
+    with pytest.raises(ConfigError, match=r"settings:\n  training.seed: 0 -> 1\n"):
+        check_run(run, changed, resume=True, allow_changed=["training.steps", "train"])
+    assert check_run(run, changed, resume=True, allow_changed=["training"]) == saved
+    with pytest.raises(ConfigError, match="is a file"):
+        check_run(run / "notes.txt", DESCRIPTION, resume=True)
+
+
+def test_fingerprint_follows_the_annotations(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train.json does not exist"):
+        dataset_fingerprint(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/train.json").write_text("{}")
+    first = dataset_fingerprint(tmp_path)
+    (tmp_path / "annotations/test.json").write_text("{}")
+    assert dataset_fingerprint(tmp_path) == first
+    (tmp_path / "annotations/val.json").write_text("{}")
+    assert dataset_fingerprint(tmp_path) != first
