@@ -40,6 +40,16 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/inner\.json cannot be written: (File exists|Not a directory)"):
+        write_json(tmp_path / "file" / "inner.json", 1)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=r"folder cannot be written: Is a directory"):
+        atomic_write(tmp_path / "folder", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_atomic_folder_appears_whole_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "run"
     for content in ("first", "second"):

@@ -33,24 +33,28 @@ def temporary_name(path: Path) -> Path:
 @contextmanager
 def atomic_open(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes ``path`` when the block ends without an error. Parent folders are made.
+    A full disk, a missing permission and the like are a :class:`DataError`.
 
     ``sync=False`` leaves the flushing to the system: safe against a killed process, not against a power cut
     (for the thousands of files of a data set, whose sizes are checked on resuming).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
+        if sync:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    if sync:
-        _sync_folder(path.parent)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None:

@@ -164,6 +164,7 @@ def _delete(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_delete("annotations", 0, "bbox"), "annotation 1 needs a bbox of four numbers"),
         (_set("annotations", 0, "bbox", to=[1, 2, 3]), "annotation 1 needs a bbox of four numbers"),
         (_set("annotations", 0, "bbox", to=[1, 2, None, 4]), "annotation 1 needs a bbox of four numbers"),
+        (_set("images", 1, "id", to=True), r"images\[1\] needs a whole number as id"),
         (_set("annotations", 0, to="?"), r"annotations\[0\] is not an object"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -258,6 +259,13 @@ def test_a_full_disk_is_noticed_before_anything_is_made(
     with pytest.raises(DataError, match=r"making 223 images needs .* 100\.0 kB are free"):
         generate(CONFIG, tmp_path / "scenes", workers=1)
     assert list(tmp_path.rglob("*.png")) == []
+
+
+def test_a_lost_worker_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "_check_space", lambda *_: None)
+    lost = functools.partial(os._exit, 3)
+    with pytest.raises(DataError, match=r"was killed or could not start .* fewer workers"):
+        making.make_dataset(tmp_path / "scenes", {"kind": "test"}, {"train": 200}, ("a",), lost, workers=2)
 
 
 def test_checksum_covers_every_file(made: Path) -> None:

@@ -80,7 +80,7 @@ def make_dataset(
     # Unless told otherwise, a process must be worth its start (about a second).
     workers = min(workers, len(waiting)) if workers else min(os.cpu_count() or 1, len(waiting) // 2)
     if waiting:
-        _check_space(folder, waiting, prepare())
+        _check_space(folder, waiting, prepare)
         for chunk in _run(folder, waiting, prepare, workers):
             done += len(chunk.indices)
             if progress is not None:
@@ -171,9 +171,9 @@ def _is_finished(folder: Path, chunk: _Chunk) -> bool:
         return False
 
 
-def _check_space(folder: Path, waiting: list[_Chunk], draw: Draw) -> None:
+def _check_space(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw]) -> None:
     """Estimate the space from a few images; files take whole blocks of 4 kB."""
-    chunk = waiting[0]
+    draw, chunk = prepare(), waiting[0]
     sample = [draw(chunk.split, index) for index in chunk.indices[:8]]
     objects = sum(len(drawn.objects) for drawn in sample)
     each = (sum(-(-len(drawn.png) // 4096) * 4096 for drawn in sample) + 500 * objects) / len(sample) + 300
