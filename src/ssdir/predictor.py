@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssdir.data.coco import open_split, splits
 from ssdir.data.images import IMAGE_SUFFIXES, read_image
-from ssdir.figures import draw_boxes
+from ssdir.figures.overlay import draw_boxes
 from ssdir.model.latents import Objects
 from ssdir.model.ssdir import SSDIR
 from ssdir.storage import DataError, write_json

@@ -10,7 +10,7 @@ from typing import Any
 from ssdir.config import ConfigError, preset
 from ssdir.console import progress_bar
 from ssdir.data.multiscale_mnist import generate
-from ssdir.evaluate.protocol import evaluate
+from ssdir.evaluate.protocol import EvaluationConfig, evaluate
 from ssdir.model.pretrained import load_model
 from ssdir.model.ssdir import SSDIR
 from ssdir.report import print_summary, write_report
@@ -62,7 +62,7 @@ def quickstart(out: Path | None = None, pretrained: bool = False, workers: int |
         train_ssdir(chosen.ssdir, detector, data, run, resume=run.exists())
         lap("train_ssdir")
         model = SSDIR.from_pretrained(run)
-    metrics = evaluate(model, data, out)
+    metrics = evaluate(model, data, out, progress=progress_bar)
     lap("evaluate")
     metrics["seconds"] = metrics.get("seconds", {}) | seconds | {"total": round(sum(seconds.values()), 1)}
     write_json(out / "metrics.json", metrics)
@@ -101,7 +101,7 @@ def evaluate_run(
                 generate(scenes, data, progress=progress)
         else:
             data = Path(read_json(run / "config.json")["data"]["folder"])
-    metrics = evaluate(load_model(run), data, out, batch_size=batch_size)
+    metrics = evaluate(load_model(run), data, out, EvaluationConfig(batch_size=batch_size), progress_bar, run)
     report = write_report(out, metrics, title=f"Evaluation of {run or 'the shipped weights'} on {data}")
     print_summary(metrics)
     print(f"\nLook at {report}")
