@@ -162,6 +162,13 @@ class ModelConfig:
     """Train a copy of the backbone for what and depth; the detector itself stays frozen either way."""
     feature_norm: Literal["none", "group"] = "none"
     """Normalise the feature maps that enter the what encoder (GroupNorm with one group)."""
+    what_norm: Literal["none", "batch"] = "none"
+    """BatchNorm in the what encoder, after its first and its hidden convolutions (then the first has a ReLU too)."""
+    what_width: int | None = None
+    """Channels of the what encoder's hidden layers; None: ``z_what_size``, as in the paper."""
+    train_on: Literal["sampled", "selected"] = "sampled"
+    """Objects that training decodes: drawn from Bernoulli(beta), as in the paper, or those that inference would
+    give (above the threshold, after NMS: about half as many)."""
     decoder_norm: Literal["none", "batch"] = "none"
     """BatchNorm after the decoder's transposed convolutions."""
     decoder_channels: tuple[int, ...] = (1024, 512, 256, 128, 64, 32, 16)
@@ -198,6 +205,8 @@ class ObjectiveConfig:
     """alpha_what: KL of z_what."""
     depth: float = 1.0
     """alpha_depth: KL of z_depth."""
+    teacher: float = 0.0
+    """Distance of z_what to the teacher's code of the same crop (ours; 0 in the paper)."""
     image_region: Literal["all", "boxes"] = "all"
     """Pixels scored by the image term: all, or only those inside present objects' boxes."""
 
@@ -261,6 +270,37 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """The warm start of the what encoder: an autoencoder of the crops that the detector finds (ours, label-free).
+
+    SSDIR takes its decoder over and, weighted by ``objective.teacher``, learns to give its codes.
+    """
+
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=0))
+    """Its training; no steps: no teacher (the paper presets)."""
+    crops: int = 256
+    """Most crops of a step."""
+    width: int = 32
+    """Channels of its first convolution."""
+    invariance: float = 3.0
+    """Weight of the agreement of two views (VICReg) against the reconstruction's 1."""
+    projector_hidden: int = 256
+    """Hidden units of the projector."""
+    projector_size: int = 256
+    """Size of the embeddings that must agree."""
+    rotation: float = 0.5
+    """Views are rotated by up to this, in radians."""
+    shear: float = 0.4
+    """Views are sheared by up to this share of the box."""
+    scale: float = 0.25
+    """Logarithm of the largest stretch of each axis of a view."""
+    shift: float = 0.2
+    """Views are shifted by up to this share of half the box."""
+    noise: float = 0.1
+    """Standard deviation of the noise on views' pixels."""
+
+
+@dataclass(frozen=True)
 class DetectorRun:
     """All that decides a detector's training."""
 
@@ -275,6 +315,7 @@ class SSDIRRun:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 

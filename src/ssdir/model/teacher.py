@@ -1,0 +1,160 @@
+"""A teacher of single crops, whose decoder SSDIR takes over and whose codes its what encoder first learns to give.
+
+The what encoder learns slowly through a decoder that knows nothing yet. So an autoencoder of the crops that the
+frozen detector finds is trained first (seconds: its images are small), and the what encoder is then also regressed
+onto its codes. No label is used. Two random views of every crop must have codes from which the same embedding can be
+read (VICReg, arXiv:2105.04906), which is what makes classes linearly separable in the codes; the decoder keeps them
+faithful. Not in the paper; off in its presets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssdir.config import ModelConfig, TeacherConfig
+from ssdir.model.decoder import WhatDecoder
+from ssdir.model.render import crop
+
+
+class Teacher(nn.Module):
+    """An autoencoder of crops: a small convolutional encoder, SSDIR's what decoder, and a projector for two views.
+
+    Codes leave the encoder through a BatchNorm without weights: every dimension has mean 0 and variance 1, so that
+    SSDIR's noise and prior mean the same to each.
+
+    Attributes:
+        side: side of the crops it reads, in pixels (the decoder's patch side).
+    """
+
+    def __init__(self, config: TeacherConfig, model: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model_config = model
+        self.side = model.patch_size
+        wide = config.width
+        cells = math.ceil(self.side / 8)
+        self.encoder = nn.Sequential(
+            *_block(3, wide, 2),
+            *_block(wide, 2 * wide, 2),
+            *_block(2 * wide, 2 * wide, 1),
+            *_block(2 * wide, 4 * wide, 2),
+            nn.Flatten(),
+            nn.Linear(4 * wide * cells**2, model.z_what_size),
+            nn.BatchNorm1d(model.z_what_size, affine=False),
+        )
+        self.decoder = WhatDecoder(model)
+        self.projector = nn.Sequential(
+            nn.Linear(model.z_what_size, config.projector_hidden),
+            nn.BatchNorm1d(config.projector_hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(config.projector_hidden, config.projector_size),
+        )
+
+    def codes(self, crops: Float[Tensor, "m 3 p p"]) -> Float[Tensor, "m d"]:
+        """The codes of crops in [0, 1] of side ``side``."""
+        if len(crops) == 0:
+            return crops.new_zeros(0, self.model_config.z_what_size)
+        return self.encoder(crops).float()
+
+    @torch.no_grad()
+    def codes_of(
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        boxes: Float[Tensor, "m 4"],
+        image_index: Int[Tensor, " m"],
+    ) -> Float[Tensor, "m d"]:
+        """The codes of the images' content in boxes (``cxcywh`` in [0, 1]); no gradients."""
+        return self.codes(crop(images.float(), boxes.float(), image_index, self.side))
+
+    def losses(
+        self, contexts: Float[Tensor, "m 3 q q"], generator: torch.Generator
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Unweighted terms of crops with context (see :func:`contexts_of`): "reconstruction" and "invariance".
+
+        Fewer than two crops give zeros: statistics over a batch need two.
+        """
+        if len(contexts) < 2:
+            nothing = sum(parameter.sum() for parameter in self.parameters()) * 0.0
+            return {"reconstruction": nothing, "invariance": nothing}  # type: ignore[dict-item]
+        views = [random_view(contexts, self.side, self.config, generator) for _ in range(2)]
+        codes = self.codes(torch.cat(views))
+        first = codes[: len(contexts)]
+        noise = torch.randn(first.shape, generator=generator, device=generator.device).to(first)
+        logits = self.decoder(first + self.model_config.sigma_what * noise).float()
+        embeddings = self.projector(codes).float()
+        with torch.autocast(contexts.device.type, enabled=False):
+            return {
+                "reconstruction": functional.binary_cross_entropy_with_logits(logits, views[0].clamp(0, 1)),
+                "invariance": vicreg(*embeddings.chunk(2)),
+            }
+
+
+CONTEXT = 1.5
+"""Side of the crops that random views are taken from, in sides of the box."""
+
+
+def contexts_of(
+    images: Float[Tensor, "b 3 s s"], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"], side: int
+) -> Float[Tensor, "m 3 q q"]:
+    """Crops of boxes made ``CONTEXT`` times larger, at the scale where the box has ``side`` pixels."""
+    larger = torch.cat([boxes[:, :2], boxes[:, 2:] * CONTEXT], dim=1)
+    return crop(images, larger, image_index, round(side * CONTEXT))
+
+
+def random_view(
+    contexts: Float[Tensor, "m 3 q q"], side: int, config: TeacherConfig, generator: torch.Generator
+) -> Float[Tensor, "m 3 p p"]:
+    """The box inside each context under a random affine map, with noise: rotated, sheared, stretched, shifted.
+
+    Args:
+        contexts: see :func:`contexts_of`.
+        side: of the views, in pixels.
+        config: the ranges: angles in radians, shear and shift as shares of the box, scale as a logarithm.
+        generator: all randomness comes from it.
+    """
+    m, device = len(contexts), contexts.device
+
+    def uniform(span: float) -> Tensor:
+        return (torch.rand(m, generator=generator, device=generator.device).to(device) * 2 - 1) * span
+
+    angle, shear = uniform(config.rotation), uniform(config.shear)
+    wide, high = uniform(config.scale).exp(), uniform(config.scale).exp()
+    cosine, sine = angle.cos(), angle.sin()
+    rows = [cosine * wide, (shear - sine) * high, uniform(config.shift)]
+    rows += [sine * wide, cosine * high, uniform(config.shift)]
+    affine = torch.stack(rows, dim=1).view(m, 2, 3) / CONTEXT
+    grid = functional.affine_grid(affine, [m, contexts.shape[1], side, side], align_corners=False)
+    views = functional.grid_sample(contexts, grid, align_corners=False)
+    noise = torch.randn(views.shape, generator=generator, device=generator.device).to(views)
+    return views + config.noise * noise
+
+
+def vicreg(a: Float[Tensor, "m e"], b: Float[Tensor, "m e"]) -> Float[Tensor, ""]:
+    """Variance-invariance-covariance loss of two views' embeddings (arXiv:2105.04906, equations 1 to 6).
+
+    Mean squared distance of the views, plus 0.5 times the mean shortfall of each dimension's standard deviation
+    below 1 and 0.04 times the sum of the squared off-diagonal covariances over the dimensions, for each view: the
+    paper's weights 25, 25 and 1, divided by 25 (with its variance term halved, for two views).
+    """
+    total = functional.mse_loss(a, b)
+    for view in (a, b):
+        centred = view - view.mean(0)
+        shortfall = functional.relu(1 - (centred.var(0) + 1e-4).sqrt()).mean()
+        covariance = centred.T @ centred / (len(view) - 1)
+        off = covariance.square().sum() - covariance.diagonal().square().sum()
+        total = total + 0.5 * shortfall + 0.04 * off / view.shape[1]
+    return total
+
+
+def _block(inputs: int, outputs: int, stride: int) -> list[Any]:
+    return [
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
