@@ -16,7 +16,20 @@ from torch import Tensor
 
 from ssdir.model import warp
 
-Region = tuple[warp.Group, Float[Tensor, "j y x c"], Bool[Tensor, "j y x"], Int[Tensor, "j y x"]]
+
+class Region(NamedTuple):
+    """Objects of one window size, warped into their windows."""
+
+    objects: Int[Tensor, " j"]
+    planes: list[Float[Tensor, "j y x"]]
+    """Warped patches, channel by channel; zeros at positions beyond the patch or the image."""
+    cover_y: Float[Tensor, "j y"]
+    """Warped ones, along the rows; with ``cover_x`` the cover is their product."""
+    cover_x: Float[Tensor, "j x"]
+    inside: Bool[Tensor, "j y x"]
+    """Covered positions."""
+    pixel: Int[Tensor, "j y x"]
+    """(image * size + row) * size + column; some legal pixel for positions beyond the image."""
 
 
 class Merged(NamedTuple):
@@ -50,11 +63,10 @@ def paste(
         patches, boxes = _common(patches, boxes)
         if weights is not None:
             patches = patches * weights.to(patches.dtype)[:, None, None, None]
-        canvas = patches.new_zeros(n_images * size * size, channels) + _nothing(patches, boxes)
-        for _, values, _, pixel in _warped(patches, boxes, image_index, size):
-            # Positions of a window beyond the patch or the image hold zeros and may land on any legal pixel.
-            canvas.index_add_(0, pixel.flatten(), values.reshape(-1, channels))
-        return canvas.view(n_images, size, size, channels).permute(0, 3, 1, 2)
+        canvas = _canvas(channels, n_images * size * size, patches, boxes)
+        for region in _warped(patches, boxes, image_index, size):
+            _add(canvas, region.pixel, region.planes)
+        return torch.stack(canvas).view(channels, n_images, size, size).transpose(0, 1)
 
 
 def covered(
@@ -81,13 +93,13 @@ def covered(
         found = [
             (patches.new_zeros(0, channels) + _nothing(patches, boxes), image_index[:0], image_index[:0])
         ]
-        for group, values, inside, pixel in _warped(patches, boxes, image_index, size):
-            kept = inside.flatten().nonzero()[:, 0]
+        for region in _warped(patches, boxes, image_index, size):
+            kept = region.inside.flatten().nonzero()[:, 0]
             found.append(
                 (
-                    values.reshape(-1, channels).index_select(0, kept),
-                    group.objects[kept // (group.height * group.width)],
-                    pixel.flatten()[kept],
+                    torch.stack([plane.flatten().index_select(0, kept) for plane in region.planes], dim=1),
+                    region.objects[kept // region.inside[0].numel()],
+                    region.pixel.flatten()[kept],
                 )
             )
         values, objects, pixels = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -116,7 +128,7 @@ def crop(
     border = padding == "border"
     with torch.autocast(images.device.type, enabled=False):
         images, boxes = _common(images, boxes)
-        flat = images.permute(0, 2, 3, 1).reshape(-1, channels)
+        planes = [plane.reshape(-1) for plane in images.unbind(1)]
         rows, columns = warp.spans(
             boxes,
             warp.touched_by_crop(boxes[:, 1], boxes[:, 3], height),
@@ -126,26 +138,19 @@ def crop(
             average_above=size if antialias else None,
             at_least_one=border,
         )
-        pieces, order = [], []
+        patches = images.new_zeros(len(boxes), channels, size, size) + _nothing(images, boxes)
         for group in warp.groups(rows, columns, boxes.device):
             cx, cy, w, h = boxes.index_select(0, group.objects).unbind(1)
             y, x = warp.positions(group.top, group.height), warp.positions(group.left, group.width)
             sample_rows = warp.average_matrix if group.average_rows else warp.bilinear_matrix
             sample_columns = warp.average_matrix if group.average_columns else warp.bilinear_matrix
+            vertical = sample_rows(cy, h, y, size, height, border)
+            horizontal = sample_columns(cx, w, x, size, width, border)
             pixel = _pixels(image_index[group.objects], y, x, height, width)
-            window = flat.index_select(0, pixel.flatten()).view(*pixel.shape, channels)
-            pieces.append(
-                warp.separable(
-                    sample_rows(cy, h, y, size, height, border),
-                    sample_columns(cx, w, x, size, width, border),
-                    window,
-                )
-            )
-            order.append(group.objects)
-        patches = images.new_zeros(len(boxes), size, size, channels) + _nothing(images, boxes)
-        if pieces:
-            patches = patches.index_copy(0, torch.cat(order), torch.cat(pieces))
-        return patches.permute(0, 3, 1, 2)
+            windows = [plane.index_select(0, pixel.flatten()).view(pixel.shape) for plane in planes]
+            collected = torch.stack(warp.collect(vertical, horizontal, windows), dim=1)
+            patches.index_copy_(0, group.objects, collected)
+        return patches
 
 
 def segment_softmax(
@@ -195,18 +200,28 @@ def occlusion_merge(
     colours v_i / a_i by the weights e_i a_i, over black. So a lone object equals plain :func:`paste`, edges
     included, however far it is; nothing is dimmed, and an image changes continuously as boxes move.
     """
-    n_pixels = n_images * size * size
+    channels, n_pixels = patches.shape[1], n_images * size * size
     with torch.autocast(patches.device.type, enabled=False):
         patches, boxes = _common(patches, boxes)
-        solid = torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1)
-        values, objects, pixels = covered(solid, boxes, image_index, n_images, size)
-        depths = depth.to(values.dtype).index_select(0, objects)
-        powers = (depths - _segment_max(depths, pixels, n_pixels)[pixels]).exp()
-        empty = values.new_zeros(n_pixels, values.shape[1])
-        weighted = empty.index_add(0, pixels, values * powers[:, None])
-        cover = empty[:, 0].index_add(0, pixels, values[:, -1])
-        scale = cover.clamp(max=1) / weighted[:, -1].clamp_min(torch.finfo(values.dtype).tiny)
-        images = (weighted[:, :-1] * scale[:, None]).view(n_images, size, size, -1).permute(0, 3, 1, 2)
+        depth = depth.to(patches.dtype)
+        regions = list(_warped(patches, boxes, image_index, size))
+        depths = [
+            depth[region.objects, None, None].masked_fill(~region.inside, -torch.inf) for region in regions
+        ]
+        nearest = patches.new_full((n_pixels,), -torch.inf)
+        for region, here in zip(regions, depths, strict=True):
+            nearest.scatter_reduce_(0, region.pixel.flatten(), here.detach().flatten(), "amax")
+        nearest.masked_fill_(nearest == -torch.inf, 0)
+        # Sums over objects of e v (one plane a channel), of e a, and of a.
+        canvas = _canvas(channels + 2, n_pixels, patches, boxes)
+        for region, here in zip(regions, depths, strict=True):
+            cover = region.cover_y[:, :, None] * region.cover_x[:, None, :]
+            power = (here - nearest.index_select(0, region.pixel.flatten()).view_as(here)).exp()
+            _add(canvas, region.pixel, [*(plane * power for plane in region.planes), cover * power, cover])
+        weights, cover = canvas[-2:]
+        scale = cover.clamp(max=1) / torch.where(weights > 0, weights, 1)
+        images = torch.stack([plane * scale for plane in canvas[:-2]])
+        images = images.view(channels, n_images, size, size).transpose(0, 1)
     return Merged(images, images)
 
 
@@ -227,7 +242,7 @@ def merge(
 def _warped(
     patches: Float[Tensor, "m c p p"], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"], size: int
 ) -> Iterator[Region]:
-    """Groups of objects: warped patches in their windows, which positions are covered, and their pixels."""
+    """All objects that touch the image, warped into their windows, one window size after another."""
     p = patches.shape[-1]
     rows, columns = warp.spans(
         boxes,
@@ -241,10 +256,26 @@ def _warped(
         y, x = warp.positions(group.top, group.height), warp.positions(group.left, group.width)
         vertical, inside_y = warp.paste_matrix(cy, h, y, p, size)
         horizontal, inside_x = warp.paste_matrix(cx, w, x, p, size)
-        grid = patches.index_select(0, group.objects).permute(0, 2, 3, 1)
-        values = warp.separable(vertical, horizontal, grid)
-        inside = inside_y[:, :, None] & inside_x[:, None, :]
-        yield group, values, inside, _pixels(image_index[group.objects], y, x, size, size)
+        yield Region(
+            group.objects,
+            warp.spread(vertical, horizontal, patches.index_select(0, group.objects)),
+            vertical.sum(-1),
+            horizontal.sum(-1),
+            inside_y[:, :, None] & inside_x[:, None, :],
+            _pixels(image_index[group.objects], y, x, size, size),
+        )
+
+
+def _canvas(planes: int, n_pixels: int, patches: Tensor, boxes: Tensor) -> list[Float[Tensor, " q"]]:
+    """Zeros, connected to the inputs."""
+    return [patches.new_zeros(n_pixels) + _nothing(patches, boxes) for _ in range(planes)]
+
+
+def _add(
+    canvas: list[Float[Tensor, " q"]], pixel: Int[Tensor, "j y x"], planes: list[Float[Tensor, "j y x"]]
+) -> None:
+    for target, plane in zip(canvas, planes, strict=True):
+        target.index_add_(0, pixel.flatten(), plane.flatten())
 
 
 def _pixels(

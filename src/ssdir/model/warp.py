@@ -9,7 +9,7 @@ Coordinates (``align_corners=False``): the centre of pixel i is at (i + 0.5) / s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -174,16 +174,19 @@ def average_matrix(
     return share * (pixels < size)[:, None, :] * (patch / (side * size))[:, None, None]
 
 
-def separable(
-    vertical: Float[Tensor, "j y h"], horizontal: Float[Tensor, "j x w"], grid: Float[Tensor, "j h w c"]
-) -> Float[Tensor, "j y x c"]:
-    """vertical @ grid @ horizontal.T for every object and channel."""
-    j, height, width, channels = grid.shape
-    y, x = vertical.shape[1], horizontal.shape[1]
-    if y * width <= x * height:  # the order with the smaller product in the middle
-        middle = torch.bmm(vertical, grid.reshape(j, height, width * channels)).view(j, y, width, channels)
-        turned = middle.transpose(1, 2).reshape(j, width, y * channels)
-        return torch.bmm(horizontal, turned).view(j, x, y, channels).transpose(1, 2)
-    turned = grid.transpose(1, 2).reshape(j, width, height * channels)
-    middle = torch.bmm(horizontal, turned).view(j, x, height, channels).transpose(1, 2)
-    return torch.bmm(vertical, middle.reshape(j, height, x * channels)).view(j, y, x, channels)
+def spread(
+    vertical: Float[Tensor, "j h p"], horizontal: Float[Tensor, "j w p"], patches: Float[Tensor, "j c p p"]
+) -> list[Float[Tensor, "j h w"]]:
+    """vertical @ patch @ horizontal.T of every object, channel by channel (planes make the fastest loops)."""
+    j, channels, p, _ = patches.shape
+    wide = torch.bmm(patches.reshape(j, channels * p, p), horizontal.transpose(1, 2))
+    return [torch.bmm(vertical, plane) for plane in wide.view(j, channels, p, -1).unbind(1)]
+
+
+def collect(
+    vertical: Float[Tensor, "j p h"],
+    horizontal: Float[Tensor, "j p w"],
+    windows: Sequence[Float[Tensor, "j h w"]],
+) -> list[Float[Tensor, "j p p"]]:
+    """vertical @ window @ horizontal.T of every object, channel by channel."""
+    return [torch.bmm(torch.bmm(vertical, plane), horizontal.transpose(1, 2)) for plane in windows]
