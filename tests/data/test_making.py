@@ -143,7 +143,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
         process.wait()
     time.sleep(0.2)
     assert not _alive(folder), "workers outlive the process that was killed"
-    with pytest.raises(DataError, match=r"is unfinished: .*ssdir data mnist-scenes --out"):
+    with pytest.raises(DataError, match=r"is unfinished: .*ssdir data mnist-scenes \.\.\. --out"):
         open_split(folder, "train")
     assert [problem.severity for problem in check(folder)] == ["error"]
     assert not (folder / "dataset.json").exists() and not (folder / "annotations").exists()

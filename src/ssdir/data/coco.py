@@ -76,7 +76,7 @@ def require_finished(folder: Path) -> None:
         raise DataError(f"{folder} is not a folder; give a dataset folder with images/ and annotations/")
     if (folder / MAKING).exists() and not (folder / MANIFEST).exists():
         raise DataError(
-            f"{folder} is unfinished: give the command that makes it once more (ssdir data mnist-scenes --out "
+            f"{folder} is unfinished: give the command that makes it once more (ssdir data mnist-scenes ... --out "
             f"{folder}, with the same settings); it goes on where it stopped"
         )
 
