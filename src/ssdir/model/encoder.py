@@ -16,7 +16,8 @@ class WhatEncoder(nn.Module):
 
     A map goes through conv1x1 to D, ``n_hidden`` times (conv3x3 D to D and ReLU), and conv1x1 D to D; neither 1x1
     convolution has an activation, as drawn in the supplementary material. With ``feature_norm`` "group" the
-    entering features are normalised over a whole map (GroupNorm with one group).
+    entering features are normalised over a whole map (GroupNorm with one group); with ``what_norm`` "batch" every
+    convolution but the last is followed by BatchNorm and ReLU; ``what_width`` sets the hidden channels apart from D.
 
     Parameters at full size: 706,112 (D 64, n_hidden 3), 9,705,728 (256, 3), 49,560,576 (512, 4).
     """
@@ -64,11 +65,17 @@ def initialise(module: nn.Module) -> None:
 
 def _what_layers(channels: int, config: ModelConfig) -> nn.Sequential:
     size = config.z_what_size
+    wide = size if config.what_width is None else config.what_width
+    normed = config.what_norm == "batch"
     layers: list[nn.Module] = [nn.GroupNorm(1, channels)] if config.feature_norm == "group" else []
-    layers.append(nn.Conv2d(channels, size, 1))
+    layers.append(nn.Conv2d(channels, wide, 1))
+    if normed:
+        layers += [nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
     for _ in range(config.n_hidden):
-        layers += [nn.Conv2d(size, size, 3, padding=1), nn.ReLU(inplace=True)]
-    layers.append(nn.Conv2d(size, size, 1))
+        layers.append(nn.Conv2d(wide, wide, 3, padding=1))
+        layers += [nn.BatchNorm2d(wide)] if normed else []
+        layers.append(nn.ReLU(inplace=True))
+    layers.append(nn.Conv2d(wide, size, 1))
     stack = nn.Sequential(*layers)
     initialise(stack)
     return stack

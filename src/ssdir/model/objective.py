@@ -86,7 +86,9 @@ def object_error(
     """
     size = logits.shape[-1]
     boxes = objects.boxes.detach().float()
-    target = crop(images, boxes, objects.image_index, size)
+    # Grey pictures in three equal channels (digits) need one crop, not three.
+    grey = bool((images == images[:, :1]).all())
+    target = crop(images[:, :1] if grey else images, boxes, objects.image_index, size).expand_as(logits)
     rows, columns = (
         _centres_inside(boxes[:, 1], boxes[:, 3], size),
         _centres_inside(boxes[:, 0], boxes[:, 2], size),

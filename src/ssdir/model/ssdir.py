@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,7 +28,7 @@ from ssdir.model.latents import CellLatents, Objects
 from ssdir.storage import DataError
 
 ImageSource = str | Path | Image.Image | np.ndarray
-Images = Float[Tensor, "b 3 h w"] | ImageSource | Sequence[ImageSource]
+Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ class SSDIR(nn.Module):
         draws = torch.rand(latents.present.shape, generator=generator, device=generator.device)
         found = (draws.to(latents.present.device) < latents.present) & ~latents.reset
         image, prediction = found.nonzero(as_tuple=True)
-        objects = self._pack(latents, image, prediction)
+        return self.with_noise(self._pack(latents, image, prediction), generator)
+
+    def with_noise(self, objects: Objects, generator: torch.Generator) -> Objects:
+        """Objects whose ``what`` and ``depth`` are drawn around theirs with the posterior's standard deviations."""
         assert objects.what is not None and objects.depth is not None
         noise = torch.randn(
             len(objects), self.config.z_what_size + 1, generator=generator, device=generator.device
@@ -156,9 +159,13 @@ class SSDIR(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 s s"], generator: torch.Generator, render_images: bool = True
     ) -> SSDIROutput:
-        """One training pass: encode, sample, decode the present objects, merge (unless not asked for)."""
+        """One training pass: encode, sample (see ``config.train_on``), decode the present objects, merge (unless not
+        asked for)."""
         latents = self.encode(images)
-        objects = self.sample(latents, generator)
+        if self.config.train_on == "sampled":
+            objects = self.sample(latents, generator)
+        else:
+            objects = self.with_noise(self.select(latents), generator)
         assert objects.what is not None
         logits = self.decoder(objects.what)
         merged = None

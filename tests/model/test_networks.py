@@ -1,0 +1,132 @@
+"""Encoders and decoder: shapes and parameter counts at full size, and equality with torch.nn's own layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ssdir.config import ModelConfig, preset
+from ssdir.model.decoder import WhatDecoder
+from ssdir.model.encoder import DepthEncoder, WhatEncoder
+
+CHANNELS = (512, 512, 512, 256, 256)
+CELLS = (18, 9, 5, 3, 1)
+
+
+def n_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "decoder"),
+    [("mnist", 706_112, 2_863_139), ("clevr", 9_705_728, 3_059_747), ("wider", 49_560_576, 3_321_891)],
+)
+def test_parameter_counts_at_full_size(name, what, decoder):
+    config = preset(name).ssdir.model
+    with torch.device("meta"):
+        assert n_parameters(WhatEncoder(CHANNELS, config)) == what
+        assert n_parameters(WhatDecoder(config)) == decoder
+        assert n_parameters(DepthEncoder(CHANNELS)) == 18_437
+
+
+def test_shapes_at_full_size():
+    features = [torch.rand(2, channels, side, side) for channels, side in zip(CHANNELS, CELLS, strict=True)]
+    config = ModelConfig()
+    assert WhatEncoder(CHANNELS, config)(features).shape == (2, 440, 64)
+    assert DepthEncoder(CHANNELS)(features).shape == (2, 440)
+    assert WhatDecoder(config)(torch.rand(2, 64)).shape == (2, 3, 64, 64)
+
+
+def test_cells_come_in_the_order_map_row_column():
+    config = ModelConfig(z_what_size=2, n_hidden=0)
+    encoder, depth = WhatEncoder((3, 5), config), DepthEncoder((3, 5))
+    features = [torch.rand(2, 3, 4, 4), torch.rand(2, 5, 2, 2)]
+    what = encoder(features)
+    second = encoder.maps[1](features[1])
+    torch.testing.assert_close(what[1, 16 + 2 * 1 + 0], second[1, :, 1, 0])
+    torch.testing.assert_close(depth(features)[0, 4 * 2 + 3], depth.maps[0](features[0])[0, 0, 2, 3])
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_what_encoder_is_linear_at_both_ends(norm):
+    """1x1, (3x3, ReLU) times n_hidden, 1x1: negative means must be possible, and no activation follows the first."""
+    layers = WhatEncoder((8,), ModelConfig(z_what_size=4, n_hidden=2, feature_norm=norm)).maps[0]
+    kinds = [type(layer).__name__ for layer in layers]
+    expected = ["Conv2d", "Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"]
+    assert kinds == (["GroupNorm", *expected] if norm == "group" else expected)
+    sides = [layer.kernel_size[0] for layer in layers if isinstance(layer, nn.Conv2d)]
+    assert sides == [1, 3, 3, 1]
+
+
+def test_group_norm_makes_means_independent_of_the_features_scale():
+    encoder = WhatEncoder((8,), ModelConfig(z_what_size=4, n_hidden=1, feature_norm="group"))
+    feature = torch.rand(2, 8, 5, 5)
+    torch.testing.assert_close(encoder([feature]), encoder([100 * feature + 3]), atol=1e-3, rtol=1e-3)
+
+
+def test_new_modules_have_xavier_weights_and_zero_biases():
+    torch.manual_seed(0)
+    encoder, decoder = WhatEncoder((256,), ModelConfig()), WhatDecoder(ModelConfig())
+    for module in (*encoder.modules(), *decoder.modules()):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            assert module.bias.eq(0).all()
+    first = encoder.maps[0][0].weight.detach()
+    assert first.abs().max() <= (6 / (256 + 64)) ** 0.5
+    assert float(first.std()) == pytest.approx((2 / (256 + 64)) ** 0.5, rel=0.05)
+    up = decoder.up[0].weight.detach()  # 1024 inputs, 4 * 512 outputs
+    assert float(up.std()) == pytest.approx((2 / (1024 + 4 * 512)) ** 0.5, rel=0.01)
+
+
+def layer_by_layer(decoder: WhatDecoder, what: torch.Tensor) -> torch.Tensor:
+    """The decoder as drawn, with torch.nn's own forward passes."""
+    x = functional.relu(decoder.first(what[:, :, None, None]))
+    for index, layer in enumerate(decoder.up):
+        x = layer(x)
+        if len(decoder.norms):
+            x = decoder.norms[index](x)
+        x = functional.relu(x)
+    return decoder.last(x)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [(12, 8, 6, 4), (5, 4), (3,)])
+def test_decoder_equals_transposed_convolutions(norm, training, channels):
+    torch.manual_seed(0)
+    config = ModelConfig(z_what_size=5, decoder_channels=channels, decoder_norm=norm)
+    fast, plain = WhatDecoder(config).double(), WhatDecoder(config).double()
+    plain.load_state_dict(fast.state_dict())
+    for module in (*fast.up, *fast.norms):
+        nn.init.normal_(module.bias, std=0.1)
+    for norm_layer in fast.norms:
+        nn.init.uniform_(norm_layer.weight, 0.5, 2)
+        nn.init.uniform_(norm_layer.running_var, 0.5, 2)
+        nn.init.normal_(norm_layer.running_mean)
+    plain.load_state_dict(fast.state_dict())
+    fast.train(training)
+    plain.train(training)
+    what = torch.randn(3, 5, dtype=torch.float64)
+    logits, expected = fast(what), layer_by_layer(plain, what)
+    assert logits.shape == (3, 3, config.patch_size, config.patch_size)
+    torch.testing.assert_close(logits, expected)
+    pattern = torch.randn(logits.shape, dtype=torch.float64)
+    (logits * pattern).sum().backward()
+    (expected * pattern).sum().backward()
+    for (name, a), b in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(
+            a.grad, b.grad, atol=1e-8, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for (name, a), b in zip(fast.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_decoder_of_no_objects_is_empty_and_has_gradients():
+    decoder = WhatDecoder(ModelConfig(z_what_size=4, decoder_channels=(8, 4), decoder_norm="batch"))
+    before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
+    logits = decoder(torch.zeros(0, 4, requires_grad=True))
+    assert logits.shape == (0, 3, 2, 2)
+    logits.sum().backward()
+    assert all(parameter.grad.eq(0).all() for parameter in decoder.parameters())
+    assert all(torch.equal(before[name], buffer) for name, buffer in decoder.named_buffers())
