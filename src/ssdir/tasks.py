@@ -22,6 +22,7 @@ from ssdir.detector.ssd import Detections, Detector
 from ssdir.model.objective import Objective
 from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
+from ssdir.model.teacher import Teacher, distance_to_codes
 from ssdir.randomness import generator_of
 
 VALIDATION_BATCH = 32
@@ -164,22 +165,29 @@ class DetectorTask(Task):
 
 
 class SSDIRTask(Task):
-    """SSDIR and its objective; the detector inside stays as it is."""
+    """SSDIR and its objective; the detector inside stays as it is, and so does the teacher, where there is one."""
 
     kind = "ssdir"
-    validation_columns = ("loss", "image", "objects", "what", "depth", "image_mse", "present_per_image")
+    validation_columns = (
+        "loss", "image", "objects", "what", "depth", "teacher", "image_mse", "present_per_image",
+    )  # fmt: skip
 
-    def __init__(self, model: SSDIR, config: ObjectiveConfig) -> None:
+    def __init__(self, model: SSDIR, config: ObjectiveConfig, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.model: SSDIR = model
+        self.teacher = teacher
         self.objective = Objective(config, model.config)
-        self.weights = self.objective.weights
+        self.weights = dict(self.objective.weights)
+        if teacher is not None:
+            self.weights["teacher"] = config.teacher
         self.image_size = model.detector.config.image_size
         self._detector_fingerprint = tensors_fingerprint(model.detector.state_dict())
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
         output = self.model(batch.images, generator, render_images=self.objective.needs_images)
         losses = self.objective(output, batch.images)
+        if self.teacher is not None:
+            losses["teacher"] = distance_to_codes(self.teacher, output.objects, batch.images)
         objects, n_images = len(output.objects), len(batch.images)
         what = output.objects.what
         health: dict[str, Any] = {"present_per_image": objects / n_images, "decoded": objects}
@@ -213,6 +221,13 @@ class SSDIRTask(Task):
             output = to_image(painted[i])
             rows.append([to_image(image), output, draw_boxes(output, objects.of_image(i).boxes_xyxy)])
         return grid_of(rows)
+
+    def train(self, mode: bool = True) -> SSDIRTask:
+        """As ``nn.Module.train``, except that the teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ssdir.config import ModelConfig, TeacherConfig
 from ssdir.model.decoder import WhatDecoder
+from ssdir.model.latents import Objects
 from ssdir.model.render import crop
 
 
@@ -93,6 +94,16 @@ class Teacher(nn.Module):
                 "reconstruction": functional.binary_cross_entropy_with_logits(logits, views[0].clamp(0, 1)),
                 "invariance": vicreg(*embeddings.chunk(2)),
             }
+
+
+def distance_to_codes(
+    teacher: Teacher, objects: Objects, images: Float[Tensor, "b 3 s s"]
+) -> Float[Tensor, ""]:
+    """Mean squared distance of the objects' z_what to the teacher's codes of their crops; 0 without objects."""
+    assert objects.what is not None
+    targets = teacher.codes_of(images, objects.boxes.detach(), objects.image_index)
+    what = objects.what.float()
+    return (what - targets).square().sum() / max(what.numel(), 1)
 
 
 CONTEXT = 1.5

@@ -1,0 +1,115 @@
+"""Training of the teacher, whose decoder and codes SSDIR starts from (see :mod:`ssdir.model.teacher`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ssdir.config import ModelConfig, TeacherConfig, to_dict
+from ssdir.data.batch import Batch
+from ssdir.data.cache import CachedDataset
+from ssdir.detector.ssd import Detector
+from ssdir.model.pretrained import (
+    CONFIG,
+    config_part,
+    find_folder,
+    load_weights,
+    read_config,
+    save_folder,
+)
+from ssdir.model.teacher import Teacher, contexts_of
+from ssdir.tasks import Means, Task, Terms, grid_of, tensors_fingerprint, to_image
+
+PICTURE_CROPS = 12
+
+
+class TeacherTask(Task):
+    """The teacher on crops of what the frozen detector finds."""
+
+    kind = "teacher"
+    validation_columns = ("loss", "reconstruction", "invariance")
+
+    def __init__(self, detector: Detector, teacher: Teacher, present_threshold: float) -> None:
+        super().__init__()
+        self.model: Teacher = teacher
+        self.weights = {"reconstruction": 1.0, "invariance": teacher.config.invariance}
+        self.image_size = detector.config.image_size
+        self.present_threshold = present_threshold
+        self._detector = [detector.eval().requires_grad_(False)]  # in a list: not a part of what is trained
+
+    @property
+    def detector(self) -> Detector:
+        return self._detector[0].to(self.device)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
+        boxes, image_index = self.find(batch.images)
+        if len(boxes) > self.model.config.crops:
+            order = torch.randperm(len(boxes), generator=generator, device=generator.device)
+            chosen = order[: self.model.config.crops].sort().values.to(boxes.device)
+            boxes, image_index = boxes[chosen], image_index[chosen]
+        contexts = contexts_of(batch.images, boxes, image_index, self.model.side)
+        return Terms(self.model.losses(contexts, generator), {"crops": len(contexts)})
+
+    @torch.no_grad()
+    def find(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "m 4"], Tensor]:
+        """Boxes (``cxcywh``) and image index of the objects that the detector finds."""
+        found = self.detector.detect(images, self.present_threshold)
+        corners = found.boxes_xyxy
+        boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
+        return boxes, found.image_index
+
+    def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
+        means = Means()
+        for batch, generator in self._batches(dataset, limit):
+            losses = self(batch, generator).losses
+            means.add({"loss": self.weighted(losses), **losses}, len(batch))
+        return means.means() if len(dataset) else {}
+
+    def picture(self, dataset: CachedDataset) -> Image.Image:
+        """Crops above, and what the decoder makes of their codes below."""
+        batch = dataset.batch(range(min(4, len(dataset)))).to(self.device)
+        boxes, image_index = self.find(batch.images)
+        contexts = contexts_of(batch.images, boxes, image_index, self.model.side)[:PICTURE_CROPS]
+        border = (contexts.shape[-1] - self.model.side) // 2
+        crops = contexts[:, :, border : border + self.model.side, border : border + self.model.side]
+        if len(crops) == 0:
+            return Image.new("RGB", (self.model.side, self.model.side))
+        painted = self.model.decoder(self.model.codes(crops)).float().sigmoid()
+        return grid_of([[to_image(item) for item in row] for row in (crops, painted)])
+
+    def save(self, folder: Path) -> None:
+        config = {
+            "kind": self.kind,
+            "teacher": to_dict(self.model.config),
+            "model": to_dict(self.model.model_config),
+        }
+        save_folder(folder, config, self.model)
+
+    def identity(self) -> dict[str, Any]:
+        """A hash of the detector's weights."""
+        return {"detector_weights": tensors_fingerprint(self.detector.state_dict())}
+
+    def compile_networks(self) -> None:
+        self.model.encoder.compile()
+        self.model.decoder.compile()
+
+
+def load_teacher(path: Path) -> Teacher:
+    """The teacher saved at ``path`` (a run folder), frozen and in eval mode.
+
+    Raises:
+        DataError: the folder or a file is absent, damaged, of another kind or of another architecture.
+    """
+    folder = find_folder(path)
+    config = read_config(folder, "teacher")
+    teacher = Teacher(
+        config_part(TeacherConfig, config, "teacher", folder / CONFIG),
+        config_part(ModelConfig, config, "model", folder / CONFIG),
+    )
+    load_weights(teacher, folder)
+    return teacher.eval().requires_grad_(False)
