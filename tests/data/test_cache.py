@@ -145,6 +145,17 @@ def test_cache_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builds: 
         CachedDataset(folder, "train", 8, cache_folder=folder / ".cache")
 
 
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    folder = _make(tmp_path)
+    (folder / ".cache").mkdir()
+    for name in (".train-8-ab.npy.1-cd.tmp", ".train-8-ab.npy.2-cd.tmp"):
+        (folder / ".cache" / name).write_bytes(b"half an array")
+    os.utime(folder / ".cache" / ".train-8-ab.npy.1-cd.tmp", (1, 1))
+    CachedDataset(folder, "train", 8)
+    names = sorted(path.name for path in (folder / ".cache").iterdir())
+    assert len(names) == 2 and names[0] == ".train-8-ab.npy.2-cd.tmp" and names[1].endswith(".npy")
+
+
 def test_failed_builds_leave_nothing(tmp_path: Path) -> None:
     folder = _make(tmp_path)
     path = folder / "images" / "train" / "5.png"

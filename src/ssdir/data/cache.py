@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ from ssdir.storage import DataError, require_free_space, temporary_name
 
 CACHE_VERSION = 1
 """Raised whenever the cached pixels would change."""
+_ABANDONED_AFTER = 3600  # seconds without a change
 _SHOW_PROGRESS_FROM = 1_000  # images; fewer take a moment
 
 
@@ -103,10 +105,18 @@ class CachedDataset:
             )
         folder = writable[0]
         _build(folder / name, self.split, self.image_size)
-        for stale in folder.glob(f"{prefix}*.npy"):
-            if stale.name != name:
-                stale.unlink(missing_ok=True)
+        _remove_stale(folder, prefix, name)
         return np.load(folder / name, mmap_mode="r", allow_pickle=False)
+
+
+def _remove_stale(folder: Path, prefix: str, keep: str) -> None:
+    """Remove older arrays of this split and size, and what killed processes left (not what others write now)."""
+    for path in folder.glob(f"{prefix}*.npy"):
+        if path.name != keep:
+            path.unlink(missing_ok=True)
+    for path in folder.glob(f".{prefix}*.tmp"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+            path.unlink(missing_ok=True)
 
 
 def _normalised(split: Split) -> Tensor:
