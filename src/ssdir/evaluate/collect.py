@@ -123,6 +123,13 @@ def device_of(model: Any) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def image_side(model: Any) -> int:
+    """The image side that a model works at, in pixels."""
+    if hasattr(model, "image_size"):
+        return int(model.image_size)
+    return int(getattr(model, "detector", model).config.image_size)
+
+
 def joined(parts: list[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
     """The concatenation, also of nothing."""
     return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
