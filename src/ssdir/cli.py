@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from ssdir.config import PRESETS, ConfigError, DetectorRun, ScenesConfig, SSDIRRun, scenes_presets
+from ssdir.config import PRESETS, ConfigError, DetectorRun, ScenesConfig, SSDIRRun, TeacherRun, scenes_presets
 
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -175,6 +175,39 @@ class TrainDetector:
 
 
 @dataclass(frozen=True)
+class TrainTeacher:
+    """Train a teacher: an autoencoder of the crops that a trained detector finds, from which SSDIR starts."""
+
+    data: Path
+    """Dataset folder."""
+    detector: Path
+    """Run folder of the detector."""
+    out: Path
+    """Run folder to make."""
+    run_config: Unprefixed[TeacherRun] = field(default_factory=TeacherRun)
+    resume: bool = False
+    """Continue the run in OUT exactly where its last checkpoint stands."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings that may differ from the run that is resumed, e.g. training.steps."""
+    track: tuple[Tracker, ...] = ()
+    """Also log to these (metrics.csv is always written)."""
+
+    def run(self) -> int:
+        from ssdir.train import train_teacher
+
+        train_teacher(
+            self.run_config,
+            self.detector,
+            self.data,
+            self.out,
+            resume=self.resume,
+            allow_changed=self.allow_changed,
+            track=self.track,
+        )
+        return 0
+
+
+@dataclass(frozen=True)
 class TrainSSDIR:
     """Train SSDIR on a trained, frozen detector. No class label is used."""
 
@@ -185,6 +218,8 @@ class TrainSSDIR:
     out: Path
     """Run folder to make."""
     run_config: Unprefixed[SSDIRRun] = field(default_factory=SSDIRRun)
+    teacher: Path | None = None
+    """Run folder of a teacher to start from (the quickstart preset wants one)."""
     resume: bool = False
     """Continue the run in OUT exactly where its last checkpoint stands."""
     allow_changed: tuple[str, ...] = ()
@@ -200,6 +235,7 @@ class TrainSSDIR:
             self.detector,
             self.data,
             self.out,
+            teacher=self.teacher,
             resume=self.resume,
             allow_changed=self.allow_changed,
             track=self.track,
@@ -327,6 +363,11 @@ def _commands() -> _Node:
         name: _Node(about[name], command=_with_defaults(TrainDetector, run_config=item.detector))
         for name, item in PRESETS.items()
     }
+    teachers = {
+        name: _Node(about[name], command=_with_defaults(TrainTeacher, run_config=item.teacher))
+        for name, item in PRESETS.items()
+        if item.teacher is not None
+    }
     models = {
         name: _Node(about[name], command=_with_defaults(TrainSSDIR, run_config=item.ssdir))
         for name, item in PRESETS.items()
@@ -338,6 +379,7 @@ def _commands() -> _Node:
     }
     train = {
         "detector": _Node("Train an SSD detector; name a preset.", words=detectors),
+        "teacher": _Node("Train a teacher that gives SSDIR a quick start; name a preset.", words=teachers),
         "ssdir": _Node("Train SSDIR on a trained detector; name a preset.", words=models),
     }
     return _Node(
@@ -345,7 +387,9 @@ def _commands() -> _Node:
         words={
             "quickstart": _leaf(Quickstart),
             "data": _Node("Make, check and look at datasets.", words=data),
-            "train": _Node("Train a detector, then SSDIR on it.", words=train),
+            "train": _Node(
+                "Train a detector, then SSDIR on it (with a teacher in between, if you like).", words=train
+            ),
             "evaluate": _leaf(Evaluate),
             "infer": _leaf(Infer),
             "info": _leaf(Info),

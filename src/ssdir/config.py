@@ -276,8 +276,6 @@ class TeacherConfig:
     SSDIR takes its decoder over and, weighted by ``objective.teacher``, learns to give its codes.
     """
 
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=0))
-    """Its training; no steps: no teacher (the paper presets)."""
     crops: int = 256
     """Most crops of a step."""
     width: int = 32
@@ -315,6 +313,14 @@ class SSDIRRun:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class TeacherRun:
+    """All that decides a teacher's training on a trained detector; ``model`` must be that of the SSDIR it teaches."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -327,6 +333,8 @@ class Preset:
     """Scenes to generate (None: the dataset comes from elsewhere)."""
     detector: DetectorRun
     ssdir: SSDIRRun
+    teacher: TeacherRun | None = None
+    """The warm start of the what encoder (None: none, as in the paper)."""
 
 
 # Optimizer, schedule and length of the detector's training are not in the paper; Adam 1e-3 and batch 32 are the
@@ -352,6 +360,18 @@ _FULL_TRAINING = TrainingConfig(
     channels_last=True,
     validate_every=5_000,
     checkpoint_every=2_000,
+)
+
+_SMALL_MODEL = ModelConfig(
+    z_what_size=128,
+    n_hidden=1,
+    what_norm="batch",
+    what_width=128,
+    train_on="selected",
+    clone_backbone=True,
+    decoder_norm="batch",
+    decoder_channels=(256, 128, 64, 32, 16, 16),
+    merge="occlusion",
 )
 
 PRESETS: dict[str, Preset] = {
@@ -406,17 +426,10 @@ PRESETS: dict[str, Preset] = {
                 checkpoint_every=200,
             ),
         ),
-        ssdir=SSDIRRun(
-            model=ModelConfig(
-                clone_backbone=True,
-                feature_norm="group",
-                decoder_norm="batch",
-                decoder_channels=(256, 128, 64, 32, 16, 16),
-                merge="occlusion",
-            ),
-            objective=ObjectiveConfig(image=1.0, objects=10.0, what=0.01, depth=0.01),
+        teacher=TeacherRun(
+            model=_SMALL_MODEL,
             training=TrainingConfig(
-                steps=1_200,
+                steps=500,
                 batch_size=32,
                 learning_rate=0.003,
                 schedule="one_cycle",
@@ -424,7 +437,23 @@ PRESETS: dict[str, Preset] = {
                 precision="auto",
                 channels_last=True,
                 validate_every=0,
-                checkpoint_every=1_000,
+                checkpoint_every=500,
+            ),
+        ),
+        ssdir=SSDIRRun(
+            model=_SMALL_MODEL,
+            objective=ObjectiveConfig(image=0.0, objects=1.0, what=0.001, depth=0.001, teacher=3.0),
+            training=TrainingConfig(
+                steps=600,
+                batch_size=32,
+                learning_rate=0.003,
+                schedule="one_cycle",
+                betas=(0.9, 0.99),
+                weight_decay=0.01,
+                precision="auto",
+                channels_last=True,
+                validate_every=0,
+                checkpoint_every=200,
             ),
         ),
     ),

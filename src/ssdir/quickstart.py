@@ -15,7 +15,7 @@ from ssdir.model.pretrained import load_model
 from ssdir.model.ssdir import SSDIR
 from ssdir.report import print_summary, write_report
 from ssdir.storage import read_json, write_json
-from ssdir.train import train_detector, train_ssdir
+from ssdir.train import train_detector, train_ssdir, train_teacher
 
 PRETRAINED_TRAIN_SCENES = 1_000
 """Train scenes generated for the probe when nothing is trained (about 13 objects each)."""
@@ -49,7 +49,7 @@ def quickstart(out: Path | None = None, pretrained: bool = False, workers: int |
         seconds[name] = round(now - began, 1)
         began = now
 
-    data, detector, run = out / "data", out / "detector", out / "ssdir"
+    data, detector, teacher, run = (out / name for name in ("data", "detector", "teacher", "ssdir"))
     total = scenes.n_train + scenes.n_val + scenes.n_test
     with progress_bar("generating scenes", total) as progress:
         generate(scenes, data, workers=workers, progress=progress)
@@ -59,7 +59,10 @@ def quickstart(out: Path | None = None, pretrained: bool = False, workers: int |
     else:
         train_detector(chosen.detector, data, detector, resume=detector.exists())
         lap("train_detector")
-        train_ssdir(chosen.ssdir, detector, data, run, resume=run.exists())
+        assert chosen.teacher is not None
+        train_teacher(chosen.teacher, detector, data, teacher, resume=teacher.exists())
+        lap("train_teacher")
+        train_ssdir(chosen.ssdir, detector, data, run, teacher=teacher, resume=run.exists())
         lap("train_ssdir")
         model = SSDIR.from_pretrained(run)
     metrics = evaluate(model, data, out, progress=progress_bar)
@@ -89,7 +92,9 @@ def evaluate_run(
         DataError: the run or the dataset cannot be read.
     """
     if (run is None) != pretrained:
-        raise ConfigError("name a run folder or --pretrained: ssdir evaluate RUN, or ssdir evaluate --pretrained")
+        raise ConfigError(
+            "name a run folder or --pretrained: ssdir evaluate RUN, or ssdir evaluate --pretrained"
+        )
     out = out or (Path("out/evaluation") if run is None else run / "evaluation")
     if data is None:
         if run is None:

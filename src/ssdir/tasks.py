@@ -233,11 +233,14 @@ class SSDIRTask(Task):
         self.model.save_pretrained(folder)
 
     def identity(self) -> dict[str, Any]:
-        """The detector's settings and a hash of its weights."""
-        return {
+        """The detector's settings and a hash of its weights; a hash of the teacher's."""
+        identity: dict[str, Any] = {
             "detector": to_dict(self.model.detector.config),
             "detector_weights": self._detector_fingerprint,
         }
+        if self.teacher is not None:
+            identity["teacher_weights"] = tensors_fingerprint(self.teacher.state_dict())
+        return identity
 
     def compile_networks(self) -> None:
         """The convolutional parts; what is ragged between them stays as it is."""

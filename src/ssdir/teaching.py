@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ssdir.config import ModelConfig, TeacherConfig, to_dict
+from ssdir.config import ConfigError, ModelConfig, TeacherConfig, to_dict
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detector
@@ -99,17 +99,26 @@ class TeacherTask(Task):
         self.model.decoder.compile()
 
 
-def load_teacher(path: Path) -> Teacher:
+def load_teacher(path: Path, model: ModelConfig) -> Teacher:
     """The teacher saved at ``path`` (a run folder), frozen and in eval mode.
+
+    Args:
+        path: run folder.
+        model: the model to teach; its z_what and decoder must be those that the teacher was trained for.
 
     Raises:
         DataError: the folder or a file is absent, damaged, of another kind or of another architecture.
+        ConfigError: the teacher's codes or decoder do not fit the model.
     """
     folder = find_folder(path)
     config = read_config(folder, "teacher")
-    teacher = Teacher(
-        config_part(TeacherConfig, config, "teacher", folder / CONFIG),
-        config_part(ModelConfig, config, "model", folder / CONFIG),
-    )
+    own = config_part(ModelConfig, config, "model", folder / CONFIG)
+    for name in ("z_what_size", "decoder_channels", "decoder_norm"):
+        if getattr(own, name) != getattr(model, name):
+            raise ConfigError(
+                f"the teacher in {path} was trained with model.{name} {getattr(own, name)}, not "
+                f"{getattr(model, name)}; train another, or take its setting"
+            )
+    teacher = Teacher(config_part(TeacherConfig, config, "teacher", folder / CONFIG), own)
     load_weights(teacher, folder)
     return teacher.eval().requires_grad_(False)

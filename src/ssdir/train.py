@@ -1,7 +1,8 @@
 """Training: one loop for every model, on Hugging Face Accelerate.
 
 :func:`train` shows a run from top to bottom. What is trained is a :class:`~ssdir.tasks.Task` (a network and its
-loss); :func:`train_detector` and :func:`train_ssdir` build the two tasks of the paper.
+loss); :func:`train_detector` and :func:`train_ssdir` build the two tasks of the paper, :func:`train_teacher` a third that
+gives SSDIR a warm start.
 
 Order of images, initial weights and noise are pure functions of seed, step and process, so that a checkpoint needs
 no generator state, and a run killed at any moment goes on exactly: on the CPU, with the same threads and versions,
@@ -22,7 +23,7 @@ import torch
 from rich.console import Console
 
 from ssdir.checkpoint import RunState
-from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TrainingConfig, to_dict
+from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, TrainingConfig, to_dict
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.data.coco import open_split, splits
@@ -43,7 +44,7 @@ VERSION = 1
 
 def train(
     task: Task,
-    run_config: DetectorRun | SSDIRRun,
+    run_config: DetectorRun | TeacherRun | SSDIRRun,
     dataset: Path,
     out: Path,
     *,
@@ -200,12 +201,47 @@ def train_detector(
     )
 
 
+def train_teacher(
+    run: TeacherRun,
+    detector: Path,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    allow_changed: Iterable[str] = (),
+    track: Iterable[str] = (),
+    console: Console | None = None,
+) -> Path:
+    """Train a teacher on what a trained, frozen detector finds; returns the run folder ``out``.
+
+    Args:
+        run: teacher and training settings, and the model that it will teach.
+        detector: run folder (or saved model) of the detector.
+        data: data set folder; its boxes and labels are not used.
+        out: run folder; other arguments as for :func:`train`.
+
+    Raises:
+        ConfigError, DataError, TrainingError: see :func:`train`.
+    """
+    from ssdir.model.pretrained import load_detector
+    from ssdir.model.teacher import Teacher
+    from ssdir.teaching import TeacherTask
+
+    with seeded(run.training.seed):
+        teacher = Teacher(run.teacher, run.model)
+    task = TeacherTask(load_detector(detector), teacher, run.model.present_threshold)
+    return train(
+        task, run, data, out, resume=resume, allow_changed=allow_changed, track=track, console=console
+    )
+
+
 def train_ssdir(
     run: SSDIRRun,
     detector: Path,
     data: Path,
     out: Path,
     *,
+    teacher: Path | None = None,
     resume: bool = False,
     allow_changed: Iterable[str] = (),
     track: Iterable[str] = (),
@@ -218,17 +254,28 @@ def train_ssdir(
         detector: run folder (or saved model) of the detector.
         data: data set folder; its boxes and labels are not used.
         out: run folder; other arguments as for :func:`train`.
+        teacher: run folder of a teacher: the decoder starts as its, and ``objective.teacher`` weighs its codes.
 
     Raises:
         ConfigError, DataError, TrainingError: see :func:`train`.
     """
     from ssdir.model.pretrained import categories_of, load_detector
     from ssdir.model.ssdir import SSDIR
+    from ssdir.teaching import load_teacher
+
+    if teacher is None and run.objective.teacher > 0:
+        raise ConfigError(
+            "objective.teacher weighs a teacher's codes, but there is no teacher; train one (ssdir train teacher) "
+            "and name its run with --teacher, or set --objective.teacher 0"
+        )
 
     with seeded(run.training.seed):
         model = SSDIR(load_detector(detector), run.model)
     model.categories = categories_of(detector)
-    task = SSDIRTask(model, run.objective)
+    guide = None if teacher is None else load_teacher(teacher, run.model)
+    if guide is not None:
+        model.decoder.load_state_dict(guide.decoder.state_dict())
+    task = SSDIRTask(model, run.objective, guide)
     return train(
         task, run, data, out, resume=resume, allow_changed=allow_changed, track=track, console=console
     )
@@ -264,8 +311,15 @@ def _computes_in_bf16(precision: Literal["auto", "fp32", "bf16"]) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.backends.mps.is_available():
         return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return _cpu_computes_in_bf16()
+
+
+def _cpu_computes_in_bf16() -> bool:
+    """Whether the processor multiplies in bf16 (AVX-512 or AMX bf16, ARM bf16), by torch or by Linux."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return any(value is True and "bf16" in name for name, value in torch.cpu.get_capabilities().items())
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "bf16" in cpuinfo.read_text()
 
 
 def _open(dataset: Path, image_size: int) -> tuple[CachedDataset, CachedDataset | None]:
