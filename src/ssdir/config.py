@@ -51,9 +51,9 @@ class ScenesConfig:
     n_train: int = 50_000
     """Training scenes (train digits only)."""
     n_val: int = 2_000
-    """Validation scenes, for choosing anything (first half of the test digits)."""
+    """Validation scenes, for choosing anything (one half of the test digits of each class)."""
     n_test: int = 5_000
-    """Test scenes, for reporting (second half of the test digits)."""
+    """Test scenes, for reporting (the other half of the test digits)."""
     seed: int = 0
     """Every scene is a pure function of (seed, split, index)."""
 

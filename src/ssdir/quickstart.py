@@ -11,7 +11,7 @@ from ssdir.config import ConfigError, preset
 from ssdir.console import progress_bar
 from ssdir.data.multiscale_mnist import generate
 from ssdir.evaluate.protocol import EvaluationConfig, evaluate
-from ssdir.model.pretrained import load_model
+from ssdir.model.registry import load_model
 from ssdir.model.ssdir import SSDIR
 from ssdir.report import print_summary, write_report
 from ssdir.storage import read_json, write_json

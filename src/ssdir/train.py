@@ -1,8 +1,8 @@
 """Training: one loop for every model, on Hugging Face Accelerate.
 
 :func:`train` shows a run from top to bottom. What is trained is a :class:`~ssdir.tasks.Task` (a network and its
-loss); :func:`train_detector` and :func:`train_ssdir` build the two tasks of the paper, :func:`train_teacher` a third that
-gives SSDIR a warm start.
+loss); :func:`train_detector` and :func:`train_ssdir` build the two tasks of the paper, :func:`train_teacher` a third
+that gives SSDIR a warm start.
 
 Order of images, initial weights and noise are pure functions of seed, step and process, so that a checkpoint needs
 no generator state, and a run killed at any moment goes on exactly: on the CPU, with the same threads and versions,
