@@ -334,3 +334,17 @@ def test_rendering_is_deterministic():
         images.square().sum().backward()
         results.append([images, crop(images, boxes, index, 5), *(value.grad for value in inputs)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "occlusion"])
+def test_memory_follows_the_covered_area_and_not_the_number_of_images(kind):
+    m, size = 200, 256
+    boxes = torch.cat(
+        [torch.rand(m, 2, generator=torch.Generator().manual_seed(0)), torch.full((m, 2), 0.04)], 1
+    )
+    patches, depth = torch.rand(m, 3, 8, 8).requires_grad_(), torch.zeros(m).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        merge(kind, patches, boxes, depth, torch.zeros(m, dtype=torch.long), 1, size)
+    assert max(kept) <= 3 * size * size
+    assert sum(kept) < m * 3 * size * size / 10
