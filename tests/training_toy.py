@@ -102,7 +102,7 @@ class ToyTask(Task):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
         self.autocast = torch.is_autocast_enabled(batch.images.device.type)
-        noise = torch.randn(batch.images.shape, generator=generator)
+        noise = torch.randn(batch.images.shape, generator=generator, device=generator.device)
         answer = self.model(batch.images + self.noise * noise).float().mean((1, 2, 3))
         if self.training:
             self.seen.append(batch.image_ids)

@@ -278,7 +278,7 @@ class Means:
 
     def add(self, values: Mapping[str, Any], n_images: int) -> None:
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value) * n_images
+            self._sums[name] = self._sums.get(name, 0.0) + float(torch.as_tensor(value).detach()) * n_images
         self._count += n_images
 
     def means(self) -> dict[str, float]:

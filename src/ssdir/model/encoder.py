@@ -32,6 +32,18 @@ class WhatEncoder(nn.Module):
         return torch.cat([mean.flatten(2).transpose(1, 2) for mean in means], dim=1)
 
 
+class MapNorm(nn.GroupNorm):
+    """GroupNorm with one group: a whole feature map to mean 0 and variance 1, then a scale and shift a channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels)
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        # On the CPU, torch's backward pass crashes for a channels_last input that needs no gradient itself (seen in
+        # 2.13): the features of a frozen backbone.
+        return super().forward(input if input.requires_grad else input.contiguous())
+
+
 class DepthEncoder(nn.Module):
     """Means of z_depth for every cell: one conv3x3 with one channel a map (18,437 parameters at full size)."""
 
@@ -67,7 +79,7 @@ def _what_layers(channels: int, config: ModelConfig) -> nn.Sequential:
     size = config.z_what_size
     wide = size if config.what_width is None else config.what_width
     normed = config.what_norm == "batch"
-    layers: list[nn.Module] = [nn.GroupNorm(1, channels)] if config.feature_norm == "group" else []
+    layers: list[nn.Module] = [MapNorm(channels)] if config.feature_norm == "group" else []
     layers.append(nn.Conv2d(channels, wide, 1))
     if normed:
         layers += [nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
