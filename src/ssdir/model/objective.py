@@ -87,7 +87,7 @@ def object_error(
     size = logits.shape[-1]
     boxes = objects.boxes.detach().float()
     # Grey pictures in three equal channels (digits) need one crop, not three.
-    grey = bool((images == images[:, :1]).all())
+    grey = all(torch.equal(images[:, 0], images[:, channel]) for channel in (1, 2))
     target = crop(images[:, :1] if grey else images, boxes, objects.image_index, size).expand_as(logits)
     rows, columns = (
         _centres_inside(boxes[:, 1], boxes[:, 3], size),
