@@ -278,10 +278,8 @@ def test_micro_batches_equal_one_batch(data: Path, tmp_path: Path) -> None:
 
 
 def test_precision_may_change_from_run_to_run(data: Path, tmp_path: Path) -> None:
-    for precision, autocast in (("bf16", True), ("fp32", False), ("bf16", True)):
-        task = toy.run_toy(
-            data, tmp_path / f"{precision}{autocast}{len(os.listdir(tmp_path))}", steps=1, precision=precision
-        )  # noqa: PTH208, E501
+    for name, precision, autocast in (("a", "bf16", True), ("b", "fp32", False), ("c", "bf16", True)):
+        task = toy.run_toy(data, tmp_path / name, steps=1, precision=precision)
         assert task.autocast is autocast
         assert task.model[0].weight.dtype == torch.float32
 
