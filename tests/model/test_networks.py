@@ -55,9 +55,17 @@ def test_what_encoder_is_linear_at_both_ends(norm):
     layers = WhatEncoder((8,), ModelConfig(z_what_size=4, n_hidden=2, feature_norm=norm)).maps[0]
     kinds = [type(layer).__name__ for layer in layers]
     expected = ["Conv2d", "Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"]
-    assert kinds == (["GroupNorm", *expected] if norm == "group" else expected)
+    assert kinds == (["MapNorm", *expected] if norm == "group" else expected)
     sides = [layer.kernel_size[0] for layer in layers if isinstance(layer, nn.Conv2d)]
     assert sides == [1, 3, 3, 1]
+
+
+def test_what_encoder_with_batch_norm_and_its_own_width():
+    config = ModelConfig(z_what_size=4, n_hidden=1, what_norm="batch", what_width=6)
+    layers = WhatEncoder((8,), config).maps[0]
+    kinds = [type(layer).__name__ for layer in layers]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
+    assert [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)] == [6, 6, 4]
 
 
 def test_group_norm_makes_means_independent_of_the_features_scale():

@@ -230,6 +230,16 @@ def test_a_batch_is_its_images(merge):
     torch.testing.assert_close(images[1:2], model.reconstruct(pictures()[1:2]), atol=1e-4, rtol=1e-3)
 
 
+def test_training_may_decode_the_objects_of_inference():
+    model = tiny(presence=0.0, train_on="selected", present_threshold=0.3, sigma_depth=0.0).eval()
+    output, found = model(pictures(), seeded()), model.infer(pictures())
+    assert len(found) > 5
+    assert torch.equal(output.objects.boxes, found.boxes)
+    torch.testing.assert_close(output.objects.depth, found.depth)
+    noise = (output.objects.what - found.what) / model.config.sigma_what
+    assert float(noise.std()) == pytest.approx(1, abs=0.15)
+
+
 def test_inference_leaves_the_mode_and_no_graph():
     model = tiny(presence=2.0, decoder_norm="batch").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
