@@ -236,7 +236,7 @@ def test_training_may_decode_the_objects_of_inference():
     assert len(found) > 5
     assert torch.equal(output.objects.boxes, found.boxes)
     torch.testing.assert_close(output.objects.depth, found.depth)
-    noise = (output.objects.what - found.what) / model.config.sigma_what
+    noise = (output.objects.what.detach() - found.what) / model.config.sigma_what
     assert float(noise.std()) == pytest.approx(1, abs=0.15)
 
 
