@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from ssdir.config import (
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.detector.ssd import Detector
-from ssdir.meters import TrainingError, Window
+from ssdir.meters import FiniteGuard, TrainingError, Window
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
@@ -45,7 +45,7 @@ from ssdir.randomness import generator_of
 from ssdir.storage import DataError, load_tensors, read_json
 from ssdir.tasks import DetectorTask, SSDIRTask, Terms, draw_boxes, to_image
 from ssdir.tracking import read_metrics
-from ssdir.train import _computes_in_bf16, train_detector, train_ssdir
+from ssdir.train import _accelerator, _computes_in_bf16, _Feed, train_detector, train_ssdir
 
 HERE = Path(__file__).parent
 
@@ -391,6 +391,45 @@ def test_window_keeps_means_over_micro_batches_and_steps() -> None:
         window.add(terms, torch.tensor(step))
     assert window.take(Alone()) == {"loss/a": 1.5, "health/h": 2.0, "grad_norm": 0.5}
     assert window.sums is None and window.count == 0
+
+
+def test_numbers_looked_at_late_still_name_the_first_bad_step(tmp_path: Path) -> None:
+    guard = FiniteGuard(tmp_path)
+    for step, value in enumerate((1.0, math.inf, math.nan), start=7):
+        values = {
+            "loss/a": torch.tensor(value),
+            "health/h": torch.tensor(math.nan),
+            "grad_norm": torch.tensor(1.0),
+        }
+        guard.note(step, values, [step, 100])
+    with pytest.raises(
+        TrainingError, match=r"^step 8: loss/a is inf .*batch: 8, 100\. There is no checkpoint yet"
+    ):
+        guard.check()
+    guard.check()  # nothing is left to look at
+
+
+def test_images_read_ahead_are_the_same(data: Path) -> None:
+    images = CachedDataset(data, "train", toy.SIDE)
+    settings = replace(toy.SETTINGS, accumulate=2)
+    feeds = [
+        _Feed(images, settings, SimpleNamespace(device=torch.device(kind), process_index=0, num_processes=1))
+        for kind in ("cpu", "meta")
+    ]
+    for step in (3, 4, 5, 9):  # a jump, too
+        here, ahead = (feed.micro_batches(step) for feed in feeds)
+        assert [batch.image_ids for batch in here] == [batch.image_ids for batch in ahead]
+        assert {batch.images.device.type for batch in ahead} == {"meta"}
+        assert here[0].images.is_contiguous(memory_format=torch.channels_last)
+    for feed in feeds:
+        with feed:
+            pass
+
+
+def test_batch_that_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda self: 3))
+    with pytest.raises(ConfigError, match=r"batch_size 4 cannot be shared by 3 processes.*multiple of 6"):
+        _accelerator(replace(toy.SETTINGS, accumulate=2))
 
 
 # -- the two tasks -----------------------------------------------------------------------------------------------
