@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -130,7 +129,7 @@ def test_leftovers_of_a_kill_are_no_checkpoints_and_are_removed(tmp_path: Path) 
     (tmp_path / ".metrics.csv.12-ab.tmp").write_text("half")
     assert [item.name for item in checkpoints(tmp_path)] == ["step_000003"]
     remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["checkpoints"]  # noqa: PTH208
+    assert [item.name for item in tmp_path.iterdir()] == ["checkpoints"]
     assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step_000003"]
 
 
