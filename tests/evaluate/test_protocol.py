@@ -14,6 +14,7 @@ from torch import Tensor
 from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.config import ConfigError, DetectorConfig, ModelConfig
 from ssdir.console import progress_bar
+from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detector
 from ssdir.evaluate.collect import object_errors
@@ -21,6 +22,7 @@ from ssdir.evaluate.protocol import EvaluationConfig, evaluate, various
 from ssdir.model.latents import Objects
 from ssdir.model.render import crop, paste
 from ssdir.model.ssdir import SSDIR
+from ssdir.report import write_report
 from ssdir.storage import DataError
 
 SIDE = 64
@@ -316,3 +318,51 @@ def test_settings_that_mean_nothing_are_refused():
     for name in ("batch_size", "limit", "probe_train_objects", "probe_train_images"):
         with pytest.raises(ConfigError, match=f"{name} is 0"):
             EvaluationConfig(**{name: 0})
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchWithAttributes(Batch):
+    attributes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> BatchWithAttributes:
+        return self
+
+
+def test_further_attributes_are_probed_too(data, monkeypatch, tmp_path):
+    plain = CachedDataset.batch
+
+    def batch(self: CachedDataset, indices: Any) -> BatchWithAttributes:
+        made = plain(self, indices)
+        attributes = {"dark": (made.labels == 0).long(), "alike": torch.zeros_like(made.labels)}
+        return BatchWithAttributes(**vars(made), attributes=attributes)
+
+    oracle = Oracle(data, ("train", "test"))
+    monkeypatch.setattr(CachedDataset, "batch", batch)
+    down = evaluate(oracle, data, None, PLAIN)["downstream"]
+    assert down["attribute"] == "category" and down["matched_accuracy"] == 1.0
+    assert set(down["attributes"]) == {"category", "dark"}  # nothing to tell where all objects are alike
+    assert down["attributes"]["dark"]["matched_accuracy"] == 1.0
+    assert down["attributes"]["dark"]["classes"] == 2
+    report = write_report(tmp_path, {"downstream": down}).read_text()
+    assert "<th>dark</th><td>1.000</td>" in report
+
+
+class WithBackground(Oracle):
+    """Paints whole images, not only objects; cannot render."""
+
+    has_background = True
+
+    def reconstruct(self, images: Tensor, size: int) -> Tensor:
+        return torch.full((len(images), 3, size, size), 0.25)
+
+
+def test_a_model_with_a_background_is_asked_for_whole_images(data):
+    model = WithBackground(data, ("train", "test"))
+    errors = evaluate(model, data, None, dataclasses.replace(PLAIN, untrained_control=False))[
+        "reconstruction"
+    ]
+    images = torch.nn.functional.interpolate(
+        CachedDataset(data, "test", SIDE).batch(range(12)).images, (128, 128), mode="bilinear", antialias=True
+    )
+    assert errors["image_mse"] == pytest.approx(float(((images - 0.25) ** 2).mean()), rel=1e-5)
+    assert errors["object_mse"] < 1e-10

@@ -265,8 +265,9 @@ def _paint(
 ) -> Float[Tensor, "b 3 t t"] | None:
     """Measure what the model paints, image by image and object by object; returns the images."""
     output = None
-    if hasattr(model, "render"):
-        output, seconds = _timed(lambda: model.render(objects, IMAGE_SIDE), batch.images.device)
+    painter = _painter(model, batch, objects)
+    if painter is not None:
+        output, seconds = _timed(painter, batch.images.device)
         found.seconds_render.append(seconds / max(1, len(batch)))
         target = resize(batch.images, IMAGE_SIDE)
         found.image_mse.append(((output.float() - target) ** 2).mean(dim=(1, 2, 3)).cpu())
@@ -279,6 +280,15 @@ def _paint(
         errors = object_errors(patches[predicted], batch.images, batch.boxes[true], batch.image_index[true])
         found.object_mse_true_box.append(errors.cpu())
     return output
+
+
+def _painter(model: Any, batch: Batch, objects: Objects) -> Callable[[], Float[Tensor, "b 3 t t"]] | None:
+    """What paints the images: the objects found, or, for a model with more than objects, the model itself."""
+    if hasattr(model, "render") and not getattr(model, "has_background", False):
+        return lambda: model.render(objects, IMAGE_SIDE)
+    if hasattr(model, "reconstruct"):
+        return lambda: model.reconstruct(batch.images, IMAGE_SIDE)
+    return None
 
 
 def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:

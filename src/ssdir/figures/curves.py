@@ -39,8 +39,8 @@ def loss_curves(
 ) -> Figure:
     """One panel a group of curves over the optimizer steps: as measured (faint) and smoothed.
 
-    A panel of positive values that fall by more than a factor of ten has a logarithmic axis. The last smoothed value is
-    written in the panel's upper right corner.
+    A loss that falls by more than a factor of ten, and stays positive, has a logarithmic axis. The last smoothed
+    value is written in the panel's upper right corner.
 
     Args:
         steps: rising.
@@ -54,7 +54,7 @@ def loss_curves(
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         for i, (axes, (name, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
-            _panel(axes, steps, curves)
+            _panel(axes, steps, curves, "loss" in name)
             axes.set_title(name, loc="left")
             if i + columns >= len(panels):
                 axes.set_xlabel("step")
@@ -116,10 +116,12 @@ def group_columns(rows: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, dict
     return np.array([row.get("step", np.nan) for row in rows], float), panels
 
 
-def _panel(axes: Axes, steps: Float[np.ndarray, "n"], curves: Mapping[str, Float[np.ndarray, "n"]]) -> None:
+def _panel(
+    axes: Axes, steps: Float[np.ndarray, "n"], curves: Mapping[str, Float[np.ndarray, "n"]], is_loss: bool
+) -> None:
     axes.grid(True, axis="y")
     ends = [(known[0], known[-1], known.min()) for v in curves.values() if len(known := v[np.isfinite(v)])]
-    if ends and all(lowest > 0 and first > 10 * last for first, last, lowest in ends):
+    if is_loss and ends and all(lowest > 0 and first > 10 * last for first, last, lowest in ends):
         axes.set_yscale("log")
         axes.minorticks_off()
     for (name, values), colour in zip(curves.items(), LINE_COLOURS * len(curves), strict=False):

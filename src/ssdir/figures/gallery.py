@@ -15,7 +15,7 @@ from ssdir.figures.latents import latent_map, latent_traversals, layout
 from ssdir.figures.sheet import Scene, scene_sheet
 from ssdir.figures.style import save
 
-MAP_OBJECTS = 1_200
+MAP_OBJECTS = 1_000
 """Most objects on the map: t-SNE takes seconds for so many."""
 
 
