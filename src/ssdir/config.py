@@ -71,6 +71,7 @@ class ScenesConfig:
         )
         _require(0 <= self.delta_position <= 1, "scenes.delta_position must lie in [0, 1]")
         _require(0 <= self.theta_filled <= 1, "scenes.theta_filled must lie in [0, 1]")
+        _require(self.seed >= 0, "scenes.seed must not be negative")
         _require(min(self.n_train, self.n_val, self.n_test) >= 0, "numbers of scenes must not be negative")
 
 
@@ -144,6 +145,14 @@ class DetectorLossConfig:
     """Weight of the smooth-L1 box term."""
     score_weight: float = 1.0
     """Weight of the classification term."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.match_iou <= 1, "loss.match_iou must lie in (0, 1]")
+        _require(self.negatives_per_positive >= 0, "loss.negatives_per_positive must not be negative")
+        _require(
+            min(self.positive_weight, self.box_weight, self.score_weight) >= 0,
+            "weights of the detector's loss must not be negative",
+        )
 
 
 @dataclass(frozen=True)
@@ -256,6 +265,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(self.steps >= 0, "training.steps must not be negative")
+        _require(self.seed >= 0, "training.seed must not be negative")
         _require(
             self.batch_size >= 1 and self.accumulate >= 1, "training.batch_size and accumulate must be >= 1"
         )
@@ -415,7 +425,7 @@ PRESETS: dict[str, Preset] = {
             training=TrainingConfig(
                 steps=400,
                 batch_size=32,
-                learning_rate=0.003,
+                learning_rate=0.006,
                 schedule="one_cycle",
                 warmup_steps=60,
                 betas=(0.9, 0.99),
