@@ -286,6 +286,10 @@ class TeacherConfig:
     SSDIR takes its decoder over and, weighted by ``objective.teacher``, learns to give its codes.
     """
 
+    side: int = 24
+    """Side of the crops that it reads, in pixels."""
+    context: float = 1.2
+    """How much of the surroundings it sees, in sides of the box; it paints the box alone."""
     crops: int = 256
     """Most crops of a step."""
     width: int = 32
@@ -296,16 +300,21 @@ class TeacherConfig:
     """Hidden units of the projector."""
     projector_size: int = 256
     """Size of the embeddings that must agree."""
-    rotation: float = 0.5
+    rotation: float = 0.35
     """Views are rotated by up to this, in radians."""
-    shear: float = 0.4
+    shear: float = 0.3
     """Views are sheared by up to this share of the box."""
-    scale: float = 0.25
+    scale: float = 0.2
     """Logarithm of the largest stretch of each axis of a view."""
-    shift: float = 0.2
+    shift: float = 0.12
     """Views are shifted by up to this share of half the box."""
     noise: float = 0.1
     """Standard deviation of the noise on views' pixels."""
+
+    def __post_init__(self) -> None:
+        _require(self.side >= 8, "teacher.side must be at least 8 pixels")
+        _require(self.context >= 1, "teacher.context must be at least 1, the box itself")
+        _require(self.crops >= 2, "teacher.crops must be at least 2: its statistics are over a batch")
 
 
 @dataclass(frozen=True)

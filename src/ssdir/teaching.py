@@ -22,6 +22,7 @@ from ssdir.model.pretrained import (
     read_config,
     save_folder,
 )
+from ssdir.model.render import crop
 from ssdir.model.teacher import Teacher, contexts_of
 from ssdir.tasks import Means, Task, Terms, grid_of, tensors_fingerprint, to_image
 
@@ -52,7 +53,7 @@ class TeacherTask(Task):
             order = torch.randperm(len(boxes), generator=generator, device=generator.device)
             chosen = order[: self.model.config.crops].sort().values.to(boxes.device)
             boxes, image_index = boxes[chosen], image_index[chosen]
-        contexts = contexts_of(batch.images, boxes, image_index, self.model.side)
+        contexts = contexts_of(batch.images, boxes, image_index, self.model.config)
         return Terms(self.model.losses(contexts, generator), {"crops": len(contexts)})
 
     @torch.no_grad()
@@ -74,12 +75,13 @@ class TeacherTask(Task):
         """Crops above, and what the decoder makes of their codes below."""
         batch = dataset.batch(range(min(4, len(dataset)))).to(self.device)
         boxes, image_index = self.find(batch.images)
-        contexts = contexts_of(batch.images, boxes, image_index, self.model.side)[:PICTURE_CROPS]
-        border = (contexts.shape[-1] - self.model.side) // 2
-        crops = contexts[:, :, border : border + self.model.side, border : border + self.model.side]
-        if len(crops) == 0:
-            return Image.new("RGB", (self.model.side, self.model.side))
-        painted = self.model.decoder(self.model.codes(crops)).float().sigmoid()
+        boxes, image_index = boxes[:PICTURE_CROPS], image_index[:PICTURE_CROPS]
+        side = self.model.model_config.patch_size
+        if len(boxes) == 0:
+            return Image.new("RGB", (side, side))
+        crops = crop(batch.images, boxes, image_index, side)
+        codes = self.model.codes_of(batch.images, boxes, image_index)
+        painted = self.model.decoder(codes).float().sigmoid()
         return grid_of([[to_image(item) for item in row] for row in (crops, painted)])
 
     def save(self, folder: Path) -> None:

@@ -29,17 +29,15 @@ class Teacher(nn.Module):
     Codes leave the encoder through a BatchNorm without weights: every dimension has mean 0 and variance 1, so that
     SSDIR's noise and prior mean the same to each.
 
-    Attributes:
-        side: side of the crops it reads, in pixels (the decoder's patch side).
+    It reads crops of ``config.side`` pixels that show ``config.context`` times the box, and paints the box.
     """
 
     def __init__(self, config: TeacherConfig, model: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.model_config = model
-        self.side = model.patch_size
         wide = config.width
-        cells = math.ceil(self.side / 8)
+        cells = math.ceil(config.side / 8)
         self.encoder = nn.Sequential(
             *_block(3, wide, 2),
             *_block(wide, 2 * wide, 2),
@@ -57,8 +55,8 @@ class Teacher(nn.Module):
             nn.Linear(config.projector_hidden, config.projector_size),
         )
 
-    def codes(self, crops: Float[Tensor, "m 3 p p"]) -> Float[Tensor, "m d"]:
-        """The codes of crops in [0, 1] of side ``side``."""
+    def codes(self, crops: Float[Tensor, "m 3 q q"]) -> Float[Tensor, "m d"]:
+        """The codes of crops in [0, 1] of side ``config.side``."""
         if len(crops) == 0:
             return crops.new_zeros(0, self.model_config.z_what_size)
         return self.encoder(crops).float()
@@ -71,7 +69,8 @@ class Teacher(nn.Module):
         image_index: Int[Tensor, " m"],
     ) -> Float[Tensor, "m d"]:
         """The codes of the images' content in boxes (``cxcywh`` in [0, 1]); no gradients."""
-        return self.codes(crop(images.float(), boxes.float(), image_index, self.side))
+        larger = enlarged(boxes.float(), self.config.context)
+        return self.codes(crop(images.float(), larger, image_index, self.config.side))
 
     def losses(
         self, contexts: Float[Tensor, "m 3 q q"], generator: torch.Generator
@@ -83,15 +82,22 @@ class Teacher(nn.Module):
         if len(contexts) < 2:
             nothing = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return {"reconstruction": nothing, "invariance": nothing}  # type: ignore[dict-item]
-        views = [random_view(contexts, self.side, self.config, generator) for _ in range(2)]
-        codes = self.codes(torch.cat(views))
-        first = codes[: len(contexts)]
+        config, m = self.config, len(contexts)
+        maps = [random_affine(m, config, generator).to(contexts.device) for _ in range(2)]
+        holds = MARGIN * config.context
+        views = [view(contexts, affine, config.side, config.context, holds) for affine in maps]
+        seen = torch.cat(views)
+        pixels = torch.randn(seen.shape, generator=generator, device=generator.device).to(seen)
+        codes = self.codes(seen + config.noise * pixels)
+        first = codes[:m]
         noise = torch.randn(first.shape, generator=generator, device=generator.device).to(first)
         logits = self.decoder(first + self.model_config.sigma_what * noise).float()
         embeddings = self.projector(codes).float()
         with torch.autocast(contexts.device.type, enabled=False):
             return {
-                "reconstruction": functional.binary_cross_entropy_with_logits(logits, views[0].clamp(0, 1)),
+                "reconstruction": functional.binary_cross_entropy_with_logits(
+                    logits, view(contexts, maps[0], logits.shape[-1], 1.0, holds).clamp(0, 1)
+                ),
                 "invariance": vicreg(*embeddings.chunk(2)),
             }
 
@@ -106,44 +112,67 @@ def distance_to_codes(
     return (what - targets).square().sum() / max(what.numel(), 1)
 
 
-CONTEXT = 1.5
-"""Side of the crops that random views are taken from, in sides of the box."""
+MARGIN = 1.5
+"""Side of the crops that random views are taken from, in sides of what a view shows."""
+
+
+def enlarged(boxes: Float[Tensor, "m 4"], factor: float) -> Float[Tensor, "m 4"]:
+    """Boxes (``cxcywh``) around the same centres, ``factor`` times as wide and high."""
+    return torch.cat([boxes[:, :2], boxes[:, 2:] * factor], dim=1)
 
 
 def contexts_of(
-    images: Float[Tensor, "b 3 s s"], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"], side: int
+    images: Float[Tensor, "b 3 s s"],
+    boxes: Float[Tensor, "m 4"],
+    image_index: Int[Tensor, " m"],
+    config: TeacherConfig,
 ) -> Float[Tensor, "m 3 q q"]:
-    """Crops of boxes made ``CONTEXT`` times larger, at the scale where the box has ``side`` pixels."""
-    larger = torch.cat([boxes[:, :2], boxes[:, 2:] * CONTEXT], dim=1)
-    return crop(images, larger, image_index, round(side * CONTEXT))
+    """Crops ``MARGIN * config.context`` times as large as their boxes, at the scale of the teacher's input."""
+    larger = enlarged(boxes, config.context * MARGIN)
+    return crop(images, larger, image_index, round(config.side * MARGIN))
 
 
-def random_view(
-    contexts: Float[Tensor, "m 3 q q"], side: int, config: TeacherConfig, generator: torch.Generator
-) -> Float[Tensor, "m 3 p p"]:
-    """The box inside each context under a random affine map, with noise: rotated, sheared, stretched, shifted.
+def random_affine(m: int, config: TeacherConfig, generator: torch.Generator) -> Float[Tensor, "m 2 3"]:
+    """Random maps from a view's coordinates ([-1, 1]) to the box's: rotation, shear, stretch and shift.
 
     Args:
-        contexts: see :func:`contexts_of`.
-        side: of the views, in pixels.
+        m: how many.
         config: the ranges: angles in radians, shear and shift as shares of the box, scale as a logarithm.
         generator: all randomness comes from it.
     """
-    m, device = len(contexts), contexts.device
 
-    def uniform(span: float) -> Tensor:
-        return (torch.rand(m, generator=generator, device=generator.device).to(device) * 2 - 1) * span
+    def uniform(span: float) -> Float[Tensor, " m"]:
+        return (torch.rand(m, generator=generator, device=generator.device) * 2 - 1) * span
 
     angle, shear = uniform(config.rotation), uniform(config.shear)
     wide, high = uniform(config.scale).exp(), uniform(config.scale).exp()
     cosine, sine = angle.cos(), angle.sin()
     rows = [cosine * wide, (shear - sine) * high, uniform(config.shift)]
     rows += [sine * wide, cosine * high, uniform(config.shift)]
-    affine = torch.stack(rows, dim=1).view(m, 2, 3) / CONTEXT
-    grid = functional.affine_grid(affine, [m, contexts.shape[1], side, side], align_corners=False)
-    views = functional.grid_sample(contexts, grid, align_corners=False)
-    noise = torch.randn(views.shape, generator=generator, device=generator.device).to(views)
-    return views + config.noise * noise
+    return torch.stack(rows, dim=1).view(m, 2, 3)
+
+
+def view(
+    contexts: Float[Tensor, "m 3 q q"],
+    affine: Float[Tensor, "m 2 3"],
+    side: int,
+    shows: float,
+    holds: float,
+) -> Float[Tensor, "m 3 p p"]:
+    """What lies in each box, or around it, under an affine map, bilinear.
+
+    Args:
+        contexts: crops around the boxes (see :func:`contexts_of`).
+        affine: from coordinates in the mapped box ([-1, 1] is the box) to those in the box (:func:`random_affine`).
+        side: of the views, in pixels.
+        shows: what a view shows, in sides of the box.
+        holds: what a context holds, in sides of the box.
+    """
+    grid_map = affine * torch.tensor([shows, shows, 1.0], device=affine.device) / holds
+    grid = functional.affine_grid(
+        grid_map, [len(contexts), contexts.shape[1], side, side], align_corners=False
+    )
+    return functional.grid_sample(contexts, grid, align_corners=False)
 
 
 def vicreg(a: Float[Tensor, "m e"], b: Float[Tensor, "m e"]) -> Float[Tensor, ""]:
