@@ -45,7 +45,7 @@ from ssdir.randomness import generator_of
 from ssdir.storage import DataError, load_tensors, read_json
 from ssdir.tasks import DetectorTask, SSDIRTask, Terms, draw_boxes, to_image
 from ssdir.tracking import read_metrics
-from ssdir.train import _accelerator, _computes_in_bf16, _Feed, train_detector, train_ssdir
+from ssdir.train import _accelerator, _Feed, computes_in_bf16, train_detector, train_ssdir
 
 HERE = Path(__file__).parent
 
@@ -163,15 +163,15 @@ def test_generators_differ_in_every_number_and_repeat() -> None:
 
 
 def test_precision_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _computes_in_bf16("bf16") and not _computes_in_bf16("fp32")
+    assert computes_in_bf16("bf16") and not computes_in_bf16("fp32")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(
         torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True}, raising=False
     )
-    assert not _computes_in_bf16("auto")
+    assert not computes_in_bf16("auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    assert _computes_in_bf16("auto")
+    assert computes_in_bf16("auto")
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------

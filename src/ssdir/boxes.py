@@ -65,11 +65,11 @@ def iou_matrix(a_xyxy: Float[Tensor, "i 4"], b_xyxy: Float[Tensor, "j 4"]) -> Fl
 
 def nms(
     boxes_xyxy: Float[Tensor, "i 4"],
-    scores: Float[Tensor, "i"],
-    group: Int[Tensor, "i"],
+    scores: Float[Tensor, " i"],
+    group: Int[Tensor, " i"],
     iou_threshold: float,
     max_per_group: int | None = None,
-) -> Int[Tensor, "kept"]:
+) -> Int[Tensor, " kept"]:
     """Greedy non-maximum suppression in every group (image) at once.
 
     In each group, boxes are visited by falling score (ties: lower index first), and a box is kept unless its IoU

@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
     """Versions, processor and devices of this machine."""
     import torch
 
-    from ssdir.train import bf16_is_native
+    from ssdir.train import computes_in_bf16
 
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
@@ -49,7 +49,7 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "bf16_native": bf16_is_native(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "bf16": computes_in_bf16("auto"),
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "presets": sorted(PRESETS),

@@ -291,7 +291,7 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
     # Accelerate's state outlives a run and pins its precision; the next run in this process may have another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
-        mixed_precision="bf16" if _computes_in_bf16(settings.precision) else "no",
+        mixed_precision="bf16" if computes_in_bf16(settings.precision) else "no",
         gradient_accumulation_steps=settings.accumulate,
     )
     parts = accelerator.num_processes * settings.accumulate
@@ -303,7 +303,7 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def _computes_in_bf16(precision: Literal["auto", "fp32", "bf16"]) -> bool:
+def computes_in_bf16(precision: Literal["auto", "fp32", "bf16"]) -> bool:
     """What ``precision`` means here: ``auto`` is bf16 where the processor has instructions for it."""
     if precision != "auto":
         return precision == "bf16"

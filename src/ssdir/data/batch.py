@@ -23,9 +23,9 @@ class Batch:
     """RGB in [0, 1]."""
     boxes: Float[Tensor, "g 4"]
     """cxcywh in [0, 1]."""
-    labels: Int[Tensor, "g"]
+    labels: Int[Tensor, " g"]
     """Classes 0..C-1."""
-    image_index: Int[Tensor, "g"]
+    image_index: Int[Tensor, " g"]
     """The image, 0..b-1, that each object is of; sorted."""
     image_ids: tuple[int, ...]
     """COCO ids of the images."""
@@ -33,7 +33,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
-    def counts(self) -> Int[Tensor, "b"]:
+    def counts(self) -> Int[Tensor, " b"]:
         """Objects of each image."""
         return torch.bincount(self.image_index, minlength=len(self.images))
 

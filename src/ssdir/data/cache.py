@@ -64,7 +64,7 @@ class CachedDataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def batch(self, indices: Sequence[int] | Int[np.ndarray, "b"]) -> Batch:
+    def batch(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Batch:
         """The images at some positions of the split, with their objects, on the CPU."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
         pixels = torch.from_numpy(self._images[chosen]).to(torch.float32).div_(255)
@@ -89,7 +89,7 @@ class CachedDataset:
         for start in range(0, n, batch_size):
             yield self.batch(range(start, min(start + batch_size, n)))
 
-    def _open_cache(self, cache_folder: Path | None) -> UInt8[np.ndarray, "n *rest"]:
+    def _open_cache(self, cache_folder: Path | None) -> UInt8[np.ndarray, " n *rest"]:
         prefix = f"{self.split.name}-{self.image_size}-"
         name = f"{prefix}{_key(self.folder, self.split, self.image_size)}.npy"
         candidates = (
@@ -217,7 +217,7 @@ def _fill(
     array.flush()
 
 
-def step_indices(n: int, batch_size: int, step: int, seed: int) -> Int[np.ndarray, "batch_size"]:
+def step_indices(n: int, batch_size: int, step: int, seed: int) -> Int[np.ndarray, " batch_size"]:
     """Which of n images a training step sees: a pure function, so that a resumed run needs no saved state.
 
     Epochs are permutations seeded by (seed, epoch), laid end to end; step t takes positions
@@ -238,7 +238,7 @@ def step_indices(n: int, batch_size: int, step: int, seed: int) -> Int[np.ndarra
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+def _permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     # By sorting uniform doubles: their stream, unlike Generator.permutation, is the same in every numpy.
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     return np.argsort(random.random(n), kind="stable")

@@ -49,9 +49,9 @@ class Split:
     images: list[ImageEntry]
     boxes_xywh: Float[np.ndarray, "g 4"]
     """Left, top, width, height in pixels, pixel i covering [i, i + 1); inside their images."""
-    labels: Int[np.ndarray, "g"]
+    labels: Int[np.ndarray, " g"]
     """Classes 0..C-1."""
-    image_index: Int[np.ndarray, "g"]
+    image_index: Int[np.ndarray, " g"]
     """Row of ``images``."""
     categories: tuple[str, ...]
     """Names of the classes."""
@@ -186,7 +186,7 @@ def _packed(value: dict[str, Any], folder: Path, split: str) -> Split:
 
 def clip_boxes(
     boxes_xywh: Float[np.ndarray, "g 4"], sizes: Float[np.ndarray, "g 2"]
-) -> tuple[Float[np.ndarray, "g 4"], Int[np.ndarray, "g"]]:
+) -> tuple[Float[np.ndarray, "g 4"], Int[np.ndarray, " g"]]:
     """Boxes clipped to their images (``sizes``: width, height), and for each what is wrong (BOX_PROBLEMS)."""
     finite = np.isfinite(boxes_xywh).all(1)
     safe = np.where(finite[:, None], boxes_xywh, 0.0)

@@ -41,7 +41,7 @@ class Digits:
     """One split of a set of digits: white (255) ink on black (0)."""
 
     images: UInt8[np.ndarray, "n 28 28"]
-    labels: UInt8[np.ndarray, "n"]
+    labels: UInt8[np.ndarray, " n"]
     """0..9."""
     name: str
     """For people: where the digits come from."""

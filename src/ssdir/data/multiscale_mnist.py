@@ -48,12 +48,12 @@ class Scene:
     image: UInt8[np.ndarray, "h w"]
     boxes_xyxy: Int[np.ndarray, "g 4"]
     """Corners in pixels, pixel i covering [i, i + 1)."""
-    labels: Int[np.ndarray, "g"]
-    digit_sizes: Int[np.ndarray, "g"]
+    labels: Int[np.ndarray, " g"]
+    digit_sizes: Int[np.ndarray, " g"]
     """Side in pixels of the resized 28 x 28 frame."""
-    digit_indices: Int[np.ndarray, "g"]
+    digit_indices: Int[np.ndarray, " g"]
     """Which of the given digits."""
-    clipped: Bool[np.ndarray, "g"]
+    clipped: Bool[np.ndarray, " g"]
     """Whether the border cuts off ink."""
     grid: tuple[int, int]
     """(rows, columns)."""
@@ -140,7 +140,7 @@ class _Grid:
         self.inner = self.filled[1:-1, 1:-1]
         self.inner[:] = False
 
-    def free(self) -> Int[np.ndarray, "f"]:
+    def free(self) -> Int[np.ndarray, " f"]:
         return np.flatnonzero(~self.inner)
 
     def largest_size(self, row: int, column: int) -> int:

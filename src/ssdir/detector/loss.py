@@ -18,7 +18,7 @@ from ssdir.storage import DataError
 def match(
     priors: Float[Tensor, "n 4"],
     boxes: Float[Tensor, "g 4"],
-    image_index: Int[Tensor, "g"],
+    image_index: Int[Tensor, " g"],
     n_images: int,
     match_iou: float,
 ) -> Int[Tensor, "b n"]:
@@ -49,8 +49,8 @@ def match(
 
 
 def _owners(
-    overlap: Float[Tensor, "g n"], first_slot: Int[Tensor, "g"], n_slots: int
-) -> Int[Tensor, "slots"]:
+    overlap: Float[Tensor, "g n"], first_slot: Int[Tensor, " g"], n_slots: int
+) -> Int[Tensor, " slots"]:
     """The box that owns each slot, or -1; ``overlap`` is used up.
 
     Boxes propose, all at once, to their favourite prior; a prior holds on to its best proposal, and the boxes it
@@ -73,8 +73,8 @@ def _owners(
 
 
 def _best_row(
-    slot: Int[Tensor, "k"], value: Float[Tensor, "k"], row: Int[Tensor, "k"], n_slots: int
-) -> Int[Tensor, "slots"]:
+    slot: Int[Tensor, " k"], value: Float[Tensor, " k"], row: Int[Tensor, " k"], n_slots: int
+) -> Int[Tensor, " slots"]:
     """For each slot the row that offers it the highest value (ties: the lowest row); -1 where none offers any."""
     highest = value.new_zeros(n_slots).scatter_reduce(0, slot, value, "amax")
     best = value == highest[slot]
@@ -144,12 +144,12 @@ class MultiboxLoss:
             return {"box": box / n_positive, "score": score / n_positive}
 
 
-def _sound(boxes: Float[Tensor, "g 4"], image_size: int) -> Bool[Tensor, "g"]:
+def _sound(boxes: Float[Tensor, "g 4"], image_size: int) -> Bool[Tensor, " g"]:
     """Which boxes (``cxcywh``) are finite and at least a pixel wide and high."""
     return torch.isfinite(boxes).all(1) & (boxes[:, 2:] >= 1.0 / image_size).all(1)
 
 
-def _check_labels(labels: Int[Tensor, "g"], n_classes: int) -> None:
+def _check_labels(labels: Int[Tensor, " g"], n_classes: int) -> None:
     if len(labels) > 0 and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
         raise DataError(
             f"the batch has labels {int(labels.min())}..{int(labels.max())}, but the detector has the classes "

@@ -36,18 +36,18 @@ class Detections:
 
     boxes_xyxy: Float[Tensor, "m 4"]
     """Corners in [0, 1], clipped to the image, of positive area."""
-    scores: Float[Tensor, "m"]
+    scores: Float[Tensor, " m"]
     """Presence, in [0, 1]."""
-    labels: Int[Tensor, "m"]
+    labels: Int[Tensor, " m"]
     """Classes 0..C-1; all 0 where the detector is class-agnostic."""
-    image_index: Int[Tensor, "m"]
+    image_index: Int[Tensor, " m"]
     """Whose object each row is, 0..n_images-1, sorted."""
     n_images: int
 
     def __len__(self) -> int:
         return len(self.boxes_xyxy)
 
-    def counts(self) -> Int[Tensor, "b"]:
+    def counts(self) -> Int[Tensor, " b"]:
         """Objects of each image."""
         return torch.bincount(self.image_index, minlength=self.n_images)
 

@@ -79,7 +79,7 @@ class Collected:
             iou=joined([m.iou for m in self.matches]),
         )
 
-    def matched_latents(self) -> tuple[Float[np.ndarray, "k d"], dict[str, Int[np.ndarray, "k"]]] | None:
+    def matched_latents(self) -> tuple[Float[np.ndarray, "k d"], dict[str, Int[np.ndarray, " k"]]] | None:
         """z_what of the matched objects and the attributes of the true objects they are matched with."""
         if not self.what:
             return None
@@ -139,8 +139,8 @@ def object_errors(
     patches: Float[Tensor, "m 3 p p"],
     images: Float[Tensor, "b 3 h w"],
     boxes: Float[Tensor, "m 4"],
-    image_index: Int[Tensor, "m"],
-) -> Float[Tensor, "m"]:
+    image_index: Int[Tensor, " m"],
+) -> Float[Tensor, " m"]:
     """Mean squared error of each patch against the image's content of a box, at :data:`PATCH_SIDE` pixels.
 
     The content is the antialiased crop; patches of another side are resized (bilinear, antialiased). Only patch
@@ -220,7 +220,7 @@ def _add(
 
 def _infer(
     model: Any, images: Float[Tensor, "b 3 s s"], patches: bool
-) -> tuple[Objects, Int[Tensor, "m"] | None, Objects]:
+) -> tuple[Objects, Int[Tensor, " m"] | None, Objects]:
     """All boxes above the low threshold, their classes (class-aware detectors), and the objects among them.
 
     Greedy suppression lets only better boxes remove a box, and the limit keeps the best: so the objects of the high

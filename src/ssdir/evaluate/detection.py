@@ -43,14 +43,14 @@ class DetectionScores:
 
 def average_precision(
     boxes_xyxy: Float[Tensor, "m 4"],
-    scores: Float[Tensor, "m"],
-    image_index: Int[Tensor, "m"],
+    scores: Float[Tensor, " m"],
+    image_index: Int[Tensor, " m"],
     truth_xyxy: Float[Tensor, "g 4"],
-    truth_index: Int[Tensor, "g"],
+    truth_index: Int[Tensor, " g"],
     n_images: int,
     *,
-    labels: Int[Tensor, "m"] | None = None,
-    truth_labels: Int[Tensor, "g"] | None = None,
+    labels: Int[Tensor, " m"] | None = None,
+    truth_labels: Int[Tensor, " g"] | None = None,
     max_detections: int = 100,
 ) -> DetectionScores:
     """COCO scores of predicted boxes against ground truth, over a whole split at once.
@@ -101,7 +101,7 @@ def average_precision(
 
 
 def count_accuracy(
-    image_index: Int[Tensor, "m"], truth_index: Int[Tensor, "g"], n_images: int
+    image_index: Int[Tensor, " m"], truth_index: Int[Tensor, " g"], n_images: int
 ) -> float | None:
     """Share of images with exactly as many objects as the truth; None without images.
 
@@ -120,7 +120,7 @@ def count_accuracy(
 
 
 def _annotations(
-    boxes_xyxy: Float[Tensor, "i 4"], image_index: Int[Tensor, "i"], classes: list[int]
+    boxes_xyxy: Float[Tensor, "i 4"], image_index: Int[Tensor, " i"], classes: list[int]
 ) -> list[dict[str, Any]]:
     """Boxes as COCO annotations; ids start at 1, because the evaluators read id 0 as unmatched."""
     corners = boxes_xyxy.detach().cpu().double()

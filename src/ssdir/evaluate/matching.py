@@ -16,11 +16,11 @@ from ssdir.boxes import iou_matrix
 class Matches:
     """Pairs of a prediction and a true object of the same image, at most one pair for each of either."""
 
-    predicted: Int[Tensor, "k"]
+    predicted: Int[Tensor, " k"]
     """Rows of the packed predictions."""
-    truth: Int[Tensor, "k"]
+    truth: Int[Tensor, " k"]
     """Rows of the packed truth."""
-    iou: Float[Tensor, "k"]
+    iou: Float[Tensor, " k"]
     """Intersection over union of each pair."""
 
     def __len__(self) -> int:
@@ -29,9 +29,9 @@ class Matches:
 
 def match_objects(
     boxes_xyxy: Float[Tensor, "m 4"],
-    image_index: Int[Tensor, "m"],
+    image_index: Int[Tensor, " m"],
     truth_xyxy: Float[Tensor, "g 4"],
-    truth_index: Int[Tensor, "g"],
+    truth_index: Int[Tensor, " g"],
     n_images: int,
     iou_threshold: float = 0.5,
 ) -> Matches:
@@ -69,7 +69,7 @@ def match_objects(
 
 def match_one_image(
     iou: Float[np.ndarray, "i j"], iou_threshold: float = 0.5
-) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"]]:
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """Rows and columns of the best one-to-one matching of an IoU matrix.
 
     Pairs below the threshold are forbidden; of the rest, the matching with the most pairs, and of those the one
@@ -95,7 +95,7 @@ def match_one_image(
     return row[chosen], column[chosen]
 
 
-def _starts(image_index: Int[Tensor, "m"], n_images: int) -> list[int]:
+def _starts(image_index: Int[Tensor, " m"], n_images: int) -> list[int]:
     """First row of each image, and the number of rows."""
     images = torch.arange(n_images + 1, device=image_index.device, dtype=image_index.dtype)
     return torch.searchsorted(image_index.contiguous(), images).tolist()

@@ -18,8 +18,8 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 class Probe:
     """A multinomial logistic regression on standardised inputs."""
 
-    mean: Float[np.ndarray, "d"]
-    scale: Float[np.ndarray, "d"]
+    mean: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, " d"]
     classifier: Any
     """The fitted scikit-learn estimator."""
     strength: float
@@ -27,7 +27,7 @@ class Probe:
     n_train: int
     """Objects it was fitted on."""
 
-    def predict(self, what: Float[np.ndarray, "m d"]) -> Int[np.ndarray, "m"]:
+    def predict(self, what: Float[np.ndarray, "m d"]) -> Int[np.ndarray, " m"]:
         """The most probable label of each row."""
         if len(what) == 0:
             return np.zeros(0, np.int64)
@@ -36,7 +36,7 @@ class Probe:
 
 def fit_probe(
     what: Float[np.ndarray, "m d"],
-    labels: Int[np.ndarray, "m"],
+    labels: Int[np.ndarray, " m"],
     *,
     strengths: Sequence[float] = STRENGTHS,
     folds: int = 3,
@@ -79,7 +79,7 @@ def fit_probe(
 
 
 def classification_scores(
-    predicted: Int[np.ndarray, "k"], truth: Int[np.ndarray, "k"], n_truth: int
+    predicted: Int[np.ndarray, " k"], truth: Int[np.ndarray, " k"], n_truth: int
 ) -> dict[str, float | None]:
     """How well the labels of matched objects are told.
 
@@ -106,7 +106,7 @@ def classification_scores(
     }
 
 
-def _macro_f1(predicted: Int[np.ndarray, "k"], truth: Int[np.ndarray, "k"]) -> float:
+def _macro_f1(predicted: Int[np.ndarray, " k"], truth: Int[np.ndarray, " k"]) -> float:
     """F1 = 2 TP / (2 TP + FP + FN) of each class that is predicted or true, averaged."""
     values = []
     for label in np.union1d(predicted, truth):

@@ -48,7 +48,7 @@ class EvaluationConfig:
 
 def batches_of(
     dataset: CachedDataset,
-    indices: Int[np.ndarray, "n"],
+    indices: Int[np.ndarray, " n"],
     batch_size: int,
     progress: Progress | None,
     task: str,

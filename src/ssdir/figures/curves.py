@@ -18,7 +18,7 @@ LINE_COLOURS = (PALETTE[6], PALETTE[4], PALETTE[2], PALETTE[5], PALETTE[1], PALE
 """Of the palette, what shows on white, darkest first."""
 
 
-def smooth(values: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
+def smooth(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
     """Centred running mean over at most ``window`` values, fewer at the ends; NaN counts as absent.
 
     >>> smooth(np.array([0.0, 3.0, 0.0, 3.0]), 3)
@@ -35,7 +35,7 @@ def smooth(values: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"
 
 
 def loss_curves(
-    steps: Float[np.ndarray, "n"], panels: Mapping[str, Mapping[str, Float[np.ndarray, "n"]]], title: str = ""
+    steps: Float[np.ndarray, " n"], panels: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]], title: str = ""
 ) -> Figure:
     """One panel a group of curves over the optimizer steps: as measured (faint) and smoothed.
 
@@ -66,7 +66,7 @@ def loss_curves(
 
 
 def precision_recall(
-    recall: Float[np.ndarray, "n"], curves: Mapping[str, tuple[Float[np.ndarray, "n"], float]]
+    recall: Float[np.ndarray, " n"], curves: Mapping[str, tuple[Float[np.ndarray, " n"], float]]
 ) -> Figure:
     """Precision over recall at IoU 0.5.
 
@@ -117,7 +117,7 @@ def group_columns(rows: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, dict
 
 
 def _panel(
-    axes: Axes, steps: Float[np.ndarray, "n"], curves: Mapping[str, Float[np.ndarray, "n"]], is_loss: bool
+    axes: Axes, steps: Float[np.ndarray, " n"], curves: Mapping[str, Float[np.ndarray, " n"]], is_loss: bool
 ) -> None:
     axes.grid(True, axis="y")
     ends = [(known[0], known[-1], known.min()) for v in curves.values() if len(known := v[np.isfinite(v)])]

@@ -24,9 +24,9 @@ def draw_figures(
     *,
     model: Any,
     scenes: Sequence[Scene],
-    precision: Float[np.ndarray, "n"] | None,
+    precision: Float[np.ndarray, " n"] | None,
     what: Float[np.ndarray, "k d"] | None,
-    labels: Int[np.ndarray, "k"] | None,
+    labels: Int[np.ndarray, " k"] | None,
     categories: Sequence[str],
     seed: int = 0,
     pdf: bool = False,
@@ -71,7 +71,7 @@ def draw_loss_curves(
     return save(loss_curves(steps, panels, title), path, pdf) if panels else None
 
 
-def _traversals(model: Any, what: Float[np.ndarray, "k d"], labels: Int[np.ndarray, "k"]) -> Any:
+def _traversals(model: Any, what: Float[np.ndarray, "k d"], labels: Int[np.ndarray, " k"]) -> Any:
     """Traversals that start at one typical object (nearest to its class's mean) of each of two classes."""
     device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else "cpu"
     starts = []

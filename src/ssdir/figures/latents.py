@@ -114,7 +114,7 @@ def layout(
 
 
 def latent_map(
-    places: Float[np.ndarray, "m 2"], labels: Int[np.ndarray, "m"], names: Sequence[str], title: str = ""
+    places: Float[np.ndarray, "m 2"], labels: Int[np.ndarray, " m"], names: Sequence[str], title: str = ""
 ) -> Figure:
     """Scatter of objects, coloured by class, each class named at the middle of its points.
 

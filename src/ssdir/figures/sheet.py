@@ -68,7 +68,7 @@ def scene_sheet(scenes: Sequence[Scene], n_patches: int = 6) -> Figure:
     return figure
 
 
-def spread_over_sizes(boxes: Float[Tensor, "m 4"], most: int) -> Int[np.ndarray, "k"]:
+def spread_over_sizes(boxes: Float[Tensor, "m 4"], most: int) -> Int[np.ndarray, " k"]:
     """At most ``most`` rows, evenly spaced in rank of area, largest first.
 
     >>> import torch
@@ -99,7 +99,7 @@ def _draw_scene(row: Sequence[Axes], scene: Scene, paints: bool, n_patches: int)
             spine.set(visible=True, color=PALETTE[place % len(PALETTE)], linewidth=1.4)
 
 
-def _draw_boxes(axes: Axes, objects: Objects, shown: Int[np.ndarray, "k"]) -> None:
+def _draw_boxes(axes: Axes, objects: Objects, shown: Int[np.ndarray, " k"]) -> None:
     from matplotlib.patches import Rectangle
 
     # Extents are 0..1, so boxes need no scaling. Where no patch is shown beside them, all boxes are alike.
