@@ -263,17 +263,18 @@ class SSDIR(nn.Module):
         return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
     def with_untrained_what(self, seed: int) -> SSDIR:
-        """The same model with a fresh what encoder (the control of a probe of z_what).
+        """The same model with a fresh what encoder (the control of a probe of z_what), for evaluation only.
 
-        A cloned backbone, trained with the what encoder, goes back to the detector's weights.
+        A cloned backbone, trained with the what encoder, would go back to the detector's weights; in eval mode it
+        gives the detector's own features then, which are used directly.
         """
         other = copy.deepcopy(self)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fresh = WhatEncoder(self.detector.backbone.map_channels, self.config)
         other.what = fresh.to(self.detector.mean)
-        other.backbone = None if self.backbone is None else other._cloned_backbone()
-        return other.train(self.training)
+        other.backbone = None
+        return other.eval()
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` (the detector included) to a folder, atomically."""
