@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ssdir.config import PRESETS, preset
-
-if TYPE_CHECKING:
-    from torch import nn
+from ssdir.detector.ssd import Detector
+from ssdir.model.decoder import WhatDecoder
+from ssdir.model.ssdir import SSDIR
+from ssdir.train import computes_in_bf16
 
 PACKAGES = (
     "ssdir", "torch", "numpy", "pillow", "safetensors", "tyro", "rich", "accelerate", "jaxtyping",
     "scikit-learn", "faster-coco-eval", "matplotlib", "tensorboard", "wandb",
 )  # fmt: skip
+
+PARTS = (
+    "detector.backbone.features", "detector.backbone.extras", "detector.where", "detector.present", "depth", "what",
+    "decoder",
+)  # fmt: skip
+"""What parameters are summed over."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,6 @@ class Layer:
 
 def environment() -> dict[str, Any]:
     """Versions, processor and devices of this machine."""
-    import torch
-
-    from ssdir.train import computes_in_bf16
-
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -72,19 +80,36 @@ def print_environment(as_json: bool = False) -> None:
             print(f"{key + ':':20} {shown}")
 
 
-def describe_preset(name: str) -> list[Layer]:
+@dataclass(frozen=True)
+class Networks:
+    """A preset's SSDIR, layer by layer."""
+
+    preset: str
+    layers: list[Layer]
+    maps: list[tuple[int, ...]]
+    """Shapes of the feature maps used."""
+    cells: int
+    boxes: int
+    patch: tuple[int, ...]
+    cloned_backbone: bool
+    """Whether the what and depth encoders have a backbone of their own: the detector's layers once more."""
+
+    def parts(self) -> dict[str, int]:
+        """Parameters of each part; a cloned backbone is not counted again."""
+        return {
+            part: sum(layer.parameters for layer in self.layers if layer.name.startswith(f"{part}."))
+            for part in PARTS
+        }
+
+
+def describe_preset(name: str) -> Networks:
     """Every layer of a preset's SSDIR with its output shape and number of parameters.
 
-    A cloned backbone is listed once, under the detector: it has the same layers.
+    A cloned backbone is not listed: it has the layers of the detector's.
 
     Raises:
         ConfigError: there is no such preset.
     """
-    import torch
-
-    from ssdir.detector.ssd import Detector
-    from ssdir.model.ssdir import SSDIR
-
     chosen = preset(name)
     detector_config = chosen.detector.detector
     model = SSDIR(Detector(detector_config), chosen.ssdir.model).eval()
@@ -97,35 +122,55 @@ def describe_preset(name: str) -> list[Layer]:
 
         return hook
 
-    handles = [
-        module.register_forward_hook(record(layer_name))
-        for layer_name, module in model.named_modules()
-        if not list(module.children()) and not layer_name.startswith("backbone.")
-    ]
+    for layer_name, module in model.named_modules():
+        if not list(module.children()) and not layer_name.startswith("backbone."):
+            module.register_forward_hook(record(layer_name))
     side = detector_config.image_size
     with torch.inference_mode():
-        model.encode(torch.zeros(1, 3, side, side))
-        model.decoder(torch.zeros(1, chosen.ssdir.model.z_what_size))
-    for handle in handles:
-        handle.remove()
-    return layers
+        features = model.detector.features(torch.zeros(1, 3, side, side))
+        heads = model.detector.heads(features)
+        what = model.what(features)
+        model.depth(features)
+        patch = _decode_by_layers(model.decoder, what[0, :1])
+    return Networks(
+        preset=name,
+        layers=layers,
+        maps=[tuple(feature.shape[1:]) for feature in features],
+        cells=what.shape[1],
+        boxes=heads.offsets.shape[1],
+        patch=tuple(patch.shape[1:]),
+        cloned_backbone=model.backbone is not None,
+    )
+
+
+def _decode_by_layers(decoder: WhatDecoder, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
+    """What the decoder computes, but as the layers that it stands for, so that each is seen with its shapes."""
+    x = decoder.first(what[:, :, None, None]).relu()
+    for index, layer in enumerate(decoder.up):
+        x = layer(x)
+        x = (decoder.norms[index](x) if len(decoder.norms) else x).relu()
+    return decoder.last(x)
 
 
 def print_preset(name: str, as_json: bool = False) -> None:
     """Print :func:`describe_preset`, as a table or as JSON."""
-    layers = describe_preset(name)
+    networks = describe_preset(name)
+    parts = networks.parts()
     if as_json:
-        print(json.dumps([vars(layer) for layer in layers], indent=2))
+        print(json.dumps(dataclasses.asdict(networks) | {"parameters": parts}, indent=2))
         return
-    for layer in layers:
-        shape = " x ".join(map(str, layer.output))
-        print(f"{layer.name:40} {layer.kind:18} {shape:>18} {layer.parameters:>12,}")
-    parts: dict[str, int] = {}
-    for layer in layers:
-        words = layer.name.split(".")
-        part = ".".join(words[:2]) if words[0] == "detector" else words[0]
-        parts[part] = parts.get(part, 0) + layer.parameters
+    for layer in networks.layers:
+        print(f"{layer.name:36} {layer.kind:16} {_shape(layer.output):>16} {layer.parameters:>12,}")
+    print()
+    print(f"maps   {', '.join(map(_shape, networks.maps))}")
+    print(f"boxes  {networks.boxes:,} in {networks.cells:,} cells")
+    print(f"patch  {_shape(networks.patch)}")
     print()
     for part, parameters in parts.items():
-        print(f"{part:40} {parameters:>51,}")
-    print(f"{'total (a cloned backbone counted once)':40} {sum(parts.values()):>51,}")
+        print(f"{part:36} {parameters:>46,}")
+    cloned = " (the cloned backbone not counted again)" if networks.cloned_backbone else ""
+    print(f"{'total' + cloned:60} {sum(parts.values()):>22,}")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
