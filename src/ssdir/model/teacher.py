@@ -80,8 +80,8 @@ class Teacher(nn.Module):
         Fewer than two crops give zeros: statistics over a batch need two.
         """
         if len(contexts) < 2:
-            nothing = sum(parameter.sum() for parameter in self.parameters()) * 0.0
-            return {"reconstruction": nothing, "invariance": nothing}  # type: ignore[dict-item]
+            nothing = torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0.0
+            return {"reconstruction": nothing, "invariance": nothing}
         config, m = self.config, len(contexts)
         maps = [random_affine(m, config, generator).to(contexts.device) for _ in range(2)]
         holds = MARGIN * config.context
@@ -183,12 +183,12 @@ def vicreg(a: Float[Tensor, "m e"], b: Float[Tensor, "m e"]) -> Float[Tensor, ""
     paper's weights 25, 25 and 1, divided by 25 (with its variance term halved, for two views).
     """
     total = functional.mse_loss(a, b)
-    for view in (a, b):
-        centred = view - view.mean(0)
+    for embeddings in (a, b):
+        centred = embeddings - embeddings.mean(0)
         shortfall = functional.relu(1 - (centred.var(0) + 1e-4).sqrt()).mean()
-        covariance = centred.T @ centred / (len(view) - 1)
+        covariance = centred.T @ centred / (len(embeddings) - 1)
         off = covariance.square().sum() - covariance.diagonal().square().sum()
-        total = total + 0.5 * shortfall + 0.04 * off / view.shape[1]
+        total = total + 0.5 * shortfall + 0.04 * off / embeddings.shape[1]
     return total
 
 
