@@ -121,6 +121,10 @@ def load_teacher(path: Path, model: ModelConfig) -> Teacher:
                 f"the teacher in {path} was trained with model.{name} {getattr(own, name)}, not "
                 f"{getattr(model, name)}; train another, or take its setting"
             )
-    teacher = Teacher(config_part(TeacherConfig, config, "teacher", folder / CONFIG), own)
+    settings = config_part(TeacherConfig, config, "teacher", folder / CONFIG)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial values are overwritten; leave the global generator alone
+        teacher = Teacher(settings, own)
     load_weights(teacher, folder)
     return teacher.eval().requires_grad_(False)
