@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from ssdir.model.latents import Objects
     from ssdir.model.ssdir import SSDIR
 
+    __version__: str
+
 __all__ = ["SSDIR", "Detector", "Objects"]
 
 
@@ -26,4 +28,15 @@ def __getattr__(name: str) -> Any:
         from ssdir.model.latents import Objects
 
         return Objects
+    if name == "__version__":
+        import importlib.metadata
+
+        try:
+            return importlib.metadata.version("ssdir")
+        except importlib.metadata.PackageNotFoundError:  # run from its source folder, not installed
+            return "unknown"
     raise AttributeError(f"module 'ssdir' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

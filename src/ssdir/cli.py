@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
+import ssdir
 from ssdir.config import PRESETS, ConfigError, DetectorRun, ScenesConfig, SSDIRRun, TeacherRun, scenes_presets
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -267,7 +268,11 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Infer:
-    """Find, encode and paint the objects of images: JSON, overlay and patches for each."""
+    """Find, encode and paint the objects of images: JSON, overlay and patches for each.
+
+    An image that cannot be read is named on standard error and in OUT/index.json; the others are done all the same,
+    and the exit code is 1.
+    """
 
     images: Positional[tuple[Path, ...]]
     """Image files or folders of them."""
@@ -282,9 +287,14 @@ class Infer:
         from ssdir.predictor import predict
 
         results = predict(self.images, self.out, self.model, self.present)
-        found = sum(result["objects"] for result in results)
-        print(f"{found} objects in {len(results)} images; see {self.out}")
-        return 0
+        read = [result for result in results if "error" not in result]
+        found = sum(result["objects"] for result in read)
+        print(f"{found} objects in {len(read)} images; see {self.out}")
+        if len(read) < len(results):
+            print(
+                f"error: {len(results) - len(read)} of {len(results)} images cannot be read", file=sys.stderr
+            )
+        return 0 if len(read) == len(results) else 1
 
 
 @dataclass(frozen=True)
@@ -414,6 +424,9 @@ def parse(arguments: Sequence[str]) -> Any:
     7
     """
     node, program, rest = _commands(), ["ssdir"], list(arguments)
+    if rest == ["--version"]:
+        print(f"ssdir {ssdir.__version__}")
+        raise SystemExit(0)
     while node.command is None:
         if rest and rest[0] in node.words:
             node = node.words[rest[0]]

@@ -1,0 +1,55 @@
+"""The package as a whole: its public names, what importing costs, its version."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ssdir
+from ssdir.cli import main
+from ssdir.detector.ssd import Detector
+from ssdir.model.latents import Objects
+from ssdir.model.ssdir import SSDIR
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(ssdir.__all__) == {"SSDIR", "Detector", "Objects"}
+    assert (ssdir.SSDIR, ssdir.Detector, ssdir.Objects) == (SSDIR, Detector, Objects)
+    assert set(ssdir.__all__) <= set(dir(ssdir))
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, ssdir\n"
+        "assert 'SSDIR' in dir(ssdir)\n"
+        "assert not {'torch', 'numpy', 'PIL', 'accelerate', 'rich', 'tyro'} & set(sys.modules)\n"
+        "import ssdir.config, ssdir.errors\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'ssdir' has no attribute 'SSDIRR'"):
+        _ = ssdir.SSDIRR
+    assert not hasattr(ssdir, "torch")
+
+
+def test_the_version_is_told_in_one_place() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert ssdir.__version__ == declared == importlib.metadata.version("ssdir")
+    assert f"\nversion: {declared}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_command_line_tells_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"ssdir {ssdir.__version__}\n"
