@@ -12,12 +12,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ssdir.config import ConfigError
 from ssdir.data.coco import open_split, splits
 from ssdir.data.images import IMAGE_SUFFIXES, read_image
 from ssdir.figures.overlay import draw_boxes
 from ssdir.model.latents import Objects
 from ssdir.model.ssdir import SSDIR
 from ssdir.storage import DataError, write_json
+
+INDEX = "index.json"
 
 
 def predict(
@@ -28,6 +31,7 @@ def predict(
     For each image a folder ``out/NAME`` with ``objects.json`` (boxes in the image's pixels, presence, depth, the
     mean of z_what), ``overlay.png``, ``reconstruction.png`` and ``patches/*.png``; beside them ``out/index.json``.
     An image that cannot be read is named on standard error and in the index; the others are done all the same.
+    Results of an earlier call are replaced.
 
     Args:
         images: files, or folders searched for images (not their subfolders).
@@ -39,12 +43,15 @@ def predict(
         The index: for each image its file, folder, number of objects, or the error.
 
     Raises:
+        ConfigError: ``present`` is not in [0, 1).
         DataError: nothing to do (no image in a folder), or none of the images can be read.
     """
+    if present is not None and not 0 <= present < 1:
+        raise ConfigError(f"present is {present}; it is a probability to exceed: at least 0, below 1")
     files = list(_files(images))
     network = SSDIR.from_pretrained(model)
     index: list[dict[str, Any]] = []
-    taken: set[str] = set()
+    taken = {INDEX}
     for file in files:
         name = file.stem
         while name in taken:
@@ -59,7 +66,7 @@ def predict(
         objects = network.infer(pixels, present_threshold=present)
         write_objects(out / name, pixels, objects, network)
         index.append({"image": str(file), "folder": name, "objects": len(objects)})
-    write_json(out / "index.json", index)
+    write_json(out / INDEX, index)
     if all("error" in entry for entry in index):
         raise DataError(f"none of the {len(index)} images can be read (see the lines above)")
     return index
@@ -71,6 +78,10 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
     corners = objects.boxes_xyxy.clamp(0, 1).cpu().numpy() * np.array([width, height, width, height])
     rows = []
     (folder / "patches").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "patches").glob(
+        "[0-9][0-9][0-9].png"
+    ):  # of an earlier call, which may have found more
+        old.unlink()
     for row in range(len(objects)):
         record: dict[str, Any] = {
             "box_xyxy": [round(float(value), 2) for value in corners[row]],
@@ -94,8 +105,13 @@ def show_dataset(folder: Path, out: Path, split: str | None = None, first: int =
     """Draw ``count`` images of a split with their boxes and classes into one picture.
 
     Raises:
+        ConfigError: ``first`` is negative or ``count`` not positive.
         DataError: the folder has no such split, or no image at ``first``.
     """
+    if first < 0 or count < 1:
+        raise ConfigError(
+            f"--first {first} --count {count}: give a first index from 0 on and at least one image"
+        )
     present = splits(folder)
     name = split or next((item for item in ("test", "val", "train") if item in present), None)
     if name is None or name not in present:
