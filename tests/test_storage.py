@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import ssdir
 from ssdir.storage import (
     DataError,
     atomic_folder,
@@ -18,8 +23,11 @@ from ssdir.storage import (
     read_json,
     require_free_space,
     save_tensors,
+    whole_folder,
     write_json,
 )
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders")
 
 
 def test_writing_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -117,3 +125,91 @@ def test_tensors_round_trip_and_truncation(tmp_path: Path) -> None:
             load_tensors(path)
     with pytest.raises(DataError, match="does not exist"):
         load_tensors(tmp_path / "absent.safetensors")
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import shutil
+from ssdir import storage
+
+path, moment, exchanges = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+if not exchanges:
+    storage._exchange = lambda a, b: False
+steps = []
+
+def dying(name, original):
+    def step(*arguments):
+        steps.append(name)
+        if " ".join(steps) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+    return step
+
+storage._exchange = dying("exchange", storage._exchange)
+Path.rename = dying("rename", Path.rename)
+shutil.rmtree = dying("remove", shutil.rmtree)
+with storage.atomic_folder(path) as folder:
+    (folder / "a").write_text("new")
+    (folder / "b").write_text("new")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize(
+    ("exchanges", "moment", "survivor"),
+    [
+        pytest.param(True, "exchange", "old", marks=LINUX),
+        pytest.param(True, "exchange remove", "new", marks=LINUX),
+        (False, "exchange rename", "old"),
+        (False, "exchange rename rename", "old"),
+        (False, "exchange rename rename remove", "new"),
+    ],
+)
+def test_a_kill_while_a_folder_is_replaced_loses_nothing(
+    tmp_path: Path, exchanges: bool, moment: str, survivor: str
+) -> None:
+    path = tmp_path / "run"
+    with atomic_folder(path) as folder:
+        (folder / "a").write_text("old")
+        (folder / "b").write_text("old")
+    command = [sys.executable, "-c", _KILLED, str(path), moment, str(exchanges)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(ssdir.__file__).parents[1])}
+    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    for item in tmp_path.glob(".*.tmp"):  # what cleaning up removes
+        shutil.rmtree(item)
+    assert {item.name: item.read_text() for item in whole_folder(path).iterdir()} == dict.fromkeys(
+        "ab", survivor
+    )
+    # The next writer finds its way, and leaves nothing behind.
+    with atomic_folder(path) as folder:
+        (folder / "a").write_text("newest")
+    assert whole_folder(path) == path and [item.name for item in path.iterdir()] == ["a"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@LINUX
+def test_readers_never_miss_a_folder_that_is_replaced(tmp_path: Path) -> None:
+    path, seen = tmp_path / "run", []
+    with atomic_folder(path):
+        pass
+    rename = Path.rename
+
+    def watched(self: Path, target: Path) -> Path:
+        done = rename(self, target)
+        seen.append(path.exists())
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", watched)
+        with atomic_folder(path) as folder:
+            (folder / "a").write_text("a")
+    assert all(seen) and (path / "a").read_text() == "a"
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("precious")
+    with pytest.raises(DataError, match="run is a file"), atomic_folder(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run").read_text() == "precious"

@@ -1,11 +1,15 @@
 """Files that are either whole or absent: written under a temporary name, flushed, then renamed.
 
 A process killed at any moment (also with SIGKILL) leaves the old file or the new one, never half of one; what
-it may leave is a hidden ``.NAME.*.tmp`` beside it, which nothing reads.
+it may leave is a hidden ``.NAME.*.tmp`` beside it, which nothing reads. A folder that is replaced is exchanged with
+the new one in a single step, where the system can (Linux); elsewhere it is renamed to ``.NAME.old`` for that moment,
+where :func:`whole_folder` finds it after a kill.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import json
 import os
 import secrets
@@ -68,9 +72,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that becomes ``path`` when the block ends without an error.
 
     A folder that stood there before is replaced, and only when the new one is complete; after an error it is
-    untouched and the new one is removed.
+    untouched and the new one is removed. Read what may have been killed through :func:`whole_folder`.
+
+    Raises:
+        DataError: ``path`` is a file.
     """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path} is a file, where a folder is to be written; move it or give another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     temporary.mkdir()
@@ -81,17 +90,48 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 _sync_file(file)
         for folder in [item for item in temporary.rglob("*") if item.is_dir()] + [temporary]:
             _sync_folder(folder)
-        old = None
-        if path.exists():  # a folder cannot be renamed over one that holds files
-            old = temporary_name(path)
-            path.rename(old)
-        temporary.rename(path)
-        _sync_folder(path.parent)
-        if old is not None:
-            shutil.rmtree(old)
+        _put_in_place(temporary, path)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def whole_folder(path: str | Path) -> Path:
+    """Where the content of a folder written by :func:`atomic_folder` lies: ``path``, or, where a process was killed
+    while it replaced it, the old folder, set aside."""
+    path = Path(path)
+    aside = _aside(path)
+    return aside if aside.is_dir() and not path.exists() else path
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a whole new folder to ``path``. A whole one is at ``path``, or at its set-aside name, at every moment;
+    an old one may be left at ``temporary``."""
+    aside = _aside(path)
+    if not path.exists():
+        temporary.rename(path)
+    elif not _exchange(temporary, path):
+        if aside.exists():  # of an earlier kill, when path was in place already
+            shutil.rmtree(aside)
+        path.rename(aside)  # a folder cannot be renamed over one that holds files
+        temporary.rename(path)
+    _sync_folder(path.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
 
 
 def _sync_file(path: Path) -> None:
@@ -186,3 +226,21 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         raise DataError(
             f"{path} is not a whole safetensors file ({error}); copy or download it again"
         ) from error
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors: their names, types, shapes and bits.
+
+    >>> import torch
+    >>> a, b = ({"w": torch.zeros(2)}, {"w": torch.tensor([0.0, 1e-30])})
+    >>> tensors_fingerprint(a) == tensors_fingerprint(dict(a)), tensors_fingerprint(a) == tensors_fingerprint(b)
+    (True, False)
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
