@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -9,10 +10,13 @@ from ssdir.config import (
     PRESETS,
     ConfigError,
     DetectorConfig,
+    DetectorLossConfig,
     DetectorRun,
     ModelConfig,
+    ObjectiveConfig,
     Preset,
     ScenesConfig,
+    TeacherConfig,
     TrainingConfig,
     from_dict,
     preset,
@@ -119,6 +123,46 @@ def test_unusable_values_are_named(kind: type, values: dict[str, object], messag
         (ModelConfig(), {"present_threshold": 1.0}, "present_threshold"),
         (TrainingConfig(), {"accumulate": 5}, "multiple of training.accumulate"),
         (TrainingConfig(), {"learning_rate": 0.0}, "learning_rate"),
+        (ScenesConfig(), {"delta_position": math.nan}, "scenes.delta_position is nan; it must be finite"),
+        (DetectorConfig(), {"max_detections": 0}, "detector.max_detections is 0; it must be at least 1"),
+        (DetectorConfig(), {"aspect_ratios": (math.inf,)}, "detector.aspect_ratios"),
+        (DetectorLossConfig(), {"positive_weight": math.inf}, "loss.positive_weight is inf"),
+        (ModelConfig(), {"what_width": 0}, "model.what_width is 0; it must be at least 1"),
+        (ModelConfig(), {"decoder_channels": ()}, "decoder_channels"),
+        (ModelConfig(), {"decoder_channels": (16, 0)}, "decoder_channels is .*each at least 1"),
+        (ModelConfig(), {"sigma_what": -0.1}, "model.sigma_what is -0.1; it must not be negative"),
+        *(
+            (ObjectiveConfig(), {name: -1.0}, f"objective.{name} is -1.0; it must not be negative")
+            for name in ("image", "objects", "what", "depth", "teacher")
+        ),
+        (ObjectiveConfig(), {"what": math.nan}, "objective.what is nan; it must be finite"),
+        *(
+            (TrainingConfig(), {name: 0}, f"training.{name} is 0; it must be at least 1")
+            for name in ("batch_size", "accumulate", "log_every", "keep_checkpoints", "checkpoint_every")
+        ),
+        *(
+            (TrainingConfig(), {name: -1}, f"training.{name} is -1; it must not be negative")
+            for name in (
+                "steps",
+                "seed",
+                "warmup_steps",
+                "weight_decay",
+                "validate_every",
+                "validation_images",
+            )
+        ),
+        (TrainingConfig(), {"learning_rate": math.inf}, "training.learning_rate is inf; it must be finite"),
+        (TrainingConfig(), {"clip_norm": 0.0}, "training.clip_norm is 0.0; it must be positive, or None"),
+        (TrainingConfig(), {"betas": (0.9, 1.0)}, "training.betas"),
+        (TrainingConfig(), {"betas": (-0.1, 0.9)}, "training.betas"),
+        *(
+            (TeacherConfig(), {name: 0}, f"teacher.{name}")
+            for name in ("side", "context", "crops", "width", "projector_hidden", "projector_size")
+        ),
+        *(
+            (TeacherConfig(), {name: -0.1}, f"teacher.{name} is -0.1; it must not be negative")
+            for name in ("invariance", "rotation", "shear", "scale", "shift", "noise")
+        ),
     ],
 )
 def test_impossible_settings_are_refused(config: object, change: dict[str, object], message: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,11 @@ from ssdir.errors import UserError
 
 T = TypeVar("T")
 
+MATCH_IOU = 0.5
+"""A box found is the true one when their IoU reaches this, wherever anything is measured."""
+PRESENT_THRESHOLD = 0.5
+"""What is found counts as an object when its presence exceeds this, wherever anything is measured."""
+
 
 class ConfigError(UserError):
     """A configuration that cannot be used; the message names the key and the remedy."""
@@ -30,6 +36,25 @@ class ConfigError(UserError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_at_least(config: Any, section: str, lowest: int, *names: str) -> None:
+    """The named settings (None is let through) are not below ``lowest``."""
+    for name in names:
+        value = getattr(config, name)
+        bound = "not be negative" if lowest == 0 else f"be at least {lowest}"
+        _require(value is None or value >= lowest, f"{section}.{name} is {value}; it must {bound}")
+
+
+def _require_finite(config: Any, section: str) -> None:
+    """No setting is NaN or infinite, alone or in a list."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        values = value if isinstance(value, tuple) else (value,)
+        _require(
+            all(math.isfinite(number) for number in values if isinstance(number, float)),
+            f"{section}.{item.name} is {value}; it must be finite",
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,7 @@ class ScenesConfig:
     """Every scene is a pure function of (seed, split, index)."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "scenes")
         _require(self.side >= 8, f"scenes.side is {self.side}; it must be at least 8 pixels")
         _require(len(self.grids) > 0, "scenes.grids is empty; give at least one (rows, columns) pair")
         _require(
@@ -104,6 +130,7 @@ class DetectorConfig:
     """Most boxes kept of an image."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "detector")
         _require(self.image_size >= 1, "detector.image_size must be positive")
         _require(self.width > 0, "detector.width must be positive")
         _require(
@@ -121,7 +148,7 @@ class DetectorConfig:
             self.boxes_per_cell > 0 and all(ratio > 0 for ratio in self.aspect_ratios),
             "detector: give positive aspect_ratios, or max_sizes, or both; each cell needs a prior",
         )
-        _require(self.n_classes >= 1, "detector.n_classes must be at least 1")
+        _require_at_least(self, "detector", 1, "n_classes", "max_detections")
         _require(
             self.nms_iou is None or 0 <= self.nms_iou <= 1, "detector.nms_iou must lie in [0, 1] or be None"
         )
@@ -147,6 +174,7 @@ class DetectorLossConfig:
     """Weight of the classification term."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "loss")
         _require(0 < self.match_iou <= 1, "loss.match_iou must lie in (0, 1]")
         _require(self.negatives_per_positive >= 0, "loss.negatives_per_positive must not be negative")
         _require(
@@ -190,10 +218,13 @@ class ModelConfig:
     """Cells less probable than this are reset (mean 0, sigma 1, box 0); 0 switches the reset off."""
 
     def __post_init__(self) -> None:
-        _require(self.z_what_size >= 1, "model.z_what_size must be at least 1")
-        _require(self.n_hidden >= 0, "model.n_hidden must not be negative")
-        _require(self.sigma_what >= 0 and self.sigma_depth >= 0, "model's sigmas must not be negative")
-        _require(len(self.decoder_channels) >= 1, "model.decoder_channels must have at least one entry")
+        _require_finite(self, "model")
+        _require_at_least(self, "model", 1, "z_what_size", "what_width")
+        _require_at_least(self, "model", 0, "n_hidden", "sigma_what", "sigma_depth")
+        _require(
+            len(self.decoder_channels) >= 1 and min(self.decoder_channels) >= 1,
+            f"model.decoder_channels is {self.decoder_channels}; it must have at least one entry, each at least 1",
+        )
         _require(0 <= self.reset_below <= 1, "model.reset_below must lie in [0, 1]")
         _require(0 <= self.present_threshold < 1, "model.present_threshold must lie in [0, 1)")
 
@@ -218,6 +249,10 @@ class ObjectiveConfig:
     """Distance of z_what to the teacher's code of the same crop (ours; 0 in the paper)."""
     image_region: Literal["all", "boxes"] = "all"
     """Pixels scored by the image term: all, or only those inside present objects' boxes."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self, "objective")
+        _require_at_least(self, "objective", 0, "image", "objects", "what", "depth", "teacher")
 
 
 @dataclass(frozen=True)
@@ -264,19 +299,27 @@ class TrainingConfig:
     """Checkpoints kept, newest first."""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 0, "training.steps must not be negative")
-        _require(self.seed >= 0, "training.seed must not be negative")
-        _require(
-            self.batch_size >= 1 and self.accumulate >= 1, "training.batch_size and accumulate must be >= 1"
-        )
+        _require_finite(self, "training")
+        _require_at_least(
+            self, "training", 0, "steps", "seed", "warmup_steps", "weight_decay", "validate_every", "validation_images"
+        )  # fmt: skip
+        _require_at_least(
+            self, "training", 1, "batch_size", "accumulate", "log_every", "keep_checkpoints", "checkpoint_every"
+        )  # fmt: skip
         _require(
             self.batch_size % self.accumulate == 0,
             f"training.batch_size {self.batch_size} must be a multiple of training.accumulate {self.accumulate}",
         )
         _require(self.learning_rate > 0, "training.learning_rate must be positive")
         _require(0 <= self.ema_decay < 1, "training.ema_decay must lie in [0, 1)")
-        _require(self.keep_checkpoints >= 1, "training.keep_checkpoints must be at least 1")
-        _require(self.checkpoint_every >= 1, "training.checkpoint_every must be at least 1")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"training.betas is {self.betas}; both must lie in [0, 1)",
+        )
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"training.clip_norm is {self.clip_norm}; it must be positive, or None for no clipping",
+        )
 
 
 @dataclass(frozen=True)
@@ -312,9 +355,14 @@ class TeacherConfig:
     """Standard deviation of the noise on views' pixels."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "teacher")
         _require(self.side >= 8, "teacher.side must be at least 8 pixels")
         _require(self.context >= 1, "teacher.context must be at least 1, the box itself")
         _require(self.crops >= 2, "teacher.crops must be at least 2: its statistics are over a batch")
+        _require_at_least(self, "teacher", 1, "width", "projector_hidden", "projector_size")
+        _require_at_least(
+            self, "teacher", 0, "invariance", "rotation", "shear", "scale", "shift", "noise"
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
