@@ -146,18 +146,19 @@ def test_unusable_values_are_named(kind: type, values: dict[str, object], messag
                 "steps",
                 "seed",
                 "warmup_steps",
-                "weight_decay",
                 "validate_every",
                 "validation_images",
             )
         ),
         (TrainingConfig(), {"learning_rate": math.inf}, "training.learning_rate is inf; it must be finite"),
+        (TrainingConfig(), {"weight_decay": -0.1}, "training.weight_decay is -0.1; it must not be negative"),
+        (TeacherConfig(), {"context": 0.9}, "teacher.context"),
         (TrainingConfig(), {"clip_norm": 0.0}, "training.clip_norm is 0.0; it must be positive, or None"),
         (TrainingConfig(), {"betas": (0.9, 1.0)}, "training.betas"),
         (TrainingConfig(), {"betas": (-0.1, 0.9)}, "training.betas"),
         *(
             (TeacherConfig(), {name: 0}, f"teacher.{name}")
-            for name in ("side", "context", "crops", "width", "projector_hidden", "projector_size")
+            for name in ("side", "crops", "width", "projector_hidden", "projector_size")
         ),
         *(
             (TeacherConfig(), {name: -0.1}, f"teacher.{name} is -0.1; it must not be negative")
