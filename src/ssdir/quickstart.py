@@ -4,75 +4,124 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ssdir.config import ConfigError, preset
+import torch
+from torch import nn
+
+from ssdir.config import ConfigError, Preset, ScenesConfig, preset
 from ssdir.console import progress_bar
 from ssdir.data.multiscale_mnist import generate
 from ssdir.evaluate.protocol import EvaluationConfig, evaluate
 from ssdir.model.registry import load_model
 from ssdir.model.ssdir import SSDIR
 from ssdir.report import print_summary, write_report
-from ssdir.storage import read_json, write_json
+from ssdir.run_folder import checkpoints
+from ssdir.storage import DataError, read_json, write_json
 from ssdir.train import train_detector, train_ssdir, train_teacher
 
 PRETRAINED_TRAIN_SCENES = 1_000
 """Train scenes generated for the probe when nothing is trained (about 13 objects each)."""
 
 
-def quickstart(out: Path | None = None, pretrained: bool = False, workers: int | None = None) -> Path:
+def quickstart(
+    out: Path | None = None,
+    pretrained: bool = False,
+    workers: int | None = None,
+    chosen: Preset | None = None,
+) -> Path:
     """Generate scenes from the embedded digits, train (or load) the small model, evaluate, report.
 
-    Interrupted, it continues where it stopped when called again. No class label is used before the probe.
+    Interrupted, it continues where it stopped when called again; finished, it only evaluates again. No class label
+    is used before the probe.
 
     Args:
         out: folder for everything; default ``out/quickstart`` (``out/quickstart-pretrained``).
         pretrained: use the weights that ship in the package instead of training.
         workers: processes that generate scenes; default one per core.
+        chosen: what to do it with; default the preset "quickstart".
 
     Returns:
         The report, ``out/report.html``.
+
+    Raises:
+        ConfigError: the preset has no scenes, or ``out`` holds runs of other settings.
+        DataError: ``out`` cannot be written, or holds damaged files.
     """
-    chosen = preset("quickstart")
+    chosen = chosen or preset("quickstart")
     out = out or Path("out/quickstart-pretrained" if pretrained else "out/quickstart")
-    scenes = chosen.scenes
-    assert scenes is not None
-    if pretrained:
-        scenes = dataclasses.replace(scenes, n_train=PRETRAINED_TRAIN_SCENES, n_val=0)
-    seconds: dict[str, float] = {}
-    began = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal began
-        now = time.perf_counter()
-        seconds[name] = round(now - began, 1)
-        began = now
-
+    if chosen.scenes is None:
+        raise ConfigError("this preset has no scenes to generate; take quickstart or mnist")
+    scenes = _scenes_for_probe(chosen.scenes) if pretrained else chosen.scenes
+    stages = _Stages(out)
     data, detector, teacher, run = (out / name for name in ("data", "detector", "teacher", "ssdir"))
-    total = scenes.n_train + scenes.n_val + scenes.n_test
-    with progress_bar("generating scenes", total) as progress:
-        generate(scenes, data, workers=workers, progress=progress)
-    lap("generate")
+    with stages.stage("generate", data):
+        _generate(scenes, data, workers)
     if pretrained:
         model = SSDIR.from_pretrained(None)
     else:
-        train_detector(chosen.detector, data, detector, resume=detector.exists())
-        lap("train_detector")
-        assert chosen.teacher is not None
-        train_teacher(chosen.teacher, detector, data, teacher, resume=teacher.exists())
-        lap("train_teacher")
-        train_ssdir(chosen.ssdir, detector, data, run, teacher=teacher, resume=run.exists())
-        lap("train_ssdir")
+        with stages.stage("train_detector", detector):
+            train_detector(chosen.detector, data, detector, resume=detector.exists())
+        if chosen.teacher is not None:
+            with stages.stage("train_teacher", teacher):
+                train_teacher(chosen.teacher, detector, data, teacher, resume=teacher.exists())
+        guide = None if chosen.teacher is None else teacher
+        with stages.stage("train_ssdir", run):
+            train_ssdir(chosen.ssdir, detector, data, run, teacher=guide, resume=run.exists())
         model = SSDIR.from_pretrained(run)
-    metrics = evaluate(model, data, out, progress=progress_bar)
-    lap("evaluate")
-    metrics["seconds"] = metrics.get("seconds", {}) | seconds | {"total": round(sum(seconds.values()), 1)}
+    with stages.stage("evaluate"):
+        source = None if pretrained else run
+        metrics = evaluate(_placed(model), data, out, progress=progress_bar, model_path=source)
+    metrics["seconds"] |= stages.seconds | {"total": round(sum(stages.seconds.values()), 1)}
     write_json(out / "metrics.json", metrics)
     report = write_report(out, metrics, title="SSDIR quickstart", pretrained=pretrained)
     print_summary(metrics)
     print(f"\nLook at {report}")
     return report
+
+
+class _Stages:
+    """Wall-clock seconds of the stages, kept in ``seconds.json`` for calls that find a stage already done.
+
+    Of a stage that was interrupted the last part counts; of a training all of it, as its checkpoints tell.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.file = out / "seconds.json"
+        self.seconds: dict[str, float] = {}
+        self._earlier: dict[str, float] = read_json(self.file) if self.file.exists() else {}
+
+    @contextmanager
+    def stage(self, name: str, folder: Path | None = None) -> Iterator[None]:
+        """The block is a stage, which goes on with what ``folder`` holds; None: it always starts anew."""
+        goes_on = folder is not None and folder.exists()
+        began = time.perf_counter()
+        yield
+        known = [time.perf_counter() - began]
+        if folder is not None and goes_on:
+            known.append(self._earlier.get(name, 0.0))
+            known += [read_json(item / "training.json")["seconds"] for item in checkpoints(folder)[-1:]]
+        self.seconds[name] = round(max(known), 1)
+        write_json(self.file, self._earlier | self.seconds)
+
+
+def _scenes_for_probe(scenes: ScenesConfig) -> ScenesConfig:
+    """What is needed where nothing is trained but the probe."""
+    return dataclasses.replace(scenes, n_train=PRETRAINED_TRAIN_SCENES, n_val=0)
+
+
+def _generate(scenes: ScenesConfig, folder: Path, workers: int | None = None) -> None:
+    total = scenes.n_train + scenes.n_val + scenes.n_test
+    with progress_bar("generating scenes", total) as progress:
+        generate(scenes, folder, workers=workers, progress=progress)
+
+
+def _placed(model: nn.Module) -> nn.Module:
+    """The model on the accelerator, where there is one."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def evaluate_run(
@@ -95,19 +144,33 @@ def evaluate_run(
         raise ConfigError(
             "name a run folder or --pretrained: ssdir evaluate RUN, or ssdir evaluate --pretrained"
         )
+    model = _placed(load_model(run))
     out = out or (Path("out/evaluation") if run is None else run / "evaluation")
     if data is None:
         if run is None:
             data = out / "data"
             scenes = preset("quickstart").scenes
             assert scenes is not None
-            scenes = dataclasses.replace(scenes, n_train=PRETRAINED_TRAIN_SCENES, n_val=0)
-            with progress_bar("generating scenes", scenes.n_train + scenes.n_test) as progress:
-                generate(scenes, data, progress=progress)
+            _generate(_scenes_for_probe(scenes), data)
         else:
-            data = Path(read_json(run / "config.json")["data"]["folder"])
-    metrics = evaluate(load_model(run), data, out, EvaluationConfig(batch_size=batch_size), progress_bar, run)
+            data = _dataset_of(run)
+    metrics = evaluate(model, data, out, EvaluationConfig(batch_size=batch_size), progress_bar, run)
     report = write_report(out, metrics, title=f"Evaluation of {run or 'the shipped weights'} on {data}")
     print_summary(metrics)
     print(f"\nLook at {report}")
     return metrics
+
+
+def _dataset_of(run: Path) -> Path:
+    """The dataset folder that a run was trained on."""
+    file = run / "config.json"
+    description = read_json(file) if file.exists() else None
+    data = description.get("data") if isinstance(description, dict) else None
+    if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
+        raise DataError(f"{run} does not tell what it was trained on; name a dataset folder with --data")
+    folder = Path(data["folder"])
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}, which {run} was trained on, is not there any more; name a dataset with --data"
+        )
+    return folder

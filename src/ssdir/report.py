@@ -170,6 +170,7 @@ def _times(seconds: Mapping[str, float | None]) -> str:
     names = {
         "generate": "making the scenes",
         "train_detector": "training the detector",
+        "train_teacher": "training the teacher",
         "train_ssdir": "training SSDIR",
         "test_pass": "pass over the test images",
         "probe": "probe and untrained control",
