@@ -66,3 +66,32 @@ def test_predictions_take_the_means_of_their_cell():
     torch.testing.assert_close(present, torch.tensor([0.3, 0.4]))
     assert what.tolist() == [[2, 3], [4, 5]]
     assert depth.tolist() == [8, 9]
+
+
+def test_gradients_of_gathered_means_are_the_same_every_time_on_several_threads():
+    generator = torch.Generator().manual_seed(0)
+    b, k, d, m = 2, 3, 4, 60_000
+    latents = CellLatents(
+        boxes=torch.rand(b, 2 * k, 4, generator=generator),
+        present=torch.rand(b, 2 * k, generator=generator),
+        what=torch.rand(b, k, d, generator=generator).requires_grad_(),
+        depth=torch.rand(b, k, generator=generator).requires_grad_(),
+        cell_of_box=torch.arange(2 * k) // 2,
+        reset=torch.zeros(b, 2 * k, dtype=torch.bool),
+    )
+    image = torch.randint(b, (m,), generator=generator).sort().values
+    prediction = torch.randint(2 * k, (m,), generator=generator)
+    _, _, what, depth = latents.gather(image, prediction)
+    loss = (what * torch.randn(m, d, generator=generator)).sum() + (
+        depth * torch.randn(m, generator=generator)
+    ).sum()
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 2, 2, 2, 2):
+            torch.set_num_threads(n)
+            found.append(torch.autograd.grad(loss, (latents.what, latents.depth), retain_graph=True))
+    finally:
+        torch.set_num_threads(threads)
+    for what_grad, depth_grad in found[1:]:
+        assert torch.equal(what_grad, found[0][0]) and torch.equal(depth_grad, found[0][1])

@@ -287,6 +287,42 @@ def test_infer_takes_files_arrays_and_lists(tmp_path):
         model.infer(torch.rand(2, 1, 64, 64))
 
 
+def test_infer_takes_one_tensor_and_lists_of_tensors_of_any_size():
+    model = tiny(presence=2.0)
+    images = pictures()
+    batch = model.infer(images)
+    one = model.infer(images[1])
+    assert one.n_images == 1
+    torch.testing.assert_close(one.boxes, batch.of_image(1).boxes)
+    listed = model.infer([images[0], images[1:]])
+    assert listed.n_images == 3 and torch.equal(listed.what, batch.what)
+    array = (images[2].permute(1, 2, 0) * 255).round().byte().numpy()
+    wide = torch.rand(3, 20, 90, generator=seeded())
+    mixed = model.infer([wide, array, images[0].half()])
+    assert mixed.n_images == 3
+    for i, source in enumerate((wide, array, images[0].half())):
+        torch.testing.assert_close(mixed.of_image(i).boxes, model.infer(source).boxes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: images * 255, r"must hold values in \[0, 1\], not .* to 25"),
+        (lambda images: images - 0.5, r"must hold values in \[0, 1\], not -0\.4"),
+        (lambda images: images.masked_fill(images > 0.9, torch.nan), r"\[0, 1\], not nan to nan"),
+        (lambda images: images.masked_fill(images > 0.9, torch.inf), r"\[0, 1\], not .* to inf"),
+        (lambda images: images[0, 0], r"floats of shape .* not torch.float32 \(64, 64\)"),
+        (lambda images: (images * 255).byte(), "must be floats"),
+        (lambda images: images[..., :0], "has no pixels"),
+    ],
+)
+def test_infer_refuses_tensors_that_are_no_images(change, message):
+    model = tiny()
+    for images in (change(pictures()), [change(pictures())]):
+        with pytest.raises(DataError, match=message):
+            model.infer(images)
+
+
 def test_rendering_needs_patches():
     model = tiny(presence=2.0)
     with pytest.raises(ValueError, match="patches=True"):
@@ -307,7 +343,9 @@ def test_untrained_control_keeps_the_detector_and_forgets_the_encoder():
     assert control.backbone is None and torch.equal(control.encode(images).what, fresh)
     assert torch.equal(control.encode(pictures()).boxes, model.encode(pictures()).boxes)
     assert torch.equal(control.decoder.first.weight, model.decoder.first.weight)
-    assert control.config == model.config
+    assert control.config == dataclasses.replace(model.config, clone_backbone=False)
+    # What the configuration says is what is there: a model made anew from it takes the weights.
+    SSDIR(Detector(DETECTOR), control.config).load_state_dict(control.state_dict())
     assert tiny().with_untrained_what(1).backbone is None
 
 

@@ -36,12 +36,14 @@ class CellLatents:
         self, image: Int[Tensor, " m"], prediction: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, "m 4"], Float[Tensor, " m"], Float[Tensor, "m d"], Float[Tensor, " m"]]:
         """Box, presence, what mean and depth mean of the named predictions only."""
-        cell = self.cell_of_box[prediction]
+        # index_select, since its backward adds in a fixed order; that of indexing does not, on several threads.
+        row = image * self.boxes.shape[1] + prediction
+        cell = image * self.depth.shape[1] + self.cell_of_box[prediction]
         return (
-            self.boxes[image, prediction],
-            self.present[image, prediction],
-            self.what[image, cell],
-            self.depth[image, cell],
+            self.boxes.flatten(0, 1).index_select(0, row),
+            self.present.flatten().index_select(0, row),
+            self.what.flatten(0, 1).index_select(0, cell),
+            self.depth.flatten().index_select(0, cell),
         )
 
 

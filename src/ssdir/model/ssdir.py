@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
-from PIL import Image
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ssdir.boxes import cxcywh_to_xyxy, nms
 from ssdir.config import DetectorConfig, ModelConfig, to_dict
-from ssdir.data.images import read_image, squash
+from ssdir.data.images import ImageSource, read_image, squash
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained, render
 from ssdir.model.decoder import WhatDecoder
@@ -27,8 +25,7 @@ from ssdir.model.encoder import DepthEncoder, WhatEncoder
 from ssdir.model.latents import CellLatents, Objects
 from ssdir.storage import DataError
 
-ImageSource = str | Path | Image.Image | np.ndarray
-Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource]
+Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource | Shaped[Tensor, "..."]]
 
 
 @dataclass(frozen=True)
@@ -208,9 +205,9 @@ class SSDIR(nn.Module):
         Deterministic and without a graph; runs in eval mode and leaves the mode as it was.
 
         Args:
-            images: a float tensor "b 3 h w" in [0, 1], or anything that :func:`ssdir.data.images.read_image`
-                takes (path, PIL image, array), or a list of such. Other sides than the detector's are squashed
-                with antialiasing.
+            images: a float tensor "b 3 h w" or "3 h w" in [0, 1], or anything that
+                :func:`ssdir.data.images.read_image` takes (path, PIL image, array), or a list of such images, each
+                of its own size. Other sides than the detector's are squashed with antialiasing.
             present_threshold, nms_iou, max_objects: see :meth:`select`.
             patches: whether to decode.
 
@@ -243,24 +240,16 @@ class SSDIR(nn.Module):
     def _prepared(self, images: Images) -> Float[Tensor, "b 3 s s"]:
         """Images in [0, 1] of the detector's side, on the model's device."""
         side, like = self.detector.config.image_size, self.detector.mean
-        if not isinstance(images, Tensor):
-            sources = [images] if isinstance(images, ImageSource) else list(images)
-            squashed = [torch.from_numpy(squash(read_image(source), side).copy()) for source in sources]
-            stacked = torch.stack(squashed) if squashed else torch.zeros(0, side, side, 3)
-            return stacked.to(like.device).permute(0, 3, 1, 2).to(like.dtype).div(255)
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise DataError(
-                f"a tensor of images must be floats of shape (b, 3, h, w) in [0, 1], not {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
-        images = images.to(like)
-        if images.shape[-2:] == (side, side) or len(images) == 0:
-            return (
-                images.reshape(len(images), 3, side, side)
-                if len(images)
-                else images.new_zeros(0, 3, side, side)
-            )
-        return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        if isinstance(images, Tensor):
+            return _squashed(images, like, side)
+        sources = [images] if isinstance(images, ImageSource) else list(images)
+        parts = [
+            _squashed(source, like, side)
+            if isinstance(source, Tensor)
+            else _read(source, side).to(like.device).to(like.dtype).div(255)
+            for source in sources
+        ]
+        return torch.cat(parts) if parts else like.new_zeros(0, 3, side, side)
 
     def with_untrained_what(self, seed: int) -> SSDIR:
         """The same model with a fresh what encoder (the control of a probe of z_what), for evaluation only.
@@ -274,6 +263,7 @@ class SSDIR(nn.Module):
             fresh = WhatEncoder(self.detector.backbone.map_channels, self.config)
         other.what = fresh.to(self.detector.mean)
         other.backbone = None
+        other.config = dataclasses.replace(other.config, clone_backbone=False)
         return other.eval()
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -308,3 +298,34 @@ class SSDIR(nn.Module):
         pretrained.load_weights(model, folder)
         model.categories = pretrained.categories_of(folder)
         return model.eval()
+
+
+def _read(source: ImageSource, side: int) -> UInt8[Tensor, "1 3 side side"]:
+    """An image file, Pillow image or array, squashed."""
+    return torch.from_numpy(squash(read_image(source), side).copy()).permute(2, 0, 1)[None]
+
+
+def _squashed(
+    images: Shaped[Tensor, "..."], like: Float[Tensor, "..."], side: int
+) -> Float[Tensor, "b 3 side side"]:
+    """A tensor of one image or of several, of the type of ``like`` and on its device; refused unless in [0, 1]."""
+    if images.ndim not in (3, 4) or images.shape[-3] != 3 or not images.is_floating_point():
+        raise DataError(
+            f"a tensor of images must be floats of shape (b, 3, h, w) or (3, h, w) in [0, 1], not {images.dtype} "
+            f"{tuple(images.shape)}"
+        )
+    images = images[None] if images.ndim == 3 else images
+    if len(images) == 0:
+        return like.new_zeros(0, 3, side, side)
+    if images.numel() == 0:
+        raise DataError(f"a tensor of images of shape {tuple(images.shape)} has no pixels")
+    images = images.to(like)
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= 0 and high <= 1):  # also for NaN
+        raise DataError(
+            f"a tensor of images must hold values in [0, 1], not {low:.6g} to {high:.6g}; divide bytes by 255, and "
+            "leave normalisation to the model"
+        )
+    if images.shape[-2:] == (side, side):
+        return images
+    return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)

@@ -75,7 +75,7 @@ def spans(
     """
     alive = (boxes[:, 2] >= SMALLEST_SIDE) & (boxes[:, 3] >= SMALLEST_SIDE)
     ends = torch.stack([*rows, *columns, boxes[:, 3] * height, boxes[:, 2] * width, alive.to(boxes.dtype)])
-    table = ends.detach().double().cpu().numpy()
+    table = ends.detach().cpu().double().numpy()  # in this order: MPS has no float64
     found = []
     for (first, last), sides, size in zip((table[:2], table[2:4]), table[4:6], (height, width), strict=True):
         if at_least_one:
