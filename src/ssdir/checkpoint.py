@@ -6,7 +6,8 @@ A checkpoint is a folder that is either whole or absent (see :mod:`ssdir.storage
   the weights, where one is kept);
 - ``training.safetensors``: the optimizer's moments, the live weights where they differ from the model's, and the
   sums behind the next line of metrics.csv;
-- ``training.json``: the step and what the numbers were made with.
+- ``training.json``: the step and what the numbers were made with;
+- ``run.json``: the settings of the run and what else decides it (:func:`ssdir.run_folder.load_run_config`).
 
 Nothing is pickled, and no generator state is kept: randomness is a pure function of seed, step and process.
 """
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from ssdir.config import TrainingConfig
 from ssdir.meters import Window
+from ssdir.model.pretrained import fill
 from ssdir.optim import MovingAverage
-from ssdir.run_folder import checkpoints
+from ssdir.run_folder import RUN, checkpoints
 from ssdir.storage import (
     DataError,
     atomic_folder,
@@ -46,6 +48,7 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
     *,
+    description: Mapping[str, Any],
     keep: int,
     model_bytes: int = 0,
 ) -> Path:
@@ -57,6 +60,7 @@ def save_checkpoint(
         save_model: writes config.json and model.safetensors into the folder it is given.
         tensors: the rest of the state (``training.safetensors``).
         values: the rest of the state that JSON holds (``training.json``); ``step`` is added.
+        description: of the run, as in its config.json (``run.json``).
         keep: checkpoints to keep, at least 1.
         model_bytes: size of the model, for the check of the free space.
 
@@ -71,6 +75,7 @@ def save_checkpoint(
         save_model(temporary)
         save_tensors(temporary / "training.safetensors", tensors)
         write_json(temporary / "training.json", {"step": step, **values})
+        write_json(temporary / RUN, description)
     for old in checkpoints(run)[:-keep]:
         discard(old)
     return folder
@@ -106,20 +111,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path 
     Raises:
         DataError: names or shapes that are not the module's, each named.
     """
-    own = module.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is not part of the model" for name in tensors if name not in own]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, the model's has {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise DataError(f"{source} is of another architecture: {shown}. Use the settings it was trained with")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+    fill(module, tensors, f"{source} is of another architecture", "use the settings it was trained with")
 
 
 # -- optimizer state as named tensors ----------------------------------------------------------------------------
@@ -196,8 +188,10 @@ class RunState:
         average: MovingAverage,
         window: Window,
         settings: TrainingConfig,
+        description: Mapping[str, Any],
     ) -> None:
         self.out, self.task, self.average, self.window, self.settings = out, task, average, window, settings
+        self.description = description
         self.optimizer: torch.optim.Optimizer = optimizer.optimizer  # inside Accelerate's wrapper
         self.names: dict[nn.Parameter, str] = {
             parameter: name for name, parameter in task.model.named_parameters() if parameter.requires_grad
@@ -226,6 +220,7 @@ class RunState:
                 self.task.save,
                 tensors,
                 values,
+                description=self.description,
                 keep=self.settings.keep_checkpoints,
                 model_bytes=nbytes([self.task.model]),
             )

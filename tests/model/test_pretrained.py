@@ -94,7 +94,9 @@ def test_a_detector_reads_back_equal(tmp_path):
     assert not loaded.training
     assert all(torch.equal(v, detector.state_dict()[n]) for n, v in loaded.state_dict().items())
     assert pretrained.categories_of(tmp_path / "d") == ("0", "1")
-    with pytest.raises(DataError, match="kind 'detector', but 'ssdir' is needed"):
+    with pytest.raises(
+        DataError, match=r"kind 'detector', but 'ssdir' is needed here; give .*ssdir train ssdir"
+    ):
         SSDIR.from_pretrained(tmp_path / "d")
 
 
@@ -138,6 +140,13 @@ def test_folders_without_a_model_say_what_to_give(tmp_path):
         SSDIR.from_pretrained(tmp_path / "nothing")
     with pytest.raises(DataError, match="holds no model"):
         SSDIR.from_pretrained(tmp_path)
+
+
+def test_a_model_set_aside_by_a_killed_writer_is_found(tmp_path, folder):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.rename(run / ".model.old")
+    assert SSDIR.from_pretrained(run).config == SSDIR.from_pretrained(run / "model").config == MODEL
 
 
 def test_none_means_the_shipped_weights(tmp_path, folder, monkeypatch):

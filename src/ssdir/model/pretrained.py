@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssdir.config import ConfigError, DetectorConfig, from_dict, to_dict
 from ssdir.detector.ssd import Detector
-from ssdir.storage import DataError, atomic_folder, load_tensors, read_json, save_tensors, write_json
+from ssdir.storage import (
+    DataError,
+    atomic_folder,
+    load_tensors,
+    read_json,
+    save_tensors,
+    whole_folder,
+    write_json,
+)
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -39,7 +47,7 @@ def find_folder(path: str | Path) -> Path:
         DataError: there is none.
     """
     path = Path(path)
-    for folder in (path, path / "model"):
+    for folder in (whole_folder(path), whole_folder(path / "model")):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     if not path.exists():
@@ -63,7 +71,10 @@ def read_config(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if config.get("format", FORMAT) > FORMAT:
         raise DataError(f"{file} was written by a newer version of ssdir; upgrade with pip install -U ssdir")
     if kind is not None and config["kind"] != kind:
-        raise DataError(f"{file} describes a model of kind {config['kind']!r}, but {kind!r} is needed here")
+        raise DataError(
+            f"{file} describes a model of kind {config['kind']!r}, but {kind!r} is needed here; give the folder of a "
+            f"run or model of that kind (ssdir train {kind} makes one)"
+        )
     return config
 
 
@@ -90,22 +101,31 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         DataError: the file is truncated, or belongs to another architecture.
     """
     file = folder / WEIGHTS
-    tensors = load_tensors(file)
+    source = f"{file} does not fit the model that {folder / CONFIG} describes"
+    fill(module, load_tensors(file), source, "take both files from the same run")
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], fault: str, remedy: str) -> None:
+    """Copy tensors into a module's parameters and buffers, every one and no other, keeping their types and memory
+    formats.
+
+    Raises:
+        DataError: names or shapes that are not the module's: ``fault``, the first of them, ``remedy``.
+    """
     own = module.state_dict()
     problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is unknown" for name in tensors if name not in own]
+    problems += [f"{name} is not part of the model" for name in tensors if name not in own]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
+        f"{name} has shape {tuple(tensors[name].shape)}, the model's has {tuple(value.shape)}"
         for name, value in own.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise DataError(
-            f"{file} does not fit the model that {folder / CONFIG} describes ({'; '.join(problems[:3])}{more}); "
-            "take both files from the same run"
-        )
-    module.load_state_dict(tensors)
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DataError(f"{fault}: {'; '.join(problems[:5])}{more}. To mend it, {remedy}")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
 
 
 def save_detector(detector: Detector, path: str | Path, categories: Sequence[str] | None = None) -> None:
