@@ -31,6 +31,22 @@ def test_to_moves_every_tensor() -> None:
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
+@pytest.mark.parametrize(("device", "early"), [("cpu", False), ("meta", True)])
+def test_copies_to_the_cpu_are_waited_for(monkeypatch: pytest.MonkeyPatch, device: str, early: bool) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    batch = Batch(torch.zeros(2, 3, 2, 2), torch.zeros(0, 4), none, none, (1, 2))
+    asked: list[bool] = []
+    original = torch.Tensor.to
+
+    def watched(self: torch.Tensor, target: str, non_blocking: bool) -> torch.Tensor:
+        asked.append(non_blocking)
+        return original(self, target, non_blocking=non_blocking)
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    batch.to(device)
+    assert asked == [early] * 4
+
+
 def test_shapes_are_checked() -> None:
     with pytest.raises(TypeCheckError):
         Batch(

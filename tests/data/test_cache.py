@@ -145,6 +145,20 @@ def test_cache_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builds: 
         CachedDataset(folder, "train", 8, cache_folder=folder / ".cache")
 
 
+def test_datasets_that_share_a_cache_folder_keep_their_arrays(tmp_path: Path, builds: list[str]) -> None:
+    shared = tmp_path / "shared"
+    folders = [_make(tmp_path / "a"), _make(tmp_path / "b", colour=(4,))]
+    for _ in range(2):
+        arrays = [CachedDataset(folder, "train", 8, cache_folder=shared).batch([4]) for folder in folders]
+    assert len(builds) == 2 and len(list(shared.iterdir())) == 2
+    assert not torch.equal(arrays[0].images, arrays[1].images)
+    # An own array that is stale still goes.
+    text = (folders[0] / "annotations" / "train.json").read_text()
+    (folders[0] / "annotations" / "train.json").write_text(text.replace('"a"', '"z"'))
+    CachedDataset(folders[0], "train", 8, cache_folder=shared)
+    assert {path.name for path in shared.iterdir()} == {builds[1], builds[2]}
+
+
 def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     folder = _make(tmp_path)
     (folder / ".cache").mkdir()

@@ -39,10 +39,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
+        # Towards the CPU a copy must have arrived before anyone reads it.
+        early = torch.device(device).type != "cpu"
         return Batch(
-            self.images.to(device, non_blocking=True),
-            self.boxes.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.image_index.to(device, non_blocking=True),
+            self.images.to(device, non_blocking=early),
+            self.boxes.to(device, non_blocking=early),
+            self.labels.to(device, non_blocking=early),
+            self.image_index.to(device, non_blocking=early),
             self.image_ids,
         )

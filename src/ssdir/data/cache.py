@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from ssdir.console import progress_bar
 from ssdir.data.batch import Batch
 from ssdir.data.coco import Split, annotation_path, open_split
 from ssdir.data.images import open_image, squash_image
+from ssdir.machine import available_cores, user_cache_folder
 from ssdir.storage import DataError, require_free_space, temporary_name
 
 CACHE_VERSION = 1
@@ -91,6 +91,8 @@ class CachedDataset:
 
     def _open_cache(self, cache_folder: Path | None) -> UInt8[np.ndarray, " n *rest"]:
         prefix = f"{self.split.name}-{self.image_size}-"
+        if cache_folder is not None:  # datasets may share it, and must not take each other's arrays for stale
+            prefix = f"{_folder_hash(self.folder)}-{prefix}"
         name = f"{prefix}{_key(self.folder, self.split, self.image_size)}.npy"
         candidates = (
             [cache_folder] if cache_folder is not None else [self.folder / ".cache", _user_cache(self.folder)]
@@ -144,8 +146,11 @@ def _key(folder: Path, split: Split, image_size: int) -> str:
 
 
 def _user_cache(folder: Path) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "ssdir" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return user_cache_folder() / _folder_hash(folder)
+
+
+def _folder_hash(folder: Path) -> str:
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 def _is_writable(folder: Path) -> bool:
@@ -207,7 +212,7 @@ def _fill(
         squashed = np.asarray(squash_image(image if not channels else image.convert("RGB"), size))
         array[row] = squashed.transpose(2, 0, 1) if channels else squashed
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         try:
             for done, _ in enumerate(pool.map(one, range(n)), start=1):
                 if done % 256 == 0 or done == n:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ssdir.data.coco import (
 )
 from ssdir.data.images import open_image
 from ssdir.data.making import MANIFEST, split_checksum
+from ssdir.machine import available_cores
 from ssdir.storage import DataError, read_json
 
 
@@ -148,7 +148,7 @@ def _image_problems(folder: Path, entries: list[dict[str, Any]]) -> Iterator[tup
             return [Problem(path, message, "error")], digest
         return [], digest
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         yield from pool.map(one, entries)
 
 

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssdir.machine import available_cores
 from ssdir.storage import DataError, atomic_open, atomic_write, read_json, require_free_space, write_json
 
 MANIFEST = "dataset.json"
@@ -78,7 +79,7 @@ def make_dataset(
     if progress is not None:
         progress(done, total)
     # Unless told otherwise, a process must be worth its start (about a second).
-    workers = min(workers, len(waiting)) if workers else min(os.cpu_count() or 1, len(waiting) // 2)
+    workers = min(workers, len(waiting)) if workers else min(available_cores(), len(waiting) // 2)
     if waiting:
         _check_space(folder, waiting, prepare)
         for chunk in _run(folder, waiting, prepare, workers):

@@ -117,7 +117,7 @@ class Backbone(nn.Module):
         """Start the VGG part from torchvision's ImageNet weights (only ``features.*`` of the file is used).
 
         Args:
-            path: a local copy of the official file; None downloads it (531 MB) into the user's cache.
+            path: a local copy of the official file; None downloads it (507 MiB) into the user's cache.
             url: where to download it from.
             sha256: how the file's SHA-256 must begin; None skips the check of a local file.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import urllib.request
 from collections.abc import Callable
@@ -12,19 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssdir.machine import user_cache_folder
 from ssdir.storage import DataError, require_free_space, temporary_name
 
 VGG11_BN_URL = "https://download.pytorch.org/models/vgg11_bn-6002323d.pth"
-"""The official weights (torchvision's ``VGG11_BN_Weights.IMAGENET1K_V1``, BSD-3-Clause, 531 MB)."""
+"""The official weights (torchvision's ``VGG11_BN_Weights.IMAGENET1K_V1``, BSD-3-Clause, 507 MiB)."""
 VGG11_BN_SHA256 = "6002323d"
 """How the SHA-256 of that file begins."""
 _CHUNK = 1 << 20
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/ssdir``, else ``~/.cache/ssdir``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ssdir"
 
 
 def download_weights(
@@ -33,7 +27,7 @@ def download_weights(
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Fetch a weights file into ``folder`` (default: :func:`cache_folder`), unless it is there already.
+    """Fetch a weights file into ``folder`` (default: the user's cache folder), unless it is there already.
 
     Args:
         url: where the file lies; its last part is the file's name.
@@ -44,7 +38,7 @@ def download_weights(
     Raises:
         DataError: the address cannot be reached, the disk is full, or the file is not the expected one.
     """
-    folder = cache_folder() if folder is None else folder
+    folder = user_cache_folder() if folder is None else folder
     path = folder / url.rsplit("/", 1)[-1]
     if path.exists():
         check_hash(path, sha256)
