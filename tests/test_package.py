@@ -6,6 +6,7 @@ import importlib.metadata
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,39 @@ def test_the_command_line_tells_the_version(capsys: pytest.CaptureFixture[str]) 
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"ssdir {ssdir.__version__}\n"
+
+
+def test_everything_but_evaluation_works_without_the_extras(tmp_path: Path) -> None:
+    script = """
+import sys
+for name in ("sklearn", "scipy", "matplotlib", "faster_coco_eval", "pycocotools", "tensorboard", "wandb"):
+    sys.modules[name] = None  # as if it were not installed
+from ssdir import cli, info, predictor, quickstart, report, teaching, train
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    out = str(tmp_path / "data")
+    words = f"data mnist-scenes quickstart --out {out} --n-train 2 --n-val 0 --n-test 1 --workers 1".split()
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3 scenes" in done.stdout
+
+
+def test_a_missing_extra_is_told_in_a_line_and_other_modules_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(error: BaseException) -> Callable[..., None]:
+        def work(*_: object, **__: object) -> None:
+            raise error
+
+        return work
+
+    told = ModuleNotFoundError('tracking needs wandb: pip install "ssdir[track]"')
+    monkeypatch.setattr("ssdir.info.print_environment", fail(told))
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == f"error: {told}\n"
+    monkeypatch.setattr("ssdir.info.print_environment", fail(ModuleNotFoundError("No module named 'x'")))
+    with pytest.raises(ModuleNotFoundError, match="'x'"):
+        main(["info"])
+    monkeypatch.setattr("ssdir.info.print_environment", fail(KeyboardInterrupt()))
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

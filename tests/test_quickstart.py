@@ -6,6 +6,7 @@ import base64
 import functools
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -360,4 +361,16 @@ def test_what_cannot_be_evaluated_is_told(done: Path, tmp_path: Path, shipped: N
         evaluate_run(moved, False, None, None, 32)
     with pytest.raises(ConfigError, match="batch_size is 0"):
         evaluate_run(done / "ssdir", False, None, tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_evaluation_needs_is_asked_for_first(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sklearn", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["quickstart", "--out", str(tmp_path / "out")]) == 1
+    assert main(["evaluate", str(done / "ssdir"), "--out", str(tmp_path / "out")]) == 1
+    line = 'error: evaluation needs scikit-learn and matplotlib: pip install "ssdir[eval]"\n'
+    assert capsys.readouterr().err == 2 * line
     assert not (tmp_path / "out").exists()

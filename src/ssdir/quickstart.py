@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,9 +49,11 @@ def quickstart(
         The report, ``out/report.html``.
 
     Raises:
-        ConfigError: the preset has no scenes, or ``out`` holds runs of other settings.
+        ConfigError: the preset has no scenes, ``out`` holds runs of other settings, or the ``eval`` extra is not
+            installed.
         DataError: ``out`` cannot be written, or holds damaged files.
     """
+    _require_evaluation()
     chosen = chosen or preset("quickstart")
     out = out or Path("out/quickstart-pretrained" if pretrained else "out/quickstart")
     if chosen.scenes is None:
@@ -119,6 +122,14 @@ def _generate(scenes: ScenesConfig, folder: Path, workers: int | None = None) ->
         generate(scenes, folder, workers=workers, progress=progress)
 
 
+def _require_evaluation() -> None:
+    """Tell what an evaluation lacks before minutes are spent on what leads to it."""
+    needed = {"sklearn": "scikit-learn", "faster_coco_eval": "faster-coco-eval", "matplotlib": "matplotlib"}
+    missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(f'evaluation needs {" and ".join(missing)}: pip install "ssdir[eval]"')
+
+
 def _placed(model: nn.Module) -> nn.Module:
     """The model on the accelerator, where there is one."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -137,13 +148,14 @@ def evaluate_run(
         batch_size: images at a time.
 
     Raises:
-        ConfigError: both or none of ``run`` and ``pretrained``.
+        ConfigError: both or none of ``run`` and ``pretrained``; the ``eval`` extra is not installed.
         DataError: the run or the dataset cannot be read.
     """
     if (run is None) != pretrained:
         raise ConfigError(
             "name a run folder or --pretrained: ssdir evaluate RUN, or ssdir evaluate --pretrained"
         )
+    _require_evaluation()
     model = _placed(load_model(run))
     out = out or (Path("out/evaluation") if run is None else run / "evaluation")
     if data is None:
