@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from ssdir.config import ScenesConfig
+from ssdir.data import cache, check, making
+from ssdir.data.multiscale_mnist import generate
 from ssdir.machine import available_cores, user_cache_folder
 
 
@@ -34,3 +40,39 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     assert user_cache_folder() == tmp_path / "ssdir"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert user_cache_folder() == Path.home() / ".cache" / "ssdir"
+
+
+@pytest.mark.parametrize("room", [cache, check, making], ids=lambda room: room.__name__)
+def test_work_is_shared_out_over_the_cores_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: ModuleType
+) -> None:
+    config = ScenesConfig(side=32, digit_min=6, digit_max=24, n_train=0, n_val=0, n_test=4)
+    if room is not making:
+        generate(config, tmp_path / "data", workers=1)
+    asked: list[int | None] = []
+    if room is making:
+        monkeypatch.setattr(making, "_CHUNK", 1)  # four pieces of work, worth two processes
+        run = making._run
+
+        def noted(folder: Path, waiting: Any, prepare: Any, workers: int) -> Any:
+            asked.append(workers)
+            return run(folder, waiting, prepare, workers)
+
+        monkeypatch.setattr(making, "_run", noted)
+    else:
+
+        class Pool(ThreadPoolExecutor):
+            def __init__(self, workers: int | None) -> None:
+                asked.append(workers)
+                super().__init__(workers)
+
+        monkeypatch.setattr(room, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(room, "available_cores", lambda: 1)
+    if room is making:
+        generate(config, tmp_path / "data")
+    elif room is check:
+        assert check.check(tmp_path / "data") == []
+    else:
+        cache.CachedDataset(tmp_path / "data", "test", 16)
+    assert asked == [1]

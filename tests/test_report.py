@@ -106,6 +106,15 @@ def test_report_shows_every_measured_number(out):
         assert number in page.text
 
 
+def test_every_stage_has_its_time(out):
+    seconds = {"train_detector": 11.0, "train_teacher": 22.0, "train_ssdir": 33.0}
+    text = Page(write_report(out, changed(seconds=seconds)).read_text()).text
+    places = [text.index(f"{name}{value:.1f} s") for name, value in (
+        ("training the detector", 11), ("training the teacher", 22), ("training SSDIR", 33)
+    )]  # fmt: skip
+    assert places == sorted(places)
+
+
 def test_curves_are_found_inside_and_beside(out):
     assert "Training" in Page(write_report(out, METRICS).read_text()).text
     (out / "evaluation" / "figures").mkdir(parents=True)

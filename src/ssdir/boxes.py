@@ -63,6 +63,21 @@ def iou_matrix(a_xyxy: Float[Tensor, "i 4"], b_xyxy: Float[Tensor, "j 4"]) -> Fl
     return iou(a_xyxy[:, None], b_xyxy[None])
 
 
+def pixels_inside(
+    boxes: Float[Tensor, "m 4"], size: int
+) -> tuple[Bool[Tensor, "m size"], Bool[Tensor, "m size"]]:
+    """Which rows and which columns of size x size pixels laid over each box (``cxcywh`` in [0, 1]) have their centres
+    inside the image.
+
+    >>> rows, columns = pixels_inside(torch.tensor([[0.0, 0.5, 1.0, 1.0]]), 2)
+    >>> rows.tolist(), columns.tolist()
+    ([[True, True]], [[False, True]])
+    """
+    steps = (torch.arange(size, device=boxes.device, dtype=boxes.dtype) + 0.5) / size - 0.5
+    columns, rows = (boxes[:, :2, None] + boxes[:, 2:, None] * steps).unbind(1)
+    return (rows >= 0) & (rows <= 1), (columns >= 0) & (columns <= 1)
+
+
 def nms(
     boxes_xyxy: Float[Tensor, "i 4"],
     scores: Float[Tensor, " i"],

@@ -34,7 +34,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("reconstruction.object_mse_true_box", "object MSE, true box", "likewise, against the image inside the true box"),
     ("seconds.inference_per_image", "seconds an image", "from image to boxes, vectors and patches"),
     ("seconds.rendering_per_image", "seconds to paint", "from objects to an image of 128 px"),
-    ("memory.peak_mib", "peak memory, MiB", "of the whole evaluation"),
+    ("memory.peak_mib", "peak memory, MiB", "of the pass over the images: inference and painting"),
 )  # fmt: skip
 
 _FIGURES: tuple[tuple[str, str], ...] = (

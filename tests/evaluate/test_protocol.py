@@ -17,6 +17,7 @@ from ssdir.console import progress_bar
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detector
+from ssdir.evaluate import protocol
 from ssdir.evaluate.collect import object_errors
 from ssdir.evaluate.protocol import EvaluationConfig, evaluate, various
 from ssdir.model.latents import Objects
@@ -137,6 +138,21 @@ def test_perfect_predictions_score_perfectly(data, tmp_path):
     assert metrics["memory"]["peak_mib"] > 10
     assert metrics["provenance"]["split"] == "test"
     assert len(metrics["provenance"]["data_checksum"]) == 64
+
+
+def test_peak_memory_is_that_of_the_pass_alone(data, monkeypatch):
+    """Forgotten right before the pass and read right after it: neither the cache nor the probe count."""
+    oracle, order = Oracle(data, ("train", "test")), []
+    for name in ("CachedDataset", "reset_peak", "collect", "peak_mib", "measure_downstream"):
+        original = getattr(protocol, name)
+
+        def noted(*args, name=name, original=original, **kwargs):
+            order.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(protocol, name, noted)
+    evaluate(oracle, data, None, PLAIN)
+    assert order == ["CachedDataset", "reset_peak", "collect", "peak_mib", "measure_downstream"]
 
 
 def down_objects(data: Path) -> int:

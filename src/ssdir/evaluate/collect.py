@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ssdir.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from ssdir.boxes import cxcywh_to_xyxy, pixels_inside, xyxy_to_cxcywh
+from ssdir.config import MATCH_IOU, PRESENT_THRESHOLD
 from ssdir.data.batch import Batch
 from ssdir.evaluate.matching import Matches, match_objects
 from ssdir.figures.sheet import Scene
@@ -22,12 +23,9 @@ from ssdir.model.render import crop
 
 SCORE_THRESHOLD = 0.01
 """Boxes that count for average precision."""
-PRESENT_THRESHOLD = 0.5
-"""Objects: counted, matched, painted and probed."""
 NMS_IOU = 0.45
 MAX_DETECTIONS = 100
 """Most boxes of an image."""
-MATCH_IOU = 0.5
 IMAGE_SIDE = 128
 """Side at which image reconstruction is measured, in pixels."""
 PATCH_SIDE = 64
@@ -152,10 +150,8 @@ def object_errors(
     if patches.shape[-1] != PATCH_SIDE:
         patches = resize(patches, PATCH_SIDE)
     target = crop(images, boxes, image_index, PATCH_SIDE, padding="zeros", antialias=True)
-    steps = (torch.arange(PATCH_SIDE, device=boxes.device, dtype=boxes.dtype) + 0.5) / PATCH_SIDE - 0.5
-    centres = boxes[:, :2, None] + steps * boxes[:, 2:, None]
-    inside = ((centres >= 0) & (centres <= 1)).to(patches.dtype)
-    weight = inside[:, 1, :, None] * inside[:, 0, None, :]
+    rows, columns = pixels_inside(boxes, PATCH_SIDE)
+    weight = (rows[:, :, None] & columns[:, None, :]).to(patches.dtype)
     error = ((patches - target) ** 2).mean(dim=1) * weight
     return error.sum(dim=(1, 2)) / weight.sum(dim=(1, 2))
 

@@ -58,13 +58,14 @@ def evaluate(
     data = Path(data)
     if isinstance(model, torch.nn.Module):
         model.eval()
-    reset_peak(device_of(model))
     clock = _Clock()
     split = choose_split(data, config.split)
     dataset = CachedDataset(data, split, image_side(model))
     n_images = len(dataset) if config.limit is None else min(config.limit, len(dataset))
     batches = batches_of(dataset, np.arange(n_images), config.batch_size, progress, f"evaluating on {split}")
+    reset_peak(device_of(model))
     found = collect(model, batches, choose_scenes=various)
+    peak = peak_mib(device_of(model))  # of this pass: the probe and the figures are not the model's
     scores = _judge_boxes(found)
     clock.lap("test_pass")
     downstream = measure_downstream(model, dataset, found, config, progress)
@@ -79,7 +80,7 @@ def evaluate(
             _draw(out / "figures", model, found, scores, dataset.categories, config.seed)
             clock.lap("figures")
     metrics["seconds"] |= clock.laps | {"evaluation": clock.total()}
-    metrics["memory"] = {"peak_mib": peak_mib(device_of(model))}
+    metrics["memory"] = {"peak_mib": peak}
     if out is not None:
         write_json(out / "metrics.json", metrics)
     return metrics

@@ -14,7 +14,7 @@ import torch
 
 from ssdir.data.coco import annotation_path
 from ssdir.evaluate.collect import Collected, device_of, image_side, joined
-from ssdir.storage import atomic_write
+from ssdir.storage import atomic_write, tensors_fingerprint
 
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -28,7 +28,9 @@ def provenance(
     return {
         "model": type(model).__name__,
         "model_path": None if model_path is None else str(model_path),
-        "model_checksum": weights_checksum(model),
+        "model_checksum": tensors_fingerprint(model.state_dict())
+        if isinstance(model, torch.nn.Module)
+        else None,
         "class_agnostic": getattr(config, "class_agnostic", None),
         "image_side": image_side(model),
         "data": str(data),
@@ -42,17 +44,6 @@ def provenance(
         "device": str(device_of(model)),
         "threads": torch.get_num_threads(),
     }
-
-
-def weights_checksum(model: Any) -> str | None:
-    """SHA-256 over all parameters and buffers, by name; None for what is no module."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def reset_peak(device: torch.device) -> None:

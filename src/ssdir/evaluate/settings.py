@@ -19,7 +19,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What an evaluation may vary; the thresholds of the protocol itself are constants (``collect.py``)."""
+    """What an evaluation may vary; the thresholds of the protocol itself are constants."""
 
     split: str | None = None
     """Split to report on; None takes the first that exists of test, val, train."""

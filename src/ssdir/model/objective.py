@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from ssdir.boxes import pixels_inside
 from ssdir.config import ModelConfig, ObjectiveConfig
 from ssdir.model.latents import CellLatents, Objects
 from ssdir.model.render import crop
@@ -89,10 +90,7 @@ def object_error(
     # Grey pictures in three equal channels (digits) need one crop, not three.
     grey = all(torch.equal(images[:, 0], images[:, channel]) for channel in (1, 2))
     target = crop(images[:, :1] if grey else images, boxes, objects.image_index, size).expand_as(logits)
-    rows, columns = (
-        _centres_inside(boxes[:, 1], boxes[:, 3], size),
-        _centres_inside(boxes[:, 0], boxes[:, 2], size),
-    )
+    rows, columns = pixels_inside(boxes, size)
     weight = (rows[:, :, None] & columns[:, None, :])[:, None].to(logits.dtype)
     total = functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
     return total / (weight.sum() * logits.shape[1]).clamp_min(1)
@@ -129,11 +127,3 @@ def inside_boxes(
         corner = (image_index * side + y[:, 1]) * side + x[:, 0]
         marks = marks.index_add(0, corner, torch.full_like(corner, sign))
     return marks.view(n_images, side, side).cumsum(1).cumsum(2)[:, :size, :size] > 0
-
-
-def _centres_inside(
-    centre: Float[Tensor, " m"], side: Float[Tensor, " m"], size: int
-) -> Bool[Tensor, "m size"]:
-    steps = (torch.arange(size, device=centre.device, dtype=centre.dtype) + 0.5) / size - 0.5
-    place = centre[:, None] + side[:, None] * steps
-    return (place >= 0) & (place <= 1)
