@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,8 @@ from ssdir.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from ssdir.config import ConfigError, TrainingConfig
+from ssdir.config import ConfigError, DetectorRun, TrainingConfig, to_dict
+from ssdir.data.coco import ImageEntry, Split
 from ssdir.model.pretrained import save_folder
 from ssdir.optim import make_optimizer
 from ssdir.run_folder import (
@@ -25,9 +28,11 @@ from ssdir.run_folder import (
     check_run,
     checkpoints,
     dataset_fingerprint,
+    image_files_fingerprint,
+    load_run_config,
     remove_leftovers,
 )
-from ssdir.storage import DataError, write_json
+from ssdir.storage import DataError, read_json, write_json
 
 SETTINGS = TrainingConfig(learning_rate=0.01, weight_decay=0.1)
 DESCRIPTION = {
@@ -63,6 +68,7 @@ def save_one(run: Path, number: int, module: nn.Module, keep: int = 2) -> Path:
         lambda folder: save_folder(folder, {"kind": "toy"}, module),
         {"x": torch.ones(2)},
         {},
+        description=DESCRIPTION,
         keep=keep,
     )
 
@@ -166,7 +172,7 @@ def test_failed_checkpoint_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        save_checkpoint(tmp_path, 1, fail, {}, {}, keep=1)
+        save_checkpoint(tmp_path, 1, fail, {}, {}, description={}, keep=1)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -227,3 +233,51 @@ def test_fingerprint_follows_the_annotations(tmp_path: Path) -> None:
     assert dataset_fingerprint(tmp_path) == first
     (tmp_path / "annotations/val.json").write_text("{}")
     assert dataset_fingerprint(tmp_path) != first
+
+
+def test_fingerprint_of_image_files_follows_names_sizes_and_order(tmp_path: Path) -> None:
+    for name, content in (("a.png", b"12"), ("b.png", b"345"), ("c.png", b"67")):
+        (tmp_path / name).write_bytes(content)
+    entries = [ImageEntry(i, tmp_path / f"{name}.png", 8, 8) for i, name in enumerate("ab")]
+    nothing = np.zeros(0, np.int64)
+    split = Split("train", entries, np.zeros((0, 4)), nothing, nothing, ("thing",), {})
+    first = image_files_fingerprint([split])
+    assert image_files_fingerprint([split]) == first
+    renamed = [replace(entries[0], path=tmp_path / "c.png"), entries[1]]
+    for other in (entries[::-1], entries[:1], renamed):
+        assert image_files_fingerprint([replace(split, images=other)]) != first
+    (tmp_path / "a.png").write_bytes(b"longer")
+    assert image_files_fingerprint([split]) != first
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"a\.png cannot be found; `ssdir data check`"):
+        image_files_fingerprint([split])
+
+
+def test_image_files_count_where_both_descriptions_tell_them() -> None:
+    def description(**data: str) -> dict[str, object]:
+        return {**DESCRIPTION, "data": {"fingerprint": "f0", **data}}
+
+    assert changed_settings(description(image_files="i0"), description(image_files="i1")) == [
+        ("data.image_files", "i0", "i1")
+    ]
+    assert changed_settings(description(), description(image_files="i1")) == []
+
+
+def test_a_checkpoint_tells_the_settings_of_its_run(tmp_path: Path) -> None:
+    folder = save_one(tmp_path, 3, network())
+    assert read_json(folder / "run.json") == DESCRIPTION
+    with pytest.raises(
+        DataError, match=r"run\.json is of kind 'toy', which is none of detector, teacher, ssdir"
+    ):
+        load_run_config(folder)
+    run = DetectorRun(training=replace(SETTINGS, betas=(0.5, 0.75), clip_norm=None))
+    write_json(folder / "run.json", {"kind": "detector", "config": to_dict(run)})
+    assert load_run_config(folder) == run
+    write_json(folder / "run.json", {"kind": "detector", "config": {"training": {"stepz": 3}}})
+    with pytest.raises(DataError, match=r"run\.json: .*no setting 'stepz'.*another version"):
+        load_run_config(folder)
+    (folder / "run.json").unlink()  # what is left is a model folder
+    with pytest.raises(DataError, match=r"config\.json does not tell a run's settings"):
+        load_run_config(folder)
+    with pytest.raises(DataError, match=r"neither run\.json nor config\.json"):
+        load_run_config(tmp_path)

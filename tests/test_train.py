@@ -32,20 +32,27 @@ from ssdir.config import (
     ModelConfig,
     ObjectiveConfig,
     SSDIRRun,
+    TeacherConfig,
+    TeacherRun,
     TrainingConfig,
 )
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices
+from ssdir.detector.backbone import Backbone
+from ssdir.detector.loss import match
 from ssdir.detector.ssd import Detector
 from ssdir.meters import FiniteGuard, TrainingError, Window
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
+from ssdir.model.teacher import Teacher
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
-from ssdir.randomness import generator_of
+from ssdir.randomness import generator_of, seeded
+from ssdir.run_folder import load_run_config
 from ssdir.storage import DataError, load_tensors, read_json
-from ssdir.tasks import DetectorTask, SSDIRTask, Terms, draw_boxes, to_image
+from ssdir.tasks import DetectorTask, SSDIRTask, Terms, with_boxes
+from ssdir.teaching import TeacherTask
 from ssdir.tracking import read_metrics
-from ssdir.train import _accelerator, _Feed, computes_in_bf16, train_detector, train_ssdir
+from ssdir.train import _accelerator, _Feed, computes_in_bf16, train_detector, train_ssdir, train_teacher
 
 HERE = Path(__file__).parent
 
@@ -75,6 +82,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.write_dataset(tmp_path_factory.mktemp("toy") / "data")
 
 
+def run_program(folder: Path, *scenarios: str) -> subprocess.CompletedProcess[str]:
+    """Run scenarios of training_toy.py in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, HERE / "training_toy.py", folder, *scenarios],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def killed(data: Path) -> Path:
     """A folder with a toy run that nothing disturbed, others that were killed and resumed, and one of two processes."""
@@ -84,12 +102,7 @@ def killed(data: Path) -> Path:
     toy.run_toy(data, folder / "whole")
     toy.run_toy(data, folder / "one", toy.ToyTask(norm=False, noise=0.0), ema_decay=0.0)
     torch.set_num_threads(threads)
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, HERE / "training_toy.py", folder, "kill_at_random", "kill_in_checkpoints", "two_processes"],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_program(folder, "kill_at_random", "kill_in_checkpoints", "two_processes")
     assert int(done.stdout.split()[0]) >= 3  # kills
     return folder
 
@@ -184,7 +197,7 @@ def test_run_folder_holds_what_it_should(killed: Path) -> None:
     ]  # fmt: skip
     assert [item.name for item in sorted((run / "checkpoints").iterdir())] == ["step_000035", "step_000040"]
     assert sorted(item.name for item in (run / "checkpoints/step_000040").iterdir()) == [
-        "config.json", "model.safetensors", "training.json", "training.safetensors",
+        "config.json", "model.safetensors", "run.json", "training.json", "training.safetensors",
     ]  # fmt: skip
     assert len(list((run / "pictures").iterdir())) == 4
     described = read_json(run / "config.json")
@@ -192,6 +205,7 @@ def test_run_folder_holds_what_it_should(killed: Path) -> None:
     assert described["config"]["training"]["ema_decay"] == 0.9
     assert described["data"]["images"] == 10
     assert described["data"]["categories"] == ["thing"]
+    assert read_json(run / "checkpoints/step_000040/run.json") == described
 
 
 def test_metrics_are_means_with_one_header(killed: Path) -> None:
@@ -321,6 +335,12 @@ def test_another_dataset_or_a_used_folder_is_refused(data: Path, tmp_path: Path)
         toy.run_toy(data, tmp_path / "run", steps=2)
     with pytest.raises(ConfigError, match=r"data.fingerprint"):
         toy.run_toy(other, tmp_path / "run", steps=2, resume=True)
+    file = other / "images/train/3.png"  # the same annotations, another image
+    file.write_bytes(file.read_bytes() + b"x")
+    toy.run_toy(other, tmp_path / "files", steps=2)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match=r"settings:\n  data.image_files: .*\ngive"):
+        toy.run_toy(other, tmp_path / "files", steps=2, resume=True)
     before = (tmp_path / "run/model/model.safetensors").read_bytes()
     out = io.StringIO()
     toy.run_toy(data, tmp_path / "run", steps=2, resume=True, console=Console(file=out))
@@ -407,6 +427,12 @@ def test_numbers_looked_at_late_still_name_the_first_bad_step(tmp_path: Path) ->
     ):
         guard.check()
     guard.check()  # nothing is left to look at
+    guard = FiniteGuard(tmp_path, processes=4)
+    guard.note(1, {"grad_norm": torch.tensor(math.nan)}, [3])
+    with pytest.raises(
+        TrainingError, match=r"image ids of this process's share of the batch \(1 of 4\): 3\."
+    ):
+        guard.check()
 
 
 def test_images_read_ahead_are_the_same(data: Path) -> None:
@@ -441,6 +467,7 @@ DETECTOR = DetectorConfig(
 MODEL = ModelConfig(
     z_what_size=8, n_hidden=1, decoder_channels=(16, 8, 8), decoder_norm="batch", feature_norm="group"
 )
+TEACHER = TeacherConfig(side=8, width=4, crops=16, projector_hidden=8, projector_size=8)
 QUICK = TrainingConfig(
     steps=4, batch_size=4, learning_rate=0.003, log_every=2, validate_every=0, checkpoint_every=2, precision="auto",
     channels_last=True,
@@ -495,7 +522,7 @@ def ssdir_run(scenes: Path, detector: Path, out: Path, *, clone: bool = True, re
 def test_detector_learns_and_takes_its_classes_from_the_dataset(detector_run: Path) -> None:
     rows = read_metrics(detector_run / "metrics.csv")
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
-    assert {"loss/box", "loss/score", "health/present_per_image", "val/loss", "val/recall"} <= rows[-1].keys()
+    assert {"loss/box", "loss/score", "health/fired_per_image", "val/loss", "val/recall"} <= rows[-1].keys()
     detector = load_detector(detector_run)
     assert detector.config.n_classes == 2
     assert read_config(detector_run)["categories"] == ["dim", "bright"]
@@ -542,6 +569,123 @@ def test_ssdir_resumes_exactly(
     a, b = (tmp_path / name / "model/model.safetensors" for name in ("whole", "stopped"))
     assert a.read_bytes() == b.read_bytes()
     assert timeless(tmp_path / "whole/metrics.csv") == timeless(tmp_path / "stopped/metrics.csv")
+
+
+def test_runs_and_checkpoints_give_their_settings_back(
+    scenes: Path, detector_run: Path, tmp_path: Path
+) -> None:
+    settings = replace(QUICK, steps=1, betas=(0.8, 0.99), clip_norm=None)
+    teacher = TeacherRun(MODEL, replace(TEACHER, noise=0.2), settings)
+    train_teacher(teacher, detector_run, scenes, tmp_path / "teacher", console=Console(quiet=True))
+    student = SSDIRRun(MODEL, ObjectiveConfig(image=0.5, teacher=2.0), settings)
+    train_ssdir(
+        student,
+        detector_run,
+        scenes,
+        tmp_path / "ssdir",
+        teacher=tmp_path / "teacher",
+        console=Console(quiet=True),
+    )
+    training = replace(QUICK, steps=30, ema_decay=0.5, log_every=5)
+    detector = DetectorRun(detector=replace(DETECTOR, n_classes=2), training=training)
+    for out, run, step in (
+        (detector_run, detector, 30), (tmp_path / "teacher", teacher, 1), (tmp_path / "ssdir", student, 1),
+    ):  # fmt: skip
+        assert load_run_config(out) == run
+        assert load_run_config(out / f"checkpoints/step_{step:06d}") == run
+
+
+def test_a_run_from_imagenet_goes_on_from_imagenet_only(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path | None] = []
+    monkeypatch.setattr(Backbone, "load_imagenet_weights", lambda self, path: loaded.append(path))
+    run = DetectorRun(detector=DETECTOR, training=replace(QUICK, steps=1))
+
+    def start(imagenet: Path | None, resume: bool) -> None:
+        train_detector(
+            run, scenes, tmp_path / "run", imagenet=imagenet, resume=resume, console=Console(quiet=True)
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorTask, "forward", lambda self, batch, generator: next(iter(())))
+        with pytest.raises(StopIteration):
+            start(tmp_path / "vgg.pth", resume=False)
+    with pytest.raises(ConfigError, match=r"initial_weights: imagenet -> \(absent\)"):
+        start(None, resume=True)
+    start(tmp_path / "vgg.pth", resume=True)  # before the first checkpoint: loaded again
+    start(tmp_path / "vgg.pth", resume=True)  # after it: not needed
+    assert loaded == [tmp_path / "vgg.pth"] * 2
+
+
+# -- micro-batches -----------------------------------------------------------------------------------------------
+
+
+def halves_of(batch: Batch) -> list[Batch]:
+    """The micro-batches of ``training.accumulate`` 2."""
+    half, parts = len(batch) // 2, []
+    for first in (0, half):
+        mine = (batch.image_index >= first) & (batch.image_index < first + half)
+        parts.append(
+            Batch(
+                batch.images[first : first + half],
+                batch.boxes[mine],
+                batch.labels[mine],
+                batch.image_index[mine] - first,
+                batch.image_ids[first : first + half],
+            )
+        )
+    return parts
+
+
+def test_micro_batches_of_a_detector_weigh_objects_by_their_own_counts(
+    scenes: Path, detector_run: Path
+) -> None:
+    """The terms are means over the positives of a micro-batch, so that only equal counts give the same sum."""
+    task = DetectorTask(load_detector(detector_run), DetectorLossConfig()).eval()
+    dataset = CachedDataset(scenes, "train", 64)
+    for indices, equal in (
+        ((0, 1, 0, 1), True),
+        ((0, 6, 1, 4), False),
+    ):  # 1 + 2 | 1 + 2 and 1 + 1 | 2 + 2 objects
+        batch = dataset.batch(indices)
+        whole = task(batch, generator_of(0)).losses
+        parts = [task(item, generator_of(0)).losses for item in halves_of(batch)]
+        priors = task.model.priors
+        counts = torch.tensor(
+            [
+                (
+                    match(priors, item.boxes, item.image_index, len(item), task.objective.config.match_iou)
+                    >= 0
+                ).sum()
+                for item in halves_of(batch)
+            ]
+        )
+        assert (counts[0] == counts[1]) == equal
+        for name, value in whole.items():
+            terms = torch.stack([part[name] for part in parts])
+            torch.testing.assert_close((terms * counts).sum() / counts.sum(), value, rtol=1e-4, atol=1e-6)
+            assert torch.isclose(terms.mean(), value, rtol=1e-4, atol=1e-6) == equal
+
+
+def test_micro_batches_of_ssdir_weigh_objects_by_their_own_counts(scenes: Path, detector_run: Path) -> None:
+    """Means over images and predictions do not depend on the parts; the mean over objects' pixels does."""
+    config = replace(MODEL, sigma_what=0.0, sigma_depth=0.0, train_on="selected", decoder_norm="none")
+    with seeded(0):
+        model = SSDIR(load_detector(detector_run), replace(config, present_threshold=0.3))
+    task = SSDIRTask(model, ObjectiveConfig(image=1.0)).eval()
+    dataset = CachedDataset(scenes, "train", 64)
+    for indices in ((0, 1, 0, 1), (0, 6, 1, 4)):
+        batch = dataset.batch(indices)
+        whole = task(batch, generator_of(0))
+        parts = [task(item, generator_of(0)) for item in halves_of(batch)]
+        counts = [part.health["decoded"] for part in parts]
+        assert sum(counts) == whole.health["decoded"] > 0
+        for name, value in whole.losses.items():
+            mean = torch.stack([part.losses[name] for part in parts]).mean()
+            same = name != "objects" or counts[0] == counts[1]
+            assert torch.isclose(mean, value, rtol=1e-4, atol=1e-6) == same, name
+    assert counts[0] != counts[1]
 
 
 def test_ssdir_refuses_to_resume_on_another_detector(
@@ -616,10 +760,29 @@ def test_compiled_parts_are_those_with_fixed_shapes(
     compiled.clear()
     task = SSDIRTask(SSDIR(detector, replace(MODEL, clone_backbone=True)), ObjectiveConfig())
     task.compile_networks()
-    assert compiled == ["Backbone", "WhatEncoder", "DepthEncoder", "WhatDecoder", "Backbone"]
+    assert compiled == ["Backbone", "Backbone", "WhatEncoder", "DepthEncoder"]
+    compiled.clear()
+    TeacherTask(detector, Teacher(TEACHER, MODEL), 0.5).compile_networks()
+    assert compiled == ["Backbone"]
+
+
+def test_compiled_training_takes_the_same_steps(scenes: Path, detector_run: Path, tmp_path: Path) -> None:
+    """In a program of its own: the checks of shapes that tests run with cannot be compiled."""
+    (tmp_path / "data").symlink_to(scenes)
+    (tmp_path / "detector").symlink_to(detector_run)
+    done = run_program(tmp_path, "compiled")
+    assert int(done.stdout.split()[0]) > 20  # operations in compiled graphs
+    for kind in ("detector", "ssdir"):
+        plain, compiled = (
+            load_tensors(tmp_path / f"{kind}-{name}/model/model.safetensors")
+            for name in ("plain", "compiled")
+        )
+        assert compiled.keys() == plain.keys()
+        for name, tensor in plain.items():
+            torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_drawn_boxes_lie_on_their_outermost_pixels() -> None:
-    drawn = np.asarray(draw_boxes(to_image(torch.zeros(3, 10, 10)), torch.tensor([[0.2, 0.1, 0.7, 0.9]])))
+    drawn = np.asarray(with_boxes(torch.zeros(3, 10, 20), torch.tensor([[0.1, 0.1, 0.35, 0.9]])))
     rows, columns = np.nonzero(drawn.any(-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (1, 8, 2, 6)

@@ -1,6 +1,7 @@
 """A task and a data set small enough to train hundreds of steps in a second, for the tests of training.
 
-As a program it kills runs, resumes them, and trains with two processes: ``training_toy.py SCENARIO FOLDER``.
+As a program it kills runs, resumes them, trains with two processes, and with compiled networks:
+``training_toy.py FOLDER SCENARIO ...``.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from rich.console import Console
 from torch import nn
 
 import ssdir.checkpoint
-from ssdir.config import DetectorRun, TrainingConfig
+from ssdir.config import DetectorRun, ModelConfig, ObjectiveConfig, SSDIRRun, TrainingConfig
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
-from ssdir.model.pretrained import save_folder
+from ssdir.figures.overlay import to_picture
+from ssdir.model.pretrained import load_detector, save_folder
 from ssdir.randomness import seeded
-from ssdir.tasks import Task, Terms, to_image
-from ssdir.train import train
+from ssdir.tasks import Task, Terms
+from ssdir.train import train, train_detector, train_ssdir
 
 SIDE = 8
 SETTINGS = TrainingConfig(
@@ -119,7 +121,7 @@ class ToyTask(Task):
         return {"fit": sum(values) / len(values)}
 
     def picture(self, dataset: CachedDataset) -> Image.Image:
-        return to_image(dataset.batch([0]).images[0])
+        return to_picture(dataset.batch([0]).images[0])
 
     def save(self, folder: Path) -> None:
         save_folder(folder, {"kind": "toy"}, self.model)
@@ -224,11 +226,41 @@ def _worker(folder: Path, rank: int, port: int) -> None:
     (folder / f"seen-{rank}.json").write_text(json.dumps(task.seen))
 
 
+def compiled(folder: Path) -> None:
+    """Two steps of a detector and of SSDIR, plain and compiled; prints the number of compiled operations.
+
+    They are traced as for any compiler, but what was traced is run as it is: compiling takes a minute.
+    """
+    operations = 0
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal operations
+        operations += len(graph.graph.nodes)
+        return graph.forward
+
+    data, quiet = folder / "data", Console(quiet=True)
+    model = ModelConfig(8, n_hidden=1, decoder_channels=(16, 8, 8), decoder_norm="batch", clone_backbone=True)
+    original = nn.Module.compile
+    for name, compiles in (("plain", False), ("compiled", True)):
+        settings = TrainingConfig(
+            steps=2, batch_size=4, learning_rate=0.003, channels_last=True, compile=compiles
+        )
+        detector = DetectorRun(load_detector(folder / "detector").config, training=settings)
+        nn.Module.compile = lambda self: original(self, backend=backend)
+        train_detector(detector, data, folder / f"detector-{name}", console=quiet)
+        run = SSDIRRun(model, ObjectiveConfig(), settings)
+        train_ssdir(run, folder / "detector", data, folder / f"ssdir-{name}", console=quiet)
+        assert (operations > 0) == compiles
+    print(operations)
+
+
 if __name__ == "__main__":
     for slow_import in ("accelerate", "torch._dynamo"):  # once for all children
         importlib.import_module(slow_import)
 
     torch.set_num_threads(1)
-    scenarios = {item.__name__: item for item in (kill_at_random, kill_in_checkpoints, two_processes)}
+    scenarios = {
+        item.__name__: item for item in (kill_at_random, kill_in_checkpoints, two_processes, compiled)
+    }
     for scenario in sys.argv[2:]:
         scenarios[scenario](Path(sys.argv[1]))

@@ -70,10 +70,19 @@ class Window:
 
 
 class FiniteGuard:
-    """Stops a run at a loss or gradient that is not finite, naming term, step and images."""
+    """Stops a run at a loss or gradient that is not finite, naming term, step and images.
 
-    def __init__(self, run: Path) -> None:
+    Args:
+        run: the run folder.
+        processes: that share each batch. The gradient is not finite in all of them when a loss is in one; each names
+            the images of its own share.
+    """
+
+    def __init__(self, run: Path, processes: int = 1) -> None:
         self.run = run
+        self._images = (
+            "the batch" if processes == 1 else f"this process's share of the batch (1 of {processes})"
+        )
         self._pending: list[tuple[int, dict[str, Tensor], Sequence[int]]] = []
 
     def note(self, step: int, values: Mapping[str, Tensor], image_ids: Sequence[int]) -> None:
@@ -100,7 +109,7 @@ class FiniteGuard:
                 raise TrainingError(
                     f"step {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())} "
                     f"(all: {', '.join(f'{name} {float(value):.4g}' for name, value in values.items())}); "
-                    f"image ids of the batch: {', '.join(map(str, image_ids))}. "
+                    f"image ids of {self._images}: {', '.join(map(str, image_ids))}. "
                     + (
                         f"The last good checkpoint is {saved[-1]}. "
                         if saved

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssdir.config import ConfigError
-from ssdir.data.coco import annotation_path
+from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, from_dict
+from ssdir.data.coco import Split, annotation_path
 from ssdir.storage import DataError, read_json
 
+RUN = "run.json"
+"""In a checkpoint: the description of the run that wrote it, as in the run folder's ``config.json``."""
+_CONFIGS = {"detector": DetectorRun, "teacher": TeacherRun, "ssdir": SSDIRRun}
 _ABSENT = "(absent)"
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -59,17 +62,49 @@ def check_run(
     return found[-1] if found else None
 
 
+def load_run_config(path: str | Path) -> DetectorRun | TeacherRun | SSDIRRun:
+    """All settings of the run that wrote a run folder or one of its checkpoints: model, loss and training.
+
+    Args:
+        path: a run folder, or a checkpoint inside or outside of one.
+
+    Raises:
+        DataError: neither, or a file that is damaged or was written by another version.
+    """
+    path = Path(path)
+    file = next((path / name for name in (RUN, "config.json") if (path / name).is_file()), None)
+    if file is None:
+        raise DataError(
+            f"{path} holds neither {RUN} nor config.json; give the folder of a run or a checkpoint"
+        )
+    description = read_json(file)
+    if not isinstance(description, Mapping) or not isinstance(description.get("config"), Mapping):
+        raise DataError(
+            f"{file} does not tell a run's settings; give the folder of a run or a checkpoint of it"
+        )
+    kind = description.get("kind")
+    if kind not in _CONFIGS:
+        raise DataError(f"{file} is of kind {kind!r}, which is none of {', '.join(_CONFIGS)}")
+    try:
+        return from_dict(_CONFIGS[kind], description["config"])
+    except ConfigError as error:
+        raise DataError(f"{file}: {error}; it may have been written by another version of ssdir") from error
+
+
 def changed_settings(old: Any, new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Name, old and new value of each setting in which two run descriptions differ.
 
-    Settings have their full names (``training.steps``); the data set counts by its fingerprint and not by the
-    folder it lies in, and the package's version does not count.
+    Settings have their full names (``training.steps``); the data set counts by its fingerprints and not by the
+    folder it lies in, and the package's version does not count. The fingerprint of the image files counts where both
+    have one (runs of version 1 do not).
 
     >>> changed_settings({"config": {"training": {"steps": 5, "seed": 0}}}, {"config": {"training": {"steps": 9,
     ...                                                                                            "seed": 0}}})
     [('training.steps', 5, 9)]
     """
     before, after = _settings(old), _settings(new)
+    if "data.image_files" not in before:
+        after.pop("data.image_files", None)
     names = [*before, *(name for name in after if name not in before)]
     pairs = ((name, before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in names)
     return [item for item in pairs if item[1] != item[2]]
@@ -81,8 +116,7 @@ def _settings(description: Any) -> dict[str, Any]:
         return {}
     kept = {key: value for key, value in description.items() if key not in ("config", "version", "data")}
     data = description.get("data", {})
-    if "fingerprint" in data:
-        kept["data"] = {"fingerprint": data["fingerprint"]}
+    kept["data"] = {name: data[name] for name in ("fingerprint", "image_files") if name in data}
     return {**_flat(description.get("config", {})), **_flat(kept)}
 
 
@@ -110,6 +144,25 @@ def dataset_fingerprint(folder: Path) -> str:
             digest.update(f"{split} ".encode() + hashlib.sha256(path.read_bytes()).digest())
         elif split == "train":
             raise DataError(f"{path} does not exist; training needs a data set folder with a train split")
+    return digest.hexdigest()
+
+
+def image_files_fingerprint(splits: Iterable[Split]) -> str:
+    """A hash of names and sizes (in bytes) of the splits' image files, in order; their content is not read.
+
+    Raises:
+        DataError: an image that is not there.
+    """
+    digest = hashlib.sha256()
+    for split in splits:
+        for entry in split.images:
+            try:
+                size = entry.path.stat().st_size
+            except OSError as error:
+                raise DataError(
+                    f"{entry.path} cannot be found; `ssdir data check` lists all that is missing"
+                ) from error
+            digest.update(f"{split.name}/{entry.path.name} {size}\n".encode())
     return digest.hexdigest()
 
 

@@ -10,15 +10,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
 
 from ssdir.boxes import cxcywh_to_xyxy, iou_matrix
-from ssdir.config import DetectorLossConfig, ObjectiveConfig, to_dict
+from ssdir.config import MATCH_IOU, PRESENT_THRESHOLD, DetectorLossConfig, ObjectiveConfig, to_dict
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.loss import MultiboxLoss
 from ssdir.detector.ssd import Detections, Detector
+from ssdir.figures.overlay import draw_boxes, to_picture
 from ssdir.model.objective import Objective
 from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
@@ -29,8 +30,6 @@ VALIDATION_BATCH = 32
 """Images at a time in a validation."""
 PICTURE_IMAGES = 6
 """Rows of a picture."""
-MATCH_IOU = 0.5
-PRESENT = 0.5
 
 
 class Terms(NamedTuple):
@@ -80,7 +79,8 @@ class Task(nn.Module, ABC):
         return {}
 
     def compile_networks(self) -> None:
-        """Compile what is worth it, in place."""
+        """Compile, in place, the parts whose inputs keep their shapes from step to step; others would be compiled
+        again and again."""
         self.model.compile()
 
     def weighted(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
@@ -98,16 +98,28 @@ class Task(nn.Module, ABC):
 
 
 class DetectorTask(Task):
-    """A detector and the multibox loss."""
+    """A detector and the multibox loss.
+
+    Args:
+        detector: the network, with the weights it starts from.
+        config: of the loss.
+        categories: names of the classes, saved with the model.
+        initial_weights: where its first weights come from, for the run's description; None: from the seed.
+    """
 
     kind = "detector"
     validation_columns = ("loss", "box", "score", "AP50", "AP", "recall", "precision")
 
     def __init__(
-        self, detector: Detector, config: DetectorLossConfig, categories: tuple[str, ...] | None = None
+        self,
+        detector: Detector,
+        config: DetectorLossConfig,
+        categories: tuple[str, ...] | None = None,
+        initial_weights: str | None = None,
     ) -> None:
         super().__init__()
         self.categories = categories
+        self.initial_weights = initial_weights
         self.model: Detector = detector
         self.objective = MultiboxLoss(config)
         self.weights = self.objective.weights
@@ -118,8 +130,8 @@ class DetectorTask(Task):
         losses = self.objective(self.model, output, batch)
         n_images = len(batch)
         with torch.no_grad():
-            present = (self.model.presence(output) > PRESENT).sum() / n_images
-        return Terms(losses, {"present_per_image": present, "true_per_image": len(batch.boxes) / n_images})
+            fired = (self.model.presence(output) > PRESENT_THRESHOLD).sum() / n_images
+        return Terms(losses, {"fired_per_image": fired, "true_per_image": len(batch.boxes) / n_images})
 
     def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
         """Mean losses; COCO AP where faster-coco-eval is installed; recall and precision at presence > 0.5."""
@@ -140,25 +152,30 @@ class DetectorTask(Task):
         counts = [0, *torch.tensor([item.n_images for item in found]).cumsum(0).tolist()]
         index = torch.cat([item.image_index + first for item, first in zip(found, counts[:-1], strict=True)])
         true_boxes, true_index = torch.cat(truth), torch.cat(truth_index)
+        objects = scores > PRESENT_THRESHOLD
         return (
             losses.means()
             | _average_precision(boxes, scores, index, true_boxes, true_index, n_images)
-            | _recall_precision(boxes[scores > PRESENT], index[scores > PRESENT], true_boxes, true_index)
+            | _recall_precision(boxes[objects], index[objects], true_boxes, true_index)
         )
 
     def picture(self, dataset: CachedDataset) -> Image.Image:
         """Rows of: input, input with the true boxes, input with the boxes found."""
         batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
-        found = self.model.detect(batch.images, score_threshold=PRESENT)
+        found = self.model.detect(batch.images, score_threshold=PRESENT_THRESHOLD)
         rows = []
         for i, image in enumerate(batch.images):
             true = cxcywh_to_xyxy(batch.boxes[batch.image_index == i])
-            plain = to_image(image)
-            rows.append([plain, draw_boxes(plain, true), draw_boxes(plain, found.of_image(i).boxes_xyxy)])
+            boxed = [with_boxes(image, boxes) for boxes in (true, found.of_image(i).boxes_xyxy)]
+            rows.append([to_picture(image), *boxed])
         return grid_of(rows)
 
     def save(self, folder: Path) -> None:
         save_detector(self.model, folder, self.categories)
+
+    def identity(self) -> dict[str, Any]:
+        """Where the first weights come from, unless the seed gives them."""
+        return {} if self.initial_weights is None else {"initial_weights": self.initial_weights}
 
     def compile_networks(self) -> None:
         self.model.backbone.compile()
@@ -189,10 +206,17 @@ class SSDIRTask(Task):
         if self.teacher is not None:
             losses["teacher"] = distance_to_codes(self.teacher, output.objects, batch.images)
         objects, n_images = len(output.objects), len(batch.images)
-        what = output.objects.what
         health: dict[str, Any] = {"present_per_image": objects / n_images, "decoded": objects}
-        if what is not None:
-            health["what_rms"] = what.detach().float().square().sum().div(max(what.numel(), 1)).sqrt()
+        config = self.model.config
+        for name, value, sigma in (
+            ("what", output.objects.what, config.sigma_what),
+            ("depth", output.objects.depth, config.sigma_depth),
+        ):
+            if value is not None:
+                rms = value.detach().float().square().sum().div(max(value.numel(), 1)).sqrt()
+                health[f"{name}_rms"] = rms
+                if sigma > 0:
+                    health[f"{name}_to_noise"] = rms / sigma
         return Terms(losses, health)
 
     def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
@@ -218,8 +242,8 @@ class SSDIRTask(Task):
         painted = self.model.render(objects, self.image_size)
         rows = []
         for i, image in enumerate(batch.images):
-            output = to_image(painted[i])
-            rows.append([to_image(image), output, draw_boxes(output, objects.of_image(i).boxes_xyxy)])
+            boxed = with_boxes(painted[i], objects.of_image(i).boxes_xyxy)
+            rows.append([to_picture(image), to_picture(painted[i]), boxed])
         return grid_of(rows)
 
     def train(self, mode: bool = True) -> SSDIRTask:
@@ -243,12 +267,11 @@ class SSDIRTask(Task):
         return identity
 
     def compile_networks(self) -> None:
-        """The convolutional parts; what is ragged between them stays as it is."""
-        for name in ("backbone", "what", "depth", "decoder"):
-            part = getattr(self.model, name, None)
+        """Backbones and encoders, which see every image of the batch. The decoder sees every object, a number that
+        changes from step to step."""
+        for part in (self.model.detector.backbone, self.model.backbone, self.model.what, self.model.depth):
             if part is not None:
                 part.compile()
-        self.model.detector.backbone.compile()
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -337,20 +360,11 @@ def _recall_precision(
 # -- pictures ----------------------------------------------------------------------------------------------------
 
 
-def to_image(image: Float[Tensor, "3 h w"]) -> Image.Image:
-    """An image in [0, 1] as 8-bit RGB."""
-    pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
-
-
-def draw_boxes(image: Image.Image, boxes_xyxy: Float[Tensor, "m 4"]) -> Image.Image:
-    """A copy with the outlines of boxes in [0, 1]."""
-    drawn = image.copy()
-    pen = ImageDraw.Draw(drawn)
-    side = torch.tensor([image.width, image.height] * 2)
-    for x1, y1, x2, y2 in (boxes_xyxy.detach().float().cpu() * side).tolist():
-        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=(255, 196, 0))
-    return drawn
+def with_boxes(image: Float[Tensor, "3 h w"], boxes_xyxy: Float[Tensor, "m 4"]) -> Image.Image:
+    """An image in [0, 1] as a picture with the outlines of boxes, whose corners are in [0, 1] too."""
+    height, width = image.shape[1:]
+    pixels = boxes_xyxy.detach().float().cpu() * torch.tensor([width, height, width, height])
+    return draw_boxes(image, pixels)
 
 
 def grid_of(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:

@@ -10,10 +10,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ssdir.boxes import xyxy_to_cxcywh
 from ssdir.config import ConfigError, ModelConfig, TeacherConfig, to_dict
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detector
+from ssdir.figures.overlay import to_picture
 from ssdir.model.pretrained import (
     CONFIG,
     config_part,
@@ -24,7 +26,7 @@ from ssdir.model.pretrained import (
 )
 from ssdir.model.render import crop
 from ssdir.model.teacher import Teacher, contexts_of
-from ssdir.tasks import Means, Task, Terms, grid_of, tensors_fingerprint, to_image
+from ssdir.tasks import Means, Task, Terms, grid_of, tensors_fingerprint
 
 PICTURE_CROPS = 12
 
@@ -60,9 +62,7 @@ class TeacherTask(Task):
     def find(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "m 4"], Tensor]:
         """Boxes (``cxcywh``) and image index of the objects that the detector finds."""
         found = self.detector.detect(images, self.present_threshold)
-        corners = found.boxes_xyxy
-        boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
-        return boxes, found.image_index
+        return xyxy_to_cxcywh(found.boxes_xyxy), found.image_index
 
     def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
         means = Means()
@@ -82,7 +82,7 @@ class TeacherTask(Task):
         crops = crop(batch.images, boxes, image_index, side)
         codes = self.model.codes_of(batch.images, boxes, image_index)
         painted = self.model.decoder(codes).float().sigmoid()
-        return grid_of([[to_image(item) for item in row] for row in (crops, painted)])
+        return grid_of([[to_picture(item) for item in row] for row in (crops, painted)])
 
     def save(self, folder: Path) -> None:
         config = {
@@ -97,8 +97,8 @@ class TeacherTask(Task):
         return {"detector_weights": tensors_fingerprint(self.detector.state_dict())}
 
     def compile_networks(self) -> None:
-        self.model.encoder.compile()
-        self.model.decoder.compile()
+        """The detector's backbone; what is trained sees crops, whose number changes from step to step."""
+        self.detector.backbone.compile()
 
 
 def load_teacher(path: Path, model: ModelConfig) -> Teacher:

@@ -30,16 +30,22 @@ from ssdir.data.coco import open_split, splits
 from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.randomness import generator_of, seeded
-from ssdir.run_folder import check_run, checkpoints, dataset_fingerprint, remove_leftovers
-from ssdir.storage import write_json
+from ssdir.run_folder import (
+    check_run,
+    checkpoints,
+    dataset_fingerprint,
+    image_files_fingerprint,
+    remove_leftovers,
+)
+from ssdir.storage import atomic_open, write_json
 from ssdir.tasks import DetectorTask, SSDIRTask, Task, Terms
 from ssdir.tracking import Recorder, Row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-VERSION = 1
-"""Of the run folder's ``config.json``."""
+VERSION = 2
+"""Of the run folder's ``config.json``; since 2 it tells ``data.image_files``."""
 
 
 def train(
@@ -59,7 +65,8 @@ def train(
         task: the network and its loss; trained in place.
         run_config: all settings of the run; they are saved with it.
         dataset: a data set folder with a train split, and a val split for validation.
-        out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model.
+        out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model. Several
+            machines must see the same one: the first process writes it, all read it when they resume.
         resume: go on where the last checkpoint stands, exactly; without any checkpoint, start.
         allow_changed: settings that may differ from the resumed run's, such as ``training.steps``.
         track: ``tensorboard`` and ``wandb``, beside metrics.csv.
@@ -73,9 +80,11 @@ def train(
     settings = run_config.training
     accelerator = _accelerator(settings)
     device, writes = accelerator.device, accelerator.is_main_process
-    with accelerator.main_process_first():  # the first builds the cache, the others find it
+    # The first process of every machine builds the cache, the others find it. Machines may have disks of their own;
+    # where they share one, each writes the same file under a name of its own first.
+    with accelerator.local_main_process_first():
         images, validation = _open(dataset, task.image_size)
-    description = _describe(task, run_config, dataset, images)
+    description = _describe(task, run_config, dataset, images, validation)
     checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)
     accelerator.wait_for_everyone()
     if writes:
@@ -90,9 +99,9 @@ def train(
     network, optimizer = accelerator.prepare(task, make_optimizer(task.model, settings, device))
     average = MovingAverage(task.model, settings.ema_decay)
     window = Window()
-    run = RunState(out, task, optimizer, average, window, settings)
+    run = RunState(out, task, optimizer, average, window, settings, description)
     start = run.load(checkpoint) if checkpoint is not None else 0
-    guard = FiniteGuard(out)
+    guard = FiniteGuard(out, accelerator.num_processes)
     clock = Clock(run.seconds)
 
     console = console or Console()
@@ -180,8 +189,9 @@ def train_detector(
         run: detector, loss and training settings.
         data: data set folder.
         out: run folder; other arguments as for :func:`train`.
-        imagenet: file of the official ImageNet weights of VGG11-BN to start from.
-        imagenet_download: fetch that file (507 MB) into the cache, checked by its hash.
+        imagenet: file of the official ImageNet weights of VGG11-BN to start from; a resumed run needs it named again
+            (it is read where no checkpoint is there yet).
+        imagenet_download: fetch that file (507 MiB) into the cache, checked by its hash.
 
     Raises:
         ConfigError, DataError, TrainingError: see :func:`train`.
@@ -193,9 +203,11 @@ def train_detector(
         run = replace(run, detector=replace(run.detector, n_classes=len(categories)))
     with seeded(run.training.seed):
         detector = Detector(run.detector)
-    if (imagenet is not None or imagenet_download) and not (resume and checkpoints(out)):
+    from_imagenet = imagenet is not None or imagenet_download
+    if from_imagenet and not (resume and checkpoints(out)):
         detector.backbone.load_imagenet_weights(imagenet)
-    task = DetectorTask(detector, run.loss, categories)
+    # One file only passes for these weights (its hash is checked), so that its name identifies them.
+    task = DetectorTask(detector, run.loss, categories, "imagenet" if from_imagenet else None)
     return train(
         task, run, data, out, resume=resume, allow_changed=allow_changed, track=track, console=console
     )
@@ -330,7 +342,9 @@ def _open(dataset: Path, image_size: int) -> tuple[CachedDataset, CachedDataset 
     return images, None
 
 
-def _describe(task: Task, run_config: Any, dataset: Path, images: CachedDataset) -> dict[str, Any]:
+def _describe(
+    task: Task, run_config: Any, dataset: Path, images: CachedDataset, validation: CachedDataset | None
+) -> dict[str, Any]:
     """What ``config.json`` of the run says, and what resuming compares."""
     return {
         "kind": task.kind,
@@ -340,6 +354,9 @@ def _describe(task: Task, run_config: Any, dataset: Path, images: CachedDataset)
         "data": {
             "folder": str(dataset.resolve()),
             "fingerprint": dataset_fingerprint(dataset),
+            "image_files": image_files_fingerprint(
+                item.split for item in (images, validation) if item is not None
+            ),
             "images": len(images),
             "categories": list(images.categories),
         },
@@ -466,8 +483,8 @@ def _validate(
         picture = task.picture(validation if validation is not None else images)
     task.train()
     path = out / "pictures" / f"step_{done:06d}.png"
-    path.parent.mkdir(exist_ok=True)
-    picture.save(path)
+    with atomic_open(path) as file:
+        picture.save(file, "PNG")
     recorder.picture(done, path)
     if values:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

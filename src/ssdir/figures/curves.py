@@ -35,7 +35,9 @@ def smooth(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " 
 
 
 def loss_curves(
-    steps: Float[np.ndarray, " n"], panels: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]], title: str = ""
+    steps: Float[np.ndarray, " n"],
+    panels: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]],
+    title: str = "",
 ) -> Figure:
     """One panel a group of curves over the optimizer steps: as measured (faint) and smoothed.
 
@@ -102,7 +104,11 @@ def group_columns(rows: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, dict
             term = name.removeprefix("loss/")
             wanted[f"loss term: {term}"] = {"training": name, "validation": f"val/{term}"}
     wanted["validation AP"] = {"AP50": "val/AP50", "AP": "val/AP"}
-    wanted["objects an image"] = {"present": "health/present_per_image", "true": "health/true_per_image"}
+    wanted["objects an image"] = {
+        "present": "health/present_per_image",
+        "fired": "health/fired_per_image",
+        "true": "health/true_per_image",
+    }
     wanted["gradient norm"] = {"training": "grad_norm"}
     wanted["learning rate"] = {"training": "lr"}
     panels = {}
