@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ssdir.boxes import cxcywh_to_xyxy
+
 
 @dataclass(frozen=True)
 class CellLatents:
@@ -74,8 +76,7 @@ class Objects:
     @property
     def boxes_xyxy(self) -> Float[Tensor, "m 4"]:
         """Corners in [0, 1] (further out where a box leaves the image)."""
-        centre, half = self.boxes[:, :2], self.boxes[:, 2:] / 2
-        return torch.cat([centre - half, centre + half], dim=1)
+        return cxcywh_to_xyxy(self.boxes)
 
     def counts(self) -> Int[Tensor, " b"]:
         """Objects of each image.
