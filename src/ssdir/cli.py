@@ -108,12 +108,13 @@ class DataCheck:
             print(json.dumps([dataclasses.asdict(problem) for problem in problems], default=str, indent=2))
         else:
             for problem in problems:
-                print(f"{problem.severity}: {problem.file}: {problem.message}")
+                named = problem.message.startswith(str(problem.file))
+                print(f"{problem.severity}: {'' if named else f'{problem.file}: '}{problem.message}")
             if not errors:
                 for name in splits(self.folder):
                     split = open_split(self.folder, name)
                     print(f"{name}: {len(split.images):,} images, {len(split.labels):,} objects")
-            print(f"{self.folder}: {len(errors)} errors, {len(problems) - len(errors)} warnings")
+            print(f"{self.folder}: errors: {len(errors)}, warnings: {len(problems) - len(errors)}")
         return 1 if errors else 0
 
 
