@@ -14,8 +14,9 @@ from PIL import Image
 from rich.console import Console
 
 from ssdir.config import ConfigError
+from ssdir.health import health
 from ssdir.storage import DataError
-from ssdir.tracking import Display, MetricsFile, Recorder, health, make_trackers, read_metrics
+from ssdir.tracking import Display, MetricsFile, Recorder, make_trackers, read_metrics
 
 COLUMNS = ["step", "lr", "loss", "val/x"]
 
@@ -94,6 +95,41 @@ def test_health_names_what_is_wrong() -> None:
     empty = [line(i, **{"loss/a": 1 / i, "health/present_per_image": 0.0}) for i in range(1, 6)]
     assert "no object is present" in verdict(empty)[1]
     assert verdict(empty[:4])[0]  # a detector starts with none
+    silent = [line(i, **{"loss/a": 1 / i, "health/fired_per_image": 0.0}) for i in range(1, 6)]
+    assert "no object is present" in verdict(silent)[1]
+
+
+def latents(n: int = 10, **values: float) -> list[dict[str, float]]:
+    """Lines of a run whose KLs and latents are as they should be, but for some values of the last five."""
+    usual = {"loss/what": 2.0, "loss/depth": 1.5, "health/what_to_noise": 8.0, "health/depth_to_noise": 3.0}
+    return [line(i, **{**usual, **(values if i > n - 5 else {})}) for i in range(1, n + 1)]
+
+
+def test_health_tells_the_kl_and_latents_that_collapse_or_explode() -> None:
+    def verdict(rows: list[dict[str, float]], image: float = 10.0) -> tuple[bool, str]:
+        return health(rows, {"image": image, "what": 1.0, "depth": 1.0})
+
+    healthy, text = verdict(latents())
+    assert healthy
+    assert "what KL 2, depth KL 1.5, gradient norm 1" in text
+    for name in ("what", "depth"):
+        column = f"health/{name}_to_noise"
+        healthy, text = verdict(latents(**{column: 1.05}))
+        assert not healthy
+        assert f"z_{name} is hardly more than noise (1.05 times its sigma)" in text
+        assert verdict(latents(**{column: 1.15}))[0]
+        assert verdict(latents(**{column: 0.0}))[0]  # no objects: there is another word for that
+        assert verdict(latents(**{column: 1.05})[:-1])[0]  # four lines
+        column = f"loss/{name}"
+        last = latents()
+        last[-1][column] *= 20.5
+        healthy, text = verdict(last)
+        assert not healthy
+        assert f"the {name} KL ({last[-1][column]:.4g}) is far above its usual" in text
+        last[-1][column] *= 0.95
+        assert verdict(last)[0]
+    assert verdict(latents(**{"health/depth_to_noise": 1.0}), image=0.0)[0]  # nothing teaches it
+    assert not verdict(latents(**{"health/what_to_noise": 1.0}), image=0.0)[0]
 
 
 def test_plain_lines_outside_a_terminal() -> None:

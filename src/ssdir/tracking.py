@@ -1,8 +1,4 @@
-"""What a run says of itself: metrics.csv always, a bar or plain lines, TensorBoard and Weights & Biases on request.
-
-The health line names what a person would look for in the curves: terms that do not move, gradients that vanish or
-jump, a loss that rises, images without a single present object.
-"""
+"""What a run says of itself: metrics.csv always, a bar or plain lines, TensorBoard and Weights & Biases on request."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import io
 import math
 import os
 import secrets
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from ssdir.config import ConfigError
+from ssdir.health import Row, health
 from ssdir.storage import DataError, atomic_write
 
-Row = dict[str, float]
 TrackerName = Literal["tensorboard", "wandb"]
 
 
@@ -117,64 +112,6 @@ def _cell(value: float | None) -> str:
         if math.isfinite(value) and value == int(value) and abs(value) < 1e15
         else repr(float(value))
     )
-
-
-# -- health ------------------------------------------------------------------------------------------------------
-
-
-def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool, str]:
-    """Whether a run looks healthy, and a line that says why.
-
-    Args:
-        rows: the lines of metrics.csv so far, the newest last.
-        weights: coefficient of each loss term; terms of weight 0 are not expected to move.
-
-    Looked at: terms that moved by less than 1 % over the last quarter of the lines (once that is 5 lines), a
-    gradient norm of 0 or 100 times its median, and, after 5 lines, a loss above its first value and no present
-    object at all.
-
-    >>> health([{"step": 20.0, "loss": 1.0, "grad_norm": 2.0, "health/present_per_image": 3.25}], {})
-    (True, 'healthy: present per image 3.25, gradient norm 2')
-    """
-    row = rows[-1]
-    shown = [f"{_words(name)} {value:.4g}" for name, value in row.items() if name.startswith("health/")]
-    shown.append(f"gradient norm {row['grad_norm']:.4g}")
-    worries = [*_still(rows, weights), *_gradient_worries(rows)]
-    if len(rows) >= 5 and row.get("health/present_per_image", 1.0) == 0:
-        worries.append("no object is present in any image")
-    if len(rows) >= 5 and row["loss"] > rows[0]["loss"]:
-        worries.append(f"the loss ({row['loss']:.4g}) is above where it began ({rows[0]['loss']:.4g})")
-    verdict = "look: " + "; ".join(worries) + " | " if worries else "healthy: "
-    return not worries, verdict + ", ".join(shown)
-
-
-def _still(rows: Sequence[Row], weights: Mapping[str, float]) -> list[str]:
-    """Terms that have not moved over the last quarter of the lines."""
-    last = rows[-max(len(rows) // 4, 5) :]
-    if len(rows) < 20:
-        return []
-    worries = []
-    for name, weight in weights.items():
-        values = [row[f"loss/{name}"] for row in last if f"loss/{name}" in row]
-        if weight and values and max(values) - min(values) <= 0.01 * max(abs(value) for value in values):
-            worries.append(f"{name} has not moved by 1 % over the last {len(values)} lines")
-    return worries
-
-
-def _gradient_worries(rows: Sequence[Row]) -> list[str]:
-    norm = rows[-1]["grad_norm"]
-    if norm == 0:
-        return ["the gradient is zero"]
-    usual = statistics.median(row["grad_norm"] for row in rows)
-    if len(rows) >= 5 and norm > 100 * usual:
-        return [
-            f"the gradient norm ({norm:.4g}) is far above its usual {usual:.4g}: the run may be about to diverge"
-        ]
-    return []
-
-
-def _words(column: str) -> str:
-    return column.partition("/")[2].replace("_", " ")
 
 
 # -- the person at the terminal ----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, Trainin
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.data.coco import open_split, splits
+from ssdir.health import Row
 from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.randomness import generator_of, seeded
@@ -39,7 +40,7 @@ from ssdir.run_folder import (
 )
 from ssdir.storage import atomic_open, write_json
 from ssdir.tasks import DetectorTask, SSDIRTask, Task, Terms
-from ssdir.tracking import Recorder, Row
+from ssdir.tracking import Recorder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

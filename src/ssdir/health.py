@@ -1,0 +1,99 @@
+"""Whether a run looks healthy: what a person would look for in the curves, in a line.
+
+Terms that do not move, gradients that vanish or jump, a loss that rises, images without a single present object,
+latents that say nothing or explode.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+Row = dict[str, float]
+"""A line of metrics.csv: column -> value."""
+COLLAPSED = 1.1
+"""Latents whose root mean square is below so many standard deviations of their posterior are hardly more than noise."""
+EXPLODED = 20.0
+"""A KL of so many times its median is about to run away."""
+_LATENTS = ("what", "depth")
+
+
+def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool, str]:
+    """Whether a run looks healthy, and a line that says why.
+
+    Args:
+        rows: the lines of metrics.csv so far, the newest last.
+        weights: coefficient of each loss term; terms of weight 0 are not expected to move.
+
+    Looked at: terms that moved by less than 1 % over the last quarter of the lines (once that is 5 lines), a
+    gradient norm of 0 or 100 times its median, and, after 5 lines, a loss above its first value, no present object
+    at all, a z_what (or a z_depth, where the image term is there to teach it) that is hardly more than its posterior's
+    noise over 5 lines, and a KL of 20 times its median.
+
+    >>> health([{"step": 20.0, "loss": 1.0, "grad_norm": 2.0, "health/present_per_image": 3.25}], {})
+    (True, 'healthy: present per image 3.25, gradient norm 2')
+    """
+    row = rows[-1]
+    shown = [f"{_words(name)} {value:.4g}" for name, value in row.items() if name.startswith("health/")]
+    shown += [f"{name} KL {row[f'loss/{name}']:.4g}" for name in _LATENTS if f"loss/{name}" in row]
+    shown.append(f"gradient norm {row['grad_norm']:.4g}")
+    worries = [*_still(rows, weights), *_gradient_worries(rows), *_latent_worries(rows, weights)]
+    present = row.get("health/present_per_image", row.get("health/fired_per_image", 1.0))
+    if len(rows) >= 5 and present == 0:
+        worries.append("no object is present in any image")
+    if len(rows) >= 5 and row["loss"] > rows[0]["loss"]:
+        worries.append(f"the loss ({row['loss']:.4g}) is above where it began ({rows[0]['loss']:.4g})")
+    verdict = "look: " + "; ".join(worries) + " | " if worries else "healthy: "
+    return not worries, verdict + ", ".join(shown)
+
+
+def _still(rows: Sequence[Row], weights: Mapping[str, float]) -> list[str]:
+    """Terms that have not moved over the last quarter of the lines."""
+    last = rows[-max(len(rows) // 4, 5) :]
+    if len(rows) < 20:
+        return []
+    worries = []
+    for name, weight in weights.items():
+        values = [row[f"loss/{name}"] for row in last if f"loss/{name}" in row]
+        if weight and values and max(values) - min(values) <= 0.01 * max(abs(value) for value in values):
+            worries.append(f"{name} has not moved by 1 % over the last {len(values)} lines")
+    return worries
+
+
+def _gradient_worries(rows: Sequence[Row]) -> list[str]:
+    norm = rows[-1]["grad_norm"]
+    if norm == 0:
+        return ["the gradient is zero"]
+    usual = statistics.median(row["grad_norm"] for row in rows)
+    if len(rows) >= 5 and norm > 100 * usual:
+        return [
+            f"the gradient norm ({norm:.4g}) is far above its usual {usual:.4g}: the run may be about to diverge"
+        ]
+    return []
+
+
+def _latent_worries(rows: Sequence[Row], weights: Mapping[str, float]) -> list[str]:
+    """Latents that say nothing, and KLs that run away."""
+    if len(rows) < 5:
+        return []
+    worries = []
+    for name in _LATENTS:
+        ratios = [row[column] for row in rows[-5:] if (column := f"health/{name}_to_noise") in row]
+        taught = (
+            name == "what" or weights.get("image", 0.0) > 0
+        )  # nothing but the merged image depends on the depth
+        if taught and len(ratios) == 5 and 0 < max(ratios) < COLLAPSED:
+            worries.append(
+                f"z_{name} is hardly more than noise ({ratios[-1]:.3g} times its sigma): it may have collapsed to the "
+                f"prior; a lower objective.{name} may help"
+            )
+        values = [row[column] for row in rows if (column := f"loss/{name}") in row]
+        if values and values[-1] > EXPLODED * (usual := statistics.median(values)):
+            worries.append(
+                f"the {name} KL ({values[-1]:.4g}) is far above its usual {usual:.4g}: z_{name} may explode"
+            )
+    return worries
+
+
+def _words(column: str) -> str:
+    return column.partition("/")[2].replace("_", " ")
