@@ -6,6 +6,14 @@ digits=${1:-data/mnist}
 out=${2:-out/pretrained}
 ssdir data mnist-scenes quickstart --out "$out/data" --digits "$digits" --download \
     --n-train 40000 --n-val 500 --n-test 1000
-ssdir train detector quickstart --data "$out/data" --out "$out/detector" \
-    --training.steps 2500 --training.warmup-steps 250 --training.weight-decay 0.03 --training.ema-decay 0.998 \
+ssdir train detector quickstart --data "$out/data" --out "$out/detector" --resume \
+    --training.steps 2500 --training.learning-rate 0.006 --training.warmup-steps 250 --training.weight-decay 0.03 --training.ema-decay 0.998 \
     --training.validate-every 500 --training.checkpoint-every 500
+ssdir train teacher quickstart --data "$out/data" --detector "$out/detector" --out "$out/teacher" --resume \
+    --teacher.crops 256 --training.batch-size 24 --training.steps 3000 \
+    --training.checkpoint-every 500 --training.log-every 100
+ssdir train ssdir quickstart --data "$out/data" --detector "$out/detector" --teacher "$out/teacher" \
+    --out "$out/ssdir" --resume \
+    --training.steps 3000 --training.warmup-steps 300 --training.weight-decay 0.03 --training.ema-decay 0.998 \
+    --training.validate-every 1000 --training.checkpoint-every 500 --training.log-every 50
+python "$(dirname "$0")/ship_weights.py" "$out/ssdir"
