@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ssdir.cli import Evaluate, Infer, MnistScenes, Quickstart, TrainSSDIR, main, parse
 from ssdir.config import PRESETS
@@ -76,3 +78,34 @@ def test_a_failure_exits_with_1_and_names_the_file(
 def test_evaluate_wants_a_run_or_the_shipped_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate"]) == 1
     assert "--pretrained" in capsys.readouterr().err
+
+
+def test_a_value_that_its_setting_refuses_exits_with_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["data", "mnist-scenes", "quickstart", "--out", str(tmp_path / "d"), "--side", "4"]
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert "side" in capsys.readouterr().err
+
+
+def test_an_unknown_device_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    assert main(["infer", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--device", "tpu"]) == 1
+    assert "'tpu'" in capsys.readouterr().err
+
+
+def test_a_reader_that_went_away_is_not_success(tmp_path: Path) -> None:
+    """What `set -o pipefail; ssdir data check DIR | head` must give when head has had enough."""
+    script = (
+        "import sys; from ssdir.cli import main; sys.exit(main(['data', 'check', sys.argv[1], '--json']))"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert done.returncode == 141 and "Traceback" not in done.stderr

@@ -70,7 +70,9 @@ def test_what_is_written_for_an_image(run: Path, tmp_path: Path) -> None:
     model = SSDIR.from_pretrained(run)
     objects = model.infer(file)
     for i, record in enumerate(value["objects"]):
-        assert record.keys() == {"box_xyxy", "presence", "depth", "z_what", "patch"}
+        assert record.keys() == {"box_xyxy", "patch_box_xyxy", "presence", "depth", "z_what", "patch"}
+        patch_box = objects.boxes_xyxy[i] * torch.tensor([120.0, 60.0, 120.0, 60.0])
+        assert record["patch_box_xyxy"] == pytest.approx(patch_box.tolist(), abs=0.006)
         assert tuple(record["box_xyxy"]) == CORNERS[i]  # in the image's own pixels
         assert record["presence"] == pytest.approx(PRESENCE, abs=1e-5)
         assert record["depth"] == pytest.approx(float(objects.depth[i]), abs=1e-5)

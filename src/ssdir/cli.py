@@ -4,7 +4,8 @@ Every command is a frozen dataclass whose fields are its options and whose docst
 configurations come from :mod:`ssdir.config`. Only the command that is asked for is built, and torch is imported
 only when one runs, so that ``--help`` answers at once.
 
-Exit codes: 0 done, 1 it failed (the reason is on standard error), 2 the command line was wrong, 130 interrupted.
+Exit codes: 0 done, 1 it failed (the reason is on standard error), 2 the command line was wrong, 130 interrupted,
+141 the reader of its output went away.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class MnistScenes:
         if self.download:
             if self.digits == "embedded":
                 raise ConfigError("--download needs a folder to download into: --digits FOLDER --download")
-            download_mnist(Path(self.digits))
+            with progress_bar("downloading MNIST", 0) as tell:
+                download_mnist(Path(self.digits), progress=lambda _, done, of: tell(done, of))
         total = self.scenes.n_train + self.scenes.n_val + self.scenes.n_test
         with progress_bar("generating scenes", total) as progress:
             generate(self.scenes, self.out, digits=self.digits, workers=self.workers, progress=progress)
@@ -99,10 +101,12 @@ class DataCheck:
     """Print the problems as JSON."""
 
     def run(self) -> int:
+        from ssdir.console import progress_bar
         from ssdir.data.check import check
         from ssdir.data.coco import open_split, splits
 
-        problems = check(self.folder)
+        with progress_bar("checking images", 0) as progress:
+            problems = check(self.folder, progress)
         errors = [problem for problem in problems if problem.severity == "error"]
         if self.json:
             print(json.dumps([dataclasses.asdict(problem) for problem in problems], default=str, indent=2))
@@ -259,11 +263,13 @@ class Evaluate:
     """Folder for metrics.json and figures (default: RUN/evaluation, or out/evaluation)."""
     batch_size: int = 32
     """Images at a time."""
+    device: str = "auto"
+    """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
 
     def run(self) -> int:
         from ssdir.quickstart import evaluate_run
 
-        evaluate_run(self.model, self.pretrained, self.data, self.out, self.batch_size)
+        evaluate_run(self.model, self.pretrained, self.data, self.out, self.batch_size, self.device)
         return 0
 
 
@@ -283,11 +289,14 @@ class Infer:
     """Run folder (default: the weights that ship in the package)."""
     present: float | None = None
     """Keep objects whose presence exceeds this (default: the model's 0.5)."""
+    device: str = "auto"
+    """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
 
     def run(self) -> int:
+        from ssdir.console import progress_bar
         from ssdir.predictor import predict
 
-        results = predict(self.images, self.out, self.model, self.present)
+        results = predict(self.images, self.out, self.model, self.present, self.device, progress_bar)
         read = [result for result in results if "error" not in result]
         found = sum(result["objects"] for result in read)
         print(f"{found} objects in {len(read)} images; see {self.out}")
@@ -453,7 +462,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        return int(command.run())
+    except UserError as error:  # a value that its setting refuses
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        code = int(command.run())
+        sys.stdout.flush()  # here, where a closed pipe is still answered
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -468,7 +483,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output went away (ssdir ... | head); point stdout elsewhere so that exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141  # what a shell gives for a program that the closed pipe ended
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 SECONDS_BETWEEN_LINES = 10.0
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
+"""``with progress(task, total) as tell: tell(done, total)``: :func:`progress_bar`, or :func:`no_progress`."""
 
 
 @contextmanager
@@ -18,10 +21,11 @@ def progress_bar(task: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with Bar(*columns, console=Console(stderr=True)) as bar:
             row = bar.add_task(task, total=total)
             yield lambda done, of: bar.update(row, completed=done, total=of)
         return
@@ -35,3 +39,8 @@ def progress_bar(task: str, total: int) -> Iterator[Callable[[int, int], None]]:
             print(f"{task}: {done:,}/{of:,} ({now - started:.0f} s)", file=sys.stderr, flush=True)
 
     yield report
+
+
+def no_progress(task: str, total: int) -> AbstractContextManager[Callable[[int, int], None]]:
+    """Progress that nobody asked for."""
+    return nullcontext(lambda done, of: None)

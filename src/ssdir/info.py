@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ssdir.config import PRESETS, preset
 from ssdir.detector.ssd import Detector
+from ssdir.machine import available_cores
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.ssdir import SSDIR
 from ssdir.train import computes_in_bf16
@@ -55,7 +55,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
         "bf16": computes_in_bf16("auto"),
         "cuda": torch.version.cuda,

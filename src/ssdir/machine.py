@@ -1,9 +1,15 @@
-"""What this computer offers: its cores, and a folder for what can be made or fetched again."""
+"""What this computer offers: its cores, its accelerator, and a folder for what can be made or fetched again."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssdir.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_cores() -> int:
@@ -17,3 +23,25 @@ def user_cache_folder() -> Path:
     """Where downloads and caches are kept: ``$XDG_CACHE_HOME/ssdir``, else ``~/.cache/ssdir``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "ssdir"
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` is a CUDA GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here ({reason}); give auto or cpu") from error
+    return device

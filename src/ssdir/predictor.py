@@ -8,28 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from ssdir.config import ConfigError
+from ssdir.console import Progress, no_progress
 from ssdir.data.coco import open_split, splits
 from ssdir.data.images import IMAGE_SUFFIXES, read_image
-from ssdir.figures.overlay import draw_boxes
+from ssdir.figures.overlay import draw_boxes, to_picture
+from ssdir.machine import choose_device
 from ssdir.model.latents import Objects
 from ssdir.model.ssdir import SSDIR
-from ssdir.storage import DataError, write_json
+from ssdir.storage import DataError, atomic_folder, write_json
 
 INDEX = "index.json"
 
 
 def predict(
-    images: Sequence[Path], out: Path, model: Path | None = None, present: float | None = None
+    images: Sequence[Path],
+    out: Path,
+    model: Path | None = None,
+    present: float | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Infer the objects of image files and write what was found.
 
-    For each image a folder ``out/NAME`` with ``objects.json`` (boxes in the image's pixels, presence, depth, the
-    mean of z_what), ``overlay.png``, ``reconstruction.png`` and ``patches/*.png``; beside them ``out/index.json``.
+    For each image a folder ``out/NAME`` with ``objects.json``, ``overlay.png``, ``reconstruction.png`` and
+    ``patches/*.png``, and beside them ``out/index.json``. An object's JSON has its box in the image's pixels
+    (``box_xyxy`` clipped to the image; ``patch_box_xyxy`` as the patch fills it), presence, depth and z_what's mean.
     An image that cannot be read is named on standard error and in the index; the others are done all the same.
     Results of an earlier call are replaced.
 
@@ -38,6 +44,8 @@ def predict(
         out: folder for the results.
         model: a run folder; None takes the weights that ship in the package.
         present: keep objects whose presence exceeds this; None takes the model's threshold.
+        device: where to compute (:func:`ssdir.machine.choose_device`).
+        progress: shows how far it is (:func:`ssdir.console.progress_bar`); None keeps quiet.
 
     Returns:
         The index: for each image its file, folder, number of objects, or the error.
@@ -49,42 +57,46 @@ def predict(
     if present is not None and not 0 <= present < 1:
         raise ConfigError(f"present is {present}; it is a probability to exceed: at least 0, below 1")
     files = list(_files(images))
-    network = SSDIR.from_pretrained(model)
+    network = SSDIR.from_pretrained(model).to(choose_device(device))
     index: list[dict[str, Any]] = []
     taken = {INDEX}
-    for file in files:
-        name = file.stem
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        try:
-            pixels = read_image(file)
-        except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
-            index.append({"image": str(file), "objects": 0, "error": str(error)})
-            continue
-        objects = network.infer(pixels, present_threshold=present)
-        write_objects(out / name, pixels, objects, network)
-        index.append({"image": str(file), "folder": name, "objects": len(objects)})
+    with (progress or no_progress)("inferring", len(files)) as tell:
+        for done, file in enumerate(files, start=1):
+            name = file.stem
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            index.append({"image": str(file)} | _predict_one(file, out / name, network, present))
+            tell(done, len(files))
     write_json(out / INDEX, index)
     if all("error" in entry for entry in index):
         raise DataError(f"none of the {len(index)} images can be read (see the lines above)")
     return index
 
 
+def _predict_one(file: Path, folder: Path, network: SSDIR, present: float | None) -> dict[str, Any]:
+    try:
+        pixels = read_image(file)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return {"objects": 0, "error": str(error)}
+    objects = network.infer(pixels, present_threshold=present)
+    with atomic_folder(folder) as whole:
+        write_objects(whole, pixels, objects, network)
+    return {"folder": folder.name, "objects": len(objects)}
+
+
 def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: SSDIR) -> None:
     """Write one image's objects into a folder (see :func:`predict`)."""
     height, width = pixels.shape[:2]
-    corners = objects.boxes_xyxy.clamp(0, 1).cpu().numpy() * np.array([width, height, width, height])
+    whole = objects.boxes_xyxy.cpu().numpy() * np.array([width, height, width, height])
+    corners = whole.clip(0, [width, height, width, height])
     rows = []
     (folder / "patches").mkdir(parents=True, exist_ok=True)
-    for old in (folder / "patches").glob(
-        "[0-9][0-9][0-9].png"
-    ):  # of an earlier call, which may have found more
-        old.unlink()
     for row in range(len(objects)):
         record: dict[str, Any] = {
             "box_xyxy": [round(float(value), 2) for value in corners[row]],
+            "patch_box_xyxy": [round(float(value), 2) for value in whole[row]],
             "presence": round(float(objects.present[row]), 5),
         }
         if objects.depth is not None:
@@ -93,11 +105,11 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
             record["z_what"] = [round(float(value), 5) for value in objects.what[row]]
         if objects.patches is not None:
             record["patch"] = f"patches/{row:03}.png"
-            _picture(objects.patches[row]).save(folder / record["patch"])
+            to_picture(objects.patches[row]).save(folder / record["patch"])
         rows.append(record)
     draw_boxes(pixels, corners).save(folder / "overlay.png")
     side = network.detector.config.image_size
-    _picture(network.render(objects, side)[0]).save(folder / "reconstruction.png")
+    to_picture(network.render(objects, side)[0]).save(folder / "reconstruction.png")
     write_json(folder / "objects.json", {"width": width, "height": height, "objects": rows})
 
 
@@ -148,7 +160,3 @@ def _files(images: Sequence[Path]) -> Iterator[Path]:
             yield path
         else:
             raise DataError(f"{path}: no such file or folder")
-
-
-def _picture(image: Float[Tensor, "3 h w"]) -> Image.Image:
-    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())

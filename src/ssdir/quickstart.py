@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from ssdir.config import ConfigError, Preset, ScenesConfig, preset
 from ssdir.console import progress_bar
 from ssdir.data.multiscale_mnist import generate
 from ssdir.evaluate.protocol import EvaluationConfig, evaluate
+from ssdir.machine import choose_device
 from ssdir.model.registry import load_model
 from ssdir.model.ssdir import SSDIR
 from ssdir.report import print_summary, write_report
@@ -77,7 +75,7 @@ def quickstart(
         model = SSDIR.from_pretrained(run)
     with stages.stage("evaluate"):
         source = None if pretrained else run
-        metrics = evaluate(_placed(model), data, out, progress=progress_bar, model_path=source)
+        metrics = evaluate(model.to(choose_device()), data, out, progress=progress_bar, model_path=source)
     metrics["seconds"] |= stages.seconds | {"total": round(sum(stages.seconds.values()), 1)}
     write_json(out / "metrics.json", metrics)
     report = write_report(out, metrics, title="SSDIR quickstart", pretrained=pretrained)
@@ -130,13 +128,13 @@ def _require_evaluation() -> None:
         raise ConfigError(f'evaluation needs {" and ".join(missing)}: pip install "ssdir[eval]"')
 
 
-def _placed(model: nn.Module) -> nn.Module:
-    """The model on the accelerator, where there is one."""
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def evaluate_run(
-    run: Path | None, pretrained: bool, data: Path | None, out: Path | None, batch_size: int
+    run: Path | None,
+    pretrained: bool,
+    data: Path | None,
+    out: Path | None,
+    batch_size: int,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Evaluate a run folder, or the shipped weights, and write metrics, figures and report.
 
@@ -146,6 +144,7 @@ def evaluate_run(
         data: dataset folder; default the one that the run was trained on.
         out: default ``run/evaluation``, or ``out/evaluation``.
         batch_size: images at a time.
+        device: where to compute (:func:`ssdir.machine.choose_device`).
 
     Raises:
         ConfigError: both or none of ``run`` and ``pretrained``; the ``eval`` extra is not installed.
@@ -156,7 +155,7 @@ def evaluate_run(
             "name a run folder or --pretrained: ssdir evaluate RUN, or ssdir evaluate --pretrained"
         )
     _require_evaluation()
-    model = _placed(load_model(run))
+    model = load_model(run).to(choose_device(device))
     out = out or (Path("out/evaluation") if run is None else run / "evaluation")
     if data is None:
         if run is None:

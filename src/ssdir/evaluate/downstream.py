@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssdir.console import Progress
 from ssdir.data.cache import CachedDataset
 from ssdir.data.coco import open_split, splits
 from ssdir.evaluate.collect import Collected, collect, joined
 from ssdir.evaluate.probe import classification_scores, fit_probe
-from ssdir.evaluate.settings import EvaluationConfig, Progress, batches_of
+from ssdir.evaluate.settings import EvaluationConfig, batches_of
 
 TRAIN = "train"
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssdir.config import ConfigError
+from ssdir.console import Progress
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.coco import splits
@@ -22,7 +23,7 @@ from ssdir.evaluate.collect import Collected, collect, device_of, image_side, jo
 from ssdir.evaluate.detection import DetectionScores, average_precision, count_accuracy
 from ssdir.evaluate.downstream import measure_downstream
 from ssdir.evaluate.record import peak_mib, provenance, reset_peak, write_per_image
-from ssdir.evaluate.settings import EvaluationConfig, Progress, batches_of
+from ssdir.evaluate.settings import EvaluationConfig, batches_of
 from ssdir.figures.gallery import draw_figures
 from ssdir.storage import DataError, write_json
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
 from ssdir.config import ConfigError
+from ssdir.console import Progress, no_progress
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
-"""``with progress(task, total) as tell: tell(done, total)``, in images: :func:`ssdir.console.progress_bar`."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +51,8 @@ def batches_of(
     task: str,
 ) -> Iterator[Batch]:
     """The chosen images, a batch at a time, while a bar with the task's name fills."""
-    with nullcontext(_quiet) if progress is None else progress(task, len(indices)) as tell:
+    with (progress or no_progress)(task, len(indices)) as tell:
         for first in range(0, len(indices), batch_size):
             chosen = indices[first : first + batch_size]
             yield dataset.batch(chosen)
             tell(first + len(chosen), len(indices))
-
-
-def _quiet(done: int, total: int) -> None:
-    """Progress that nobody asked for."""
