@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher, distance_to_codes
 from ssdir.randomness import generator_of
+from ssdir.storage import tensors_fingerprint
 
 VALIDATION_BATCH = 32
 """Images at a time in a validation."""
@@ -272,21 +272,6 @@ class SSDIRTask(Task):
         for part in (self.model.detector.backbone, self.model.backbone, self.model.what, self.model.depth):
             if part is not None:
                 part.compile()
-
-
-def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of named tensors: their names, types, shapes and bits.
-
-    >>> a, b = ({"w": torch.zeros(2)}, {"w": torch.tensor([0.0, 1e-30])})
-    >>> tensors_fingerprint(a) == tensors_fingerprint(dict(a)), tensors_fingerprint(a) == tensors_fingerprint(b)
-    (True, False)
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # -- figures of a validation -------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ from ssdir.model.pretrained import (
 )
 from ssdir.model.render import crop
 from ssdir.model.teacher import Teacher, contexts_of
-from ssdir.tasks import Means, Task, Terms, grid_of, tensors_fingerprint
+from ssdir.storage import tensors_fingerprint
+from ssdir.tasks import Means, Task, Terms, grid_of
 
 PICTURE_CROPS = 12
 
