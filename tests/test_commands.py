@@ -102,7 +102,7 @@ def test_download_goes_into_the_folder_of_digits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     asked = []
-    monkeypatch.setattr("ssdir.data.digits.download_mnist", asked.append)
+    monkeypatch.setattr("ssdir.data.digits.download_mnist", lambda folder, progress: asked.append(folder))
     words = f"data mnist-scenes quickstart --out {tmp_path / 'out'} --digits {tmp_path} --download"
     assert main(words.split()) == 1  # nothing was downloaded
     assert asked == [tmp_path]
