@@ -22,7 +22,7 @@ from ssdir.run_folder import checkpoints
 from ssdir.storage import DataError, read_json, write_json
 from ssdir.train import train_detector, train_ssdir, train_teacher
 
-PRETRAINED_TRAIN_SCENES = 1_000
+PRETRAINED_TRAIN_SCENES = 2_000
 """Train scenes generated for the probe when nothing is trained (about 13 objects each)."""
 
 

@@ -24,7 +24,7 @@ class EvaluationConfig:
     """Images at a time."""
     limit: int | None = None
     """Most images of the split; None takes all."""
-    probe_train_objects: int = 12_000
+    probe_train_objects: int = 25_000
     """Matched objects of the train split, from images drawn at random, that the probe learns from."""
     probe_train_images: int = 2_000
     """Most images of the train split that are searched for them."""
