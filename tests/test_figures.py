@@ -189,25 +189,32 @@ def test_precision_recall_curve_is_what_was_measured():
 # -- latents -----------------------------------------------------------------------------------------------------
 
 
-def test_traversals_move_the_widest_dimensions_one_at_a_time():
+def test_traversals_move_along_one_principal_component_at_a_time():
+    from sklearn.decomposition import PCA
+
     torch.manual_seed(0)
-    what = torch.randn(50, 6) * torch.tensor([1.0, 5.0, 0.1, 3.0, 0.1, 0.1]) + 2.0
+    mixing = torch.linalg.qr(torch.randn(6, 6)).Q
+    what = torch.randn(50, 6) * torch.tensor([1.0, 5.0, 0.1, 3.0, 0.1, 0.1]) @ mixing + 2.0
+    components = torch.from_numpy(PCA(2).fit(what.numpy()).components_).float()
     asked: list[Tensor] = []
 
     def decode(codes: Tensor) -> Tensor:
         asked.append(codes.clone())
         return torch.zeros(len(codes), 3, 4, 4)
 
-    figure = latent_traversals(decode, what, [7, 8], n_dimensions=2, n_steps=5, reach=2.0)
+    figure = latent_traversals(decode, what, [7, 8], n_directions=2, n_steps=5, reach=2.0)
     assert len(figure.axes) == 2 * 2 * 5
-    for codes, (start, dimension) in zip(asked, [(7, 1), (7, 3), (8, 1), (8, 3)], strict=True):
-        others = [d for d in range(6) if d != dimension]
-        assert torch.equal(codes[:, others], what[start, others].expand(5, 5))
-        moved = codes[:, dimension]
-        own = int((moved == what[start, dimension]).nonzero()[0])
-        grid = what[:, dimension].mean() + torch.linspace(-2, 2, 5) * what[:, dimension].std(correction=0)
+    for codes, (start, k) in zip(asked, [(7, 0), (7, 1), (8, 0), (8, 1)], strict=True):
+        direction, moved = components[k], codes - what[start]
+        along = moved @ direction
+        torch.testing.assert_close(moved, along[:, None] * direction, atol=1e-4, rtol=0)  # nothing else moves
+        own = int(along.abs().argmin())
+        assert torch.equal(codes[own], what[start])
+        coordinates = (codes - what.mean(dim=0)) @ direction
+        grid = torch.linspace(-2, 2, 5) * (what @ direction).std(correction=0)
+        sign = (coordinates[-1] - coordinates[0]).sign()  # a component's sign is arbitrary
         keep = torch.arange(5) != own
-        assert torch.allclose(moved[keep], grid[keep])
+        torch.testing.assert_close(sign * coordinates[keep], grid[keep], atol=1e-3, rtol=0)
 
 
 def test_principal_components_equal_scikit_learn():

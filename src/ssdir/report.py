@@ -39,7 +39,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
 
 _FIGURES: tuple[tuple[str, str], ...] = (
     ("scenes", "Scenes"),
-    ("traversals", "What the dimensions of z_what mean"),
+    ("traversals", "What the directions of z_what mean"),
     ("z_what", "A map of the vectors"),
     ("precision_recall", "Precision and recall"),
 )

@@ -171,9 +171,9 @@ class _Facts:
         return {
             "scenes": scenes,
             "traversals": (
-                "Two objects, each nearest to the middle of its class. In each row one dimension of z_what moves from "
-                "two standard deviations below the population's mean to two above, while the others stay; the framed "
-                "patch is the object itself. The rows are the dimensions that vary most."
+                "Two objects, each nearest to the middle of its class. In each row z_what moves along one principal "
+                "component of all vectors, from two standard deviations below the mean to two above, while all else "
+                "stays; the framed patch is the object itself. The rows are the components that vary most."
             ),
             "z_what": (
                 f"Vectors of found {self.noun}, laid out in the plane by t-SNE so that similar ones lie together, and "

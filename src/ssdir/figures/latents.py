@@ -27,35 +27,39 @@ def latent_traversals(
     decode: Callable[[Float[Tensor, "n d"]], Float[Tensor, "n 3 p p"]],
     what: Float[Tensor, "m d"],
     starts: Sequence[int],
-    n_dimensions: int = 5,
+    n_directions: int = 5,
     n_steps: int = 7,
     reach: float = 2.0,
 ) -> Figure:
-    """Decode single objects while one dimension of z_what at a time moves.
+    """Decode single objects while z_what moves along one principal component of the population at a time.
 
-    One block an object; in a block one row a dimension: those with the largest variance in the population. A
-    dimension moves from mean - reach * sigma to mean + reach * sigma of the population, while the others keep
-    the object's values; the framed column is the step nearest to the object's own value, which is shown there.
+    One block an object; in a block one row a component, those with the largest variance (single dimensions of
+    z_what say little where many dimensions share a trait). The object's coordinate on the component runs from
+    mean - reach * sigma to mean + reach * sigma of the population, while all that is orthogonal to it stays; the
+    framed column is the step nearest to the object's own coordinate, and shows the object itself.
 
     Args:
         decode: z_what -> patches in [0, 1].
         what: the population of z_what.
         starts: rows of ``what`` to start from.
+        n_directions: rows of a block, at most.
     """
-    mean, sigma = what.mean(dim=0), what.std(dim=0, correction=0)
-    chosen = sigma.argsort(descending=True, stable=True)[:n_dimensions].tolist()
+    directions, sigma = principal_directions(what)
+    directions, sigma = directions[:n_directions], sigma[:n_directions]
+    mean = what.mean(dim=0)
     offsets = torch.linspace(-reach, reach, n_steps).to(what)
     cell = TEXT_WIDTH / (n_steps * len(starts) + 0.8)
     with style():
-        figure = new_figure(TEXT_WIDTH, cell * len(chosen) + 0.35)
+        figure = new_figure(TEXT_WIDTH, cell * len(directions) + 0.35)
         blocks = figure.add_gridspec(1, len(starts), wspace=0.06, left=0.06, right=1, bottom=0.1, top=1)
         for b, start in enumerate(starts):
-            grid = blocks[b].subgridspec(len(chosen), n_steps, wspace=0.03, hspace=0.03)
-            for r, dimension in enumerate(chosen):
-                codes = what[start].repeat(n_steps, 1)
-                codes[:, dimension] = mean[dimension] + offsets * sigma[dimension]
-                own = int((codes[:, dimension] - what[start, dimension]).abs().argmin())
-                codes[own, dimension] = what[start, dimension]
+            grid = blocks[b].subgridspec(len(directions), n_steps, wspace=0.03, hspace=0.03)
+            for r, direction in enumerate(directions):
+                present = (what[start] - mean) @ direction
+                moves = offsets * sigma[r] - present
+                own = int(moves.abs().argmin())
+                moves[own] = 0
+                codes = what[start] + moves[:, None] * direction
                 patches = decode(codes)
                 for c in range(n_steps):
                     axes = figure.add_subplot(grid[r, c])
@@ -66,13 +70,26 @@ def latent_traversals(
                             spine.set(visible=True, color=PALETTE[0], linewidth=1.1)
                     if b == 0 and c == 0:
                         axes.set_ylabel(
-                            f"$z_{{{dimension}}}$", rotation=0, ha="right", va="center", labelpad=3
+                            f"PC {r + 1}", rotation=0, ha="right", va="center", labelpad=3, fontsize=8
                         )
-                    if r == len(chosen) - 1 and c in (0, n_steps // 2, n_steps - 1):
+                    if r == len(directions) - 1 and c in (0, n_steps // 2, n_steps - 1):
                         offset = float(offsets[c])
                         text = "mean" if abs(offset) < 1e-6 else f"${offset:+.3g}\\sigma$"
                         axes.set_xlabel(text, labelpad=2, fontsize=8, color=MUTED)
     return figure
+
+
+def principal_directions(
+    what: Float[Tensor, "m d"],
+) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
+    """Unit vectors of the principal components, by falling variance, and the population's deviation along each.
+
+    Their signs are arbitrary; the largest entry is made positive.
+    """
+    centred = what - what.mean(dim=0)
+    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    return directions * largest.sign(), singular / max(len(what), 1) ** 0.5
 
 
 def layout(
