@@ -19,12 +19,12 @@ import numpy as np
 import torch
 import tyro
 
-from ssdir.config import preset
 from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector
 from ssdir.machine import available_cores
 from ssdir.model.ssdir import SSDIR
 from ssdir.optim import make_optimizer
+from ssdir.presets import preset
 from ssdir.storage import write_json
 from ssdir.tasks import DetectorTask, SSDIRTask, Task
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ssdir.cli import Evaluate, Infer, MnistScenes, Quickstart, TrainSSDIR, main, parse
-from ssdir.config import PRESETS
+from ssdir.presets import PRESETS
 
 
 def test_options_override_a_preset_and_leave_the_rest() -> None:

@@ -7,79 +7,19 @@ import math
 import pytest
 
 from ssdir.config import (
-    PRESETS,
     ConfigError,
     DetectorConfig,
     DetectorLossConfig,
     DetectorRun,
     ModelConfig,
     ObjectiveConfig,
-    Preset,
     ScenesConfig,
     TeacherConfig,
     TrainingConfig,
     from_dict,
-    preset,
-    scenes_presets,
     to_dict,
 )
-
-# "Training regime and hyperparameters" of the supplementary material, read from it row by row.
-SEED_TABLE = {
-    "batch_size": (32, 32, 32),
-    "learning_rate": (0.0005, 0.0005, 0.0005),
-    "clone_backbone": (False, True, True),
-    "image": (10.0, 1.0, 1.0),
-    "objects": (10.0, 14.0, 10.0),
-    "what": (1.0, 0.54, 0.1),
-    "depth": (1.0, 0.44, 0.4),
-    "sigma_what": (0.1, 0.27, 0.3),
-    "sigma_depth": (0.1, 0.14, 0.1),
-    "n_hidden": (3, 3, 4),
-    "z_what_size": (64, 256, 512),
-}
-
-
-@pytest.mark.parametrize(("column", "name"), list(enumerate(["mnist", "clevr", "wider"])))
-def test_presets_hold_the_papers_table(column: int, name: str) -> None:
-    run = preset(name).ssdir
-    values = {**vars(run.model), **vars(run.objective), **vars(run.training)}
-    assert {key: values[key] for key in SEED_TABLE} == {key: row[column] for key, row in SEED_TABLE.items()}
-    assert run.model.decoder_norm == run.model.feature_norm == "none"
-    assert run.model.merge == "softmax"
-    assert run.model.decoder_channels == (1024, 512, 256, 128, 64, 32, 16)
-    assert run.model.patch_size == 64
-    detector = preset(name).detector.detector
-    assert (detector.image_size, detector.width, detector.maps) == (300, 1.0, (1, 2, 3, 4, 5))
-    assert detector.boxes_per_cell == 2
-    assert detector.class_agnostic
-
-
-def test_main_scenes_hold_the_papers_table() -> None:
-    main = scenes_presets()["main"][1]
-    assert main.grids == tuple((side, side) for side in range(2, 7))
-    assert (main.digit_min, main.digit_max, main.side) == (96, 384, 512)
-    assert (main.delta_position, main.theta_filled, main.n_train) == (0.7, 0.4, 50_000)
-
-
-def test_ablation_has_the_45_combinations() -> None:
-    ablation = [config for name, (_, config) in scenes_presets().items() if name.startswith("ablation")]
-    assert len({(item.grids, item.digit_min, item.digit_max) for item in ablation}) == 45
-    assert {item.digit_min for item in ablation} == {96, 128, 160}
-    assert {item.digit_max for item in ablation} == {256, 320, 384}
-    assert {item.n_train for item in ablation} == {10_000}
-
-
-def test_quickstart_scenes_are_the_main_ones_scaled() -> None:
-    quickstart, main = scenes_presets()["quickstart"][1], scenes_presets()["main"][1]
-    assert quickstart.digit_min / quickstart.side == main.digit_min / main.side == 0.1875
-    assert quickstart.digit_max / quickstart.side == main.digit_max / main.side == 0.75
-    assert (quickstart.grids, quickstart.delta_position, quickstart.theta_filled) == (
-        main.grids,
-        main.delta_position,
-        main.theta_filled,
-    )
-    assert quickstart.n_test >= 500
+from ssdir.presets import PRESETS, Preset, preset
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -169,8 +109,3 @@ def test_unusable_values_are_named(kind: type, values: dict[str, object], messag
 def test_impossible_settings_are_refused(config: object, change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(config, **change)
-
-
-def test_an_unknown_preset_is_answered_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match="perhaps you meant 'clevr'"):
-        preset("clever")

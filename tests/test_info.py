@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ssdir.cli import main
-from ssdir.config import PRESETS, ConfigError, preset
+from ssdir.config import ConfigError
 from ssdir.detector.ssd import Detector
 from ssdir.info import Networks, describe_preset, environment
 from ssdir.model.ssdir import SSDIR
+from ssdir.presets import PRESETS, preset
 
 
 @pytest.fixture(scope="module")

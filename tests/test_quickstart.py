@@ -19,17 +19,16 @@ from rich.console import Console
 
 from ssdir.cli import main
 from ssdir.config import (
-    PRESETS,
     ConfigError,
     DetectorConfig,
     ModelConfig,
-    Preset,
     ScenesConfig,
     SSDIRRun,
     TeacherConfig,
     TeacherRun,
 )
 from ssdir.evaluate.settings import EvaluationConfig
+from ssdir.presets import PRESETS, Preset
 from ssdir.quickstart import _Stages, evaluate_run, quickstart
 from ssdir.storage import DataError, read_json, write_json
 from ssdir.train import train_detector, train_ssdir, train_teacher

@@ -25,7 +25,8 @@ import tyro
 from tyro.conf import Positional
 
 import ssdir
-from ssdir.config import PRESETS, ConfigError, DetectorRun, ScenesConfig, SSDIRRun, TeacherRun, scenes_presets
+from ssdir.config import ConfigError, DetectorRun, ScenesConfig, SSDIRRun, TeacherRun
+from ssdir.presets import PRESETS, scenes_presets
 
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -460,18 +461,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     from ssdir.errors import UserError
 
+    command = None
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:  # a value that its setting refuses
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
         code = int(command.run())
         sys.stdout.flush()  # here, where a closed pipe is still answered
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if command is None else 1  # 2: a value on the command line that its setting refuses
     except ModuleNotFoundError as error:
         if "pip install" not in str(error):  # not an optional dependency, for which we tell what to install
             raise

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssdir.config import PRESETS, preset
 from ssdir.detector.ssd import Detector
 from ssdir.machine import available_cores
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.ssdir import SSDIR
+from ssdir.presets import PRESETS, preset
 from ssdir.train import computes_in_bf16
 
 PACKAGES = (

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ssdir.config import ConfigError, Preset, ScenesConfig, preset
+from ssdir.config import ConfigError, ScenesConfig
 from ssdir.console import progress_bar
 from ssdir.data.multiscale_mnist import generate
 from ssdir.evaluate.protocol import EvaluationConfig, evaluate
 from ssdir.machine import choose_device
 from ssdir.model.registry import load_model
 from ssdir.model.ssdir import SSDIR
+from ssdir.presets import Preset, preset
 from ssdir.report import print_summary, write_report
 from ssdir.run_folder import checkpoints
 from ssdir.storage import DataError, read_json, write_json

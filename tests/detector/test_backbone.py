@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from ssdir.config import PRESETS, ConfigError, DetectorConfig
+from ssdir.config import ConfigError, DetectorConfig
 from ssdir.detector.backbone import Backbone, cells_of_maps, smallest_side
+from ssdir.presets import PRESETS
 from ssdir.storage import DataError
 
 FULL = DetectorConfig()

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ssdir.config import ModelConfig, preset
+from ssdir.config import ModelConfig
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
+from ssdir.presets import preset
 
 CHANNELS = (512, 512, 512, 256, 256)
 CELLS = (18, 9, 5, 3, 1)

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ssdir.config import DetectorConfig, ModelConfig, ObjectiveConfig, preset
+from ssdir.config import DetectorConfig, ModelConfig, ObjectiveConfig
 from ssdir.detector.ssd import Detector
 from ssdir.model.latents import CellLatents
 from ssdir.model.objective import Objective
 from ssdir.model.ssdir import SSDIR
+from ssdir.presets import preset
 from ssdir.storage import DataError
 
 DETECTOR = DetectorConfig(
