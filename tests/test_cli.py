@@ -109,3 +109,25 @@ def test_a_reader_that_went_away_is_not_success(tmp_path: Path) -> None:
     done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
     os.close(write_end)
     assert done.returncode == 141 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("data mnist-scenes --out d", "name a preset first, such as: ssdir data mnist-scenes main --out d"),
+        ("train detector foo", "ssdir train detector has no preset 'foo'"),
+        ("--data d", "name a command first"),
+    ],
+)
+def test_a_missing_word_is_asked_for(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(words.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_infer_and_show_name_what_they_need(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["infer", "--out", str(tmp_path / "out")]) == 1
+    assert "name images" in capsys.readouterr().err
+    assert main(["data", "show", str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert ".png" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -283,7 +283,7 @@ class Infer:
     """
 
     images: Positional[tuple[Path, ...]]
-    """Image files or folders of them."""
+    """Image files or folders of them; a path that does not exist stops before anything is done."""
     out: Path
     """Folder for the results."""
     model: Path | None = None
@@ -335,6 +335,8 @@ class _Node:
     command: Callable[[], Any] | None = None
     """Gives the tyro type of a command (built only when it is asked for)."""
     words: Mapping[str, _Node] = field(default_factory=dict)
+    noun: str = "command"
+    """What the further words are."""
 
 
 def _leaf(kind: type) -> _Node:
@@ -394,14 +396,18 @@ def _commands() -> _Node:
         for name, item in PRESETS.items()
     }
     data = {
-        "mnist-scenes": _Node("Generate Multi-scale scattered MNIST; name a preset.", words=scenes),
+        "mnist-scenes": _Node(
+            "Generate Multi-scale scattered MNIST; name a preset.", words=scenes, noun="preset"
+        ),
         "check": _leaf(DataCheck),
         "show": _leaf(DataShow),
     }
     train = {
-        "detector": _Node("Train an SSD detector; name a preset.", words=detectors),
-        "teacher": _Node("Train a teacher that gives SSDIR a quick start; name a preset.", words=teachers),
-        "ssdir": _Node("Train SSDIR on a trained detector; name a preset.", words=models),
+        "detector": _Node("Train an SSD detector; name a preset.", words=detectors, noun="preset"),
+        "teacher": _Node(
+            "Train a teacher that gives SSDIR a quick start; name a preset.", words=teachers, noun="preset"
+        ),
+        "ssdir": _Node("Train SSDIR on a trained detector; name a preset.", words=models, noun="preset"),
     }
     return _Node(
         "SSDIR: one vector per object of an image. Start with: ssdir quickstart",
@@ -427,6 +433,11 @@ def _stub(text: str) -> Callable[[], None]:
     return command
 
 
+def _refuse(message: str, program: Sequence[str]) -> NoReturn:
+    print(f"error: {message}\n       {' '.join(program)} --help lists them", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def parse(arguments: Sequence[str]) -> Any:
     """The command that ``arguments`` ask for, as an instance of one of this module's dataclasses.
 
@@ -446,9 +457,10 @@ def parse(arguments: Sequence[str]) -> Any:
         if rest and not rest[0].startswith("-"):
             close = difflib.get_close_matches(rest[0], list(node.words), n=1)
             hint = f"; perhaps you meant {close[0]!r}" if close else ""
-            print(f"error: {' '.join(program)} has no command {rest[0]!r}{hint}", file=sys.stderr)
-            print(f"       {' '.join(program)} --help lists them", file=sys.stderr)
-            raise SystemExit(2)
+            _refuse(f"{' '.join(program)} has no {node.noun} {rest[0]!r}{hint}", program)
+        if rest and rest[0] not in ("-h", "--help"):
+            words = " ".join([*program, next(iter(node.words)), *rest])
+            _refuse(f"name a {node.noun} first, such as: {words}", program)
         stubs = {name: _stub(word.help) for name, word in node.words.items()}
         tyro.extras.subcommand_cli_from_dict(
             stubs, prog=" ".join(program), description=node.help, args=rest or ["--help"]

@@ -390,9 +390,11 @@ class TeacherRun:
 
 
 def perhaps(name: str, known: Iterable[str]) -> str:
-    """What a mistyped name may have meant, as the middle of a message; nothing where none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"perhaps you meant {close[0]!r} " if close else ""
+    """What a mistyped name may have meant, and what there is: the end of a message."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    listed = ", ".join(names)
+    return f"; perhaps you meant {close[0]!r} (of {listed})" if close else f"; there are {listed}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -422,7 +424,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise ConfigError(f"{where} has no setting {key!r}; {perhaps(key, names)}(of {', '.join(names)})")
+            raise ConfigError(f"{where} has no setting {key!r}{perhaps(key, names)}")
     return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 

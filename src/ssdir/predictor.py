@@ -51,11 +51,14 @@ def predict(
         The index: for each image its file, folder, number of objects, or the error.
 
     Raises:
-        ConfigError: ``present`` is not in [0, 1).
-        DataError: nothing to do (no image in a folder), or none of the images can be read.
+        ConfigError: ``present`` is not in [0, 1); no image is named.
+        DataError: a path that does not exist or a folder without images (before anything is done); or none of the
+            images can be read.
     """
     if present is not None and not 0 <= present < 1:
         raise ConfigError(f"present is {present}; it is a probability to exceed: at least 0, below 1")
+    if not images:
+        raise ConfigError("name images, or folders of images")
     files = list(_files(images))
     network = SSDIR.from_pretrained(model).to(choose_device(device))
     index: list[dict[str, Any]] = []
@@ -124,6 +127,8 @@ def show_dataset(folder: Path, out: Path, split: str | None = None, first: int =
         raise ConfigError(
             f"--first {first} --count {count}: give a first index from 0 on and at least one image"
         )
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(f"{out} is not the name of a picture; give --out a file that ends in .png or .jpg")
     present = splits(folder)
     name = split or next((item for item in ("test", "val", "train") if item in present), None)
     if name is None or name not in present:

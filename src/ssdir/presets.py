@@ -204,7 +204,5 @@ def preset(name: str) -> Preset:
     ssdir.config.ConfigError: there is no preset 'mnits'; perhaps you meant 'mnist' (of clevr, mnist, ...)
     """
     if name not in PRESETS:
-        raise ConfigError(
-            f"there is no preset {name!r}; {perhaps(name, PRESETS)}(of {', '.join(sorted(PRESETS))})"
-        )
+        raise ConfigError(f"there is no preset {name!r}{perhaps(name, sorted(PRESETS))}")
     return PRESETS[name]

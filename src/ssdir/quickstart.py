@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ssdir
 from ssdir.config import ConfigError, ScenesConfig
 from ssdir.console import progress_bar
 from ssdir.data.multiscale_mnist import generate
@@ -23,6 +24,7 @@ from ssdir.run_folder import checkpoints
 from ssdir.storage import DataError, read_json, write_json
 from ssdir.train import train_detector, train_ssdir, train_teacher
 
+SHIPPED_NAME = f"the weights shipped with ssdir {ssdir.__version__}"
 PRETRAINED_TRAIN_SCENES = 2_000
 """Train scenes generated for the probe when nothing is trained (about 13 objects each)."""
 
@@ -75,7 +77,7 @@ def quickstart(
             train_ssdir(chosen.ssdir, detector, data, run, teacher=guide, resume=run.exists())
         model = SSDIR.from_pretrained(run)
     with stages.stage("evaluate"):
-        source = None if pretrained else run
+        source = SHIPPED_NAME if pretrained else run
         metrics = evaluate(model.to(choose_device()), data, out, progress=progress_bar, model_path=source)
     metrics["seconds"] |= stages.seconds | {"total": round(sum(stages.seconds.values()), 1)}
     write_json(out / "metrics.json", metrics)
@@ -166,7 +168,9 @@ def evaluate_run(
             _generate(_scenes_for_probe(scenes), data)
         else:
             data = _dataset_of(run)
-    metrics = evaluate(model, data, out, EvaluationConfig(batch_size=batch_size), progress_bar, run)
+    metrics = evaluate(
+        model, data, out, EvaluationConfig(batch_size=batch_size), progress_bar, run or SHIPPED_NAME
+    )
     report = write_report(out, metrics, title=f"Evaluation of {run or 'the shipped weights'} on {data}")
     print_summary(metrics)
     print(f"\nLook at {report}")

@@ -312,8 +312,8 @@ def test_infer_takes_one_tensor_and_lists_of_tensors_of_any_size():
         (lambda images: images - 0.5, r"must hold values in \[0, 1\], not -0\.4"),
         (lambda images: images.masked_fill(images > 0.9, torch.nan), r"\[0, 1\], not nan to nan"),
         (lambda images: images.masked_fill(images > 0.9, torch.inf), r"\[0, 1\], not .* to inf"),
-        (lambda images: images[0, 0], r"floats of shape .* not torch.float32 \(64, 64\)"),
-        (lambda images: (images * 255).byte(), "must be floats"),
+        (lambda images: images[0, 0], r"of shape .* not torch.float32 \(64, 64\)"),
+        (lambda images: (images * 255).long(), "must be floats"),
         (lambda images: images[..., :0], "has no pixels"),
     ],
 )
@@ -324,10 +324,25 @@ def test_infer_refuses_tensors_that_are_no_images(change, message):
             model.infer(images)
 
 
-def test_rendering_needs_patches():
+def test_rendering_decodes_what_has_no_patches():
     model = tiny(presence=2.0)
-    with pytest.raises(ValueError, match="patches=True"):
-        model.render(model.infer(pictures(), patches=False), 32)
+    full, bare = model.infer(pictures()), model.infer(pictures(), patches=False)
+    assert torch.equal(model.render(bare, 32), model.render(full, 32))
+    edited = dataclasses.replace(full, what=full.what + 3, patches=None)
+    assert not torch.equal(model.render(edited, 32), model.render(full, 32))
+    assert not model.render(edited, 32).requires_grad
+    wanted = dataclasses.replace(full, what=full.what.clone().requires_grad_(), patches=None)
+    model.render(wanted, 32).sum().backward()
+    assert wanted.what.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="cannot be painted"):
+        model.render(dataclasses.replace(bare, what=None), 32)
+
+
+def test_bytes_are_taken_as_255ths():
+    model = tiny(presence=2.0)
+    bytes_ = (pictures() * 255).round().to(torch.uint8)
+    found, expected = model.infer(bytes_), model.infer(bytes_.float() / 255)
+    assert torch.equal(found.what, expected.what) and len(found) > 0
 
 
 def test_untrained_control_keeps_the_detector_and_forgets_the_encoder():

@@ -175,13 +175,22 @@ class SSDIR(nn.Module):
     def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
         """Merge the objects' patches into images of the given side, by ``config.merge``.
 
+        What is painted is ``patches`` at ``boxes``, by ``depth``. Objects without patches are decoded from ``what``
+        first: after editing that, take ``dataclasses.replace(objects, what=..., patches=None)``. Gradients reach
+        ``what`` where it asks for them.
+
         Raises:
-            ValueError: the objects have no patches or no depth.
+            ValueError: the objects have neither patches nor what, or no depth.
         """
-        if objects.patches is None or objects.depth is None:
+        if objects.depth is None or (objects.patches is None and objects.what is None):
             raise ValueError(
-                "these objects have no patches or no depth; get them from infer(..., patches=True)"
+                "these objects cannot be painted: they have no depth, or neither patches nor what"
             )
+        if objects.patches is None:
+            assert objects.what is not None
+            with torch.set_grad_enabled(torch.is_grad_enabled() and objects.what.requires_grad):
+                objects = dataclasses.replace(objects, patches=self.decode(objects.what))
+        assert objects.patches is not None and objects.depth is not None
         return render.merge(
             self.config.merge,
             objects.patches,
@@ -217,7 +226,7 @@ class SSDIR(nn.Module):
         mode = self.training
         self.eval()
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 latents = self.encode(self._prepared(images))
                 objects = self.select(latents, present_threshold, nms_iou, max_objects)
                 if patches:
@@ -234,7 +243,7 @@ class SSDIR(nn.Module):
     def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
         """The objects that :meth:`infer` finds, painted back; ``size`` None takes the detector's side."""
         objects = self.infer(images)
-        with torch.inference_mode():
+        with torch.no_grad():
             return self.render(objects, self.detector.config.image_size if size is None else size)
 
     def _prepared(self, images: Images) -> Float[Tensor, "b 3 s s"]:
@@ -309,10 +318,12 @@ def _squashed(
     images: Shaped[Tensor, "..."], like: Float[Tensor, "..."], side: int
 ) -> Float[Tensor, "b 3 side side"]:
     """A tensor of one image or of several, of the type of ``like`` and on its device; refused unless in [0, 1]."""
+    if images.dtype == torch.uint8:
+        images = images.to(like) / 255
     if images.ndim not in (3, 4) or images.shape[-3] != 3 or not images.is_floating_point():
         raise DataError(
-            f"a tensor of images must be floats of shape (b, 3, h, w) or (3, h, w) in [0, 1], not {images.dtype} "
-            f"{tuple(images.shape)}"
+            "a tensor of images must be floats in [0, 1], or uint8, of shape (b, 3, h, w) or (3, h, w), not "
+            f"{images.dtype} {tuple(images.shape)}"
         )
     images = images[None] if images.ndim == 3 else images
     if len(images) == 0:
