@@ -145,25 +145,35 @@ class DataShow:
         return 0
 
 
-@dataclass(frozen=True)
-class TrainDetector:
-    """Train an SSD detector on a dataset folder."""
+@dataclass(frozen=True, kw_only=True)
+class _Train:
+    """What every training is told."""
 
     data: Path
     """Dataset folder: images/{train,val} and annotations/{train,val}.json."""
     out: Path
     """Run folder to make."""
-    run_config: Unprefixed[DetectorRun] = field(default_factory=DetectorRun)
-    imagenet: Path | None = None
-    """Official ImageNet weights of VGG11-BN (vgg11_bn-6002323d.pth) to start from."""
-    imagenet_download: bool = False
-    """Download those weights (507 MB) into the cache, checked by hash."""
     resume: bool = False
     """Continue the run in OUT exactly where its last checkpoint stands."""
     allow_changed: tuple[str, ...] = ()
     """Settings that may differ from the run that is resumed, e.g. training.steps."""
     track: tuple[Tracker, ...] = ()
     """Also log to these (metrics.csv is always written)."""
+
+    def loop_options(self) -> dict[str, Any]:
+        """The options of :func:`ssdir.train.train` itself."""
+        return {"resume": self.resume, "allow_changed": self.allow_changed, "track": self.track}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDetector(_Train):
+    """Train an SSD detector on a dataset folder."""
+
+    run_config: Unprefixed[DetectorRun] = field(default_factory=DetectorRun)
+    imagenet: Path | None = None
+    """Official ImageNet weights of VGG11-BN (vgg11_bn-6002323d.pth) to start from."""
+    imagenet_download: bool = False
+    """Download those weights (507 MiB) into the cache, checked by hash."""
 
     def run(self) -> int:
         from ssdir.train import train_detector
@@ -172,32 +182,20 @@ class TrainDetector:
             self.run_config,
             self.data,
             self.out,
-            resume=self.resume,
-            allow_changed=self.allow_changed,
-            track=self.track,
+            **self.loop_options(),
             imagenet=self.imagenet,
             imagenet_download=self.imagenet_download,
         )
         return 0
 
 
-@dataclass(frozen=True)
-class TrainTeacher:
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacher(_Train):
     """Train a teacher: an autoencoder of the crops that a trained detector finds, from which SSDIR starts."""
 
-    data: Path
-    """Dataset folder."""
     detector: Path
     """Run folder of the detector."""
-    out: Path
-    """Run folder to make."""
     run_config: Unprefixed[TeacherRun] = field(default_factory=TeacherRun)
-    resume: bool = False
-    """Continue the run in OUT exactly where its last checkpoint stands."""
-    allow_changed: tuple[str, ...] = ()
-    """Settings that may differ from the run that is resumed, e.g. training.steps."""
-    track: tuple[Tracker, ...] = ()
-    """Also log to these (metrics.csv is always written)."""
 
     def run(self) -> int:
         from ssdir.train import train_teacher
@@ -207,32 +205,20 @@ class TrainTeacher:
             self.detector,
             self.data,
             self.out,
-            resume=self.resume,
-            allow_changed=self.allow_changed,
-            track=self.track,
+            **self.loop_options(),
         )
         return 0
 
 
-@dataclass(frozen=True)
-class TrainSSDIR:
+@dataclass(frozen=True, kw_only=True)
+class TrainSSDIR(_Train):
     """Train SSDIR on a trained, frozen detector. No class label is used."""
 
-    data: Path
-    """Dataset folder."""
     detector: Path
     """Run folder of the detector."""
-    out: Path
-    """Run folder to make."""
     run_config: Unprefixed[SSDIRRun] = field(default_factory=SSDIRRun)
     teacher: Path | None = None
     """Run folder of a teacher to start from (the quickstart preset wants one)."""
-    resume: bool = False
-    """Continue the run in OUT exactly where its last checkpoint stands."""
-    allow_changed: tuple[str, ...] = ()
-    """Settings that may differ from the run that is resumed, e.g. training.steps."""
-    track: tuple[Tracker, ...] = ()
-    """Also log to these (metrics.csv is always written)."""
 
     def run(self) -> int:
         from ssdir.train import train_ssdir
@@ -243,9 +229,7 @@ class TrainSSDIR:
             self.data,
             self.out,
             teacher=self.teacher,
-            resume=self.resume,
-            allow_changed=self.allow_changed,
-            track=self.track,
+            **self.loop_options(),
         )
         return 0
 
@@ -361,6 +345,7 @@ def _with_defaults(kind: type, **defaults: Any) -> Callable[[], Any]:
             list(annotated.values()),
             bases=(kind,),
             frozen=True,
+            kw_only=True,
             namespace={"__doc__": kind.__doc__},
         )
 

@@ -6,7 +6,7 @@ material to the last digit; what that table is silent about (optimizer, schedule
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ssdir.config import (
     ConfigError,
@@ -61,6 +61,14 @@ _FULL_TRAINING = TrainingConfig(
     checkpoint_every=2_000,
 )
 
+_SMALL_TRAINING = TrainingConfig(
+    schedule="one_cycle",
+    betas=(0.9, 0.99),
+    weight_decay=0.01,
+    precision="auto",
+    channels_last=True,
+    validate_every=0,
+)
 _SMALL_MODEL = ModelConfig(
     z_what_size=128,
     n_hidden=1,
@@ -111,51 +119,36 @@ PRESETS: dict[str, Preset] = {
                 max_sizes=(),
             ),
             loss=DetectorLossConfig(match_iou=0.4, positive_weight=2.0),
-            training=TrainingConfig(
+            training=replace(
+                _SMALL_TRAINING,
                 steps=400,
                 batch_size=32,
                 learning_rate=0.006,
-                schedule="one_cycle",
                 warmup_steps=60,
-                betas=(0.9, 0.99),
-                weight_decay=0.01,
-                precision="auto",
-                channels_last=True,
-                validate_every=0,
                 checkpoint_every=200,
             ),
         ),
         teacher=TeacherRun(
             model=_SMALL_MODEL,
             teacher=TeacherConfig(crops=128),
-            training=TrainingConfig(
+            training=replace(
+                _SMALL_TRAINING,
                 steps=900,
                 batch_size=12,
                 learning_rate=0.003,
-                schedule="one_cycle",
-                betas=(0.9, 0.99),
-                weight_decay=0.01,
-                precision="auto",
-                channels_last=True,
                 log_every=50,
-                validate_every=0,
                 checkpoint_every=300,
             ),
         ),
         ssdir=SSDIRRun(
             model=_SMALL_MODEL,
             objective=ObjectiveConfig(image=0.0, objects=1.0, what=0.001, depth=0.001, teacher=3.0),
-            training=TrainingConfig(
+            training=replace(
+                _SMALL_TRAINING,
                 steps=900,
                 batch_size=32,
                 learning_rate=0.006,
-                schedule="one_cycle",
                 warmup_steps=90,
-                betas=(0.9, 0.99),
-                weight_decay=0.01,
-                precision="auto",
-                channels_last=True,
-                validate_every=0,
                 checkpoint_every=200,
             ),
         ),

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,9 +21,6 @@ from rich.text import Text
 from ssdir.config import ConfigError
 from ssdir.health import Row, health
 from ssdir.storage import DataError, atomic_write
-
-TrackerName = Literal["tensorboard", "wandb"]
-
 
 # -- metrics.csv -------------------------------------------------------------------------------------------------
 
