@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ssdir.cli import Evaluate, Infer, MnistScenes, Quickstart, TrainSSDIR, main, parse
+from ssdir.cli import Evaluate, Infer, Quickstart, TrainSSDIR, main, parse
+from ssdir.data_commands import MnistScenes
 from ssdir.presets import PRESETS
 
 

@@ -10,29 +10,24 @@ Exit codes: 0 done, 1 it failed (the reason is on standard error), 2 the command
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import json
 import os
 import sys
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import tyro
 from tyro.conf import Positional
 
 import ssdir
-from ssdir.config import ConfigError, DetectorRun, ScenesConfig, SSDIRRun, TeacherRun
-from ssdir.presets import PRESETS, scenes_presets
+from ssdir.command_tree import Node, Unprefixed, leaf, with_defaults
+from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
+from ssdir.data_commands import data_commands
+from ssdir.presets import PRESETS
 
 Tracker = Literal["tensorboard", "wandb"]
-
-Configuration = TypeVar("Configuration")
-Unprefixed = Annotated[Configuration, tyro.conf.arg(name="")]
-"""A nested configuration whose options carry its own fields' names only: --training.steps, not --run.training.steps."""
 
 
 @dataclass(frozen=True)
@@ -54,94 +49,6 @@ class Quickstart:
         from ssdir.quickstart import quickstart
 
         quickstart(out=self.out, pretrained=self.pretrained, workers=self.workers)
-        return 0
-
-
-@dataclass(frozen=True)
-class MnistScenes:
-    """Generate a Multi-scale scattered MNIST dataset (COCO annotations, PNG images).
-
-    Every image is a pure function of (seed, split, index). A killed run continues where it stopped when the same
-    command is given again.
-    """
-
-    out: Path
-    """Folder of the dataset."""
-    scenes: Unprefixed[ScenesConfig]
-    digits: str = "embedded"
-    """"embedded" (6,000 train and 1,000 test digits inside the package) or a folder with MNIST's four IDX files."""
-    download: bool = False
-    """Download MNIST (12 MB) into the folder named by --digits first, if it is not there."""
-    workers: int | None = None
-    """Processes (default: one per core); the bytes do not depend on it."""
-
-    def run(self) -> int:
-        from ssdir.console import progress_bar
-        from ssdir.data.digits import download_mnist
-        from ssdir.data.multiscale_mnist import generate
-
-        if self.download:
-            if self.digits == "embedded":
-                raise ConfigError("--download needs a folder to download into: --digits FOLDER --download")
-            with progress_bar("downloading MNIST", 0) as tell:
-                download_mnist(Path(self.digits), progress=lambda _, done, of: tell(done, of))
-        total = self.scenes.n_train + self.scenes.n_val + self.scenes.n_test
-        with progress_bar("generating scenes", total) as progress:
-            generate(self.scenes, self.out, digits=self.digits, workers=self.workers, progress=progress)
-        print(f"{total:,} scenes in {self.out} (ssdir data show {self.out})")
-        return 0
-
-
-@dataclass(frozen=True)
-class DataCheck:
-    """Tell what is wrong in a dataset folder, file by file; exit code 1 when something is."""
-
-    folder: Positional[Path]
-    """images/{train,val,test} beside annotations/{train,val,test}.json."""
-    json: bool = False
-    """Print the problems as JSON."""
-
-    def run(self) -> int:
-        from ssdir.console import progress_bar
-        from ssdir.data.check import check
-        from ssdir.data.coco import open_split, splits
-
-        with progress_bar("checking images", 0) as progress:
-            problems = check(self.folder, progress)
-        errors = [problem for problem in problems if problem.severity == "error"]
-        if self.json:
-            print(json.dumps([dataclasses.asdict(problem) for problem in problems], default=str, indent=2))
-        else:
-            for problem in problems:
-                named = problem.message.startswith(str(problem.file))
-                print(f"{problem.severity}: {'' if named else f'{problem.file}: '}{problem.message}")
-            if not errors:
-                for name in splits(self.folder):
-                    split = open_split(self.folder, name)
-                    print(f"{name}: {len(split.images):,} images, {len(split.labels):,} objects")
-            print(f"{self.folder}: errors: {len(errors)}, warnings: {len(problems) - len(errors)}")
-        return 1 if errors else 0
-
-
-@dataclass(frozen=True)
-class DataShow:
-    """Draw images of a dataset with their boxes and classes."""
-
-    folder: Positional[Path]
-    """The dataset."""
-    out: Path = Path("out/show.png")
-    """The picture to write."""
-    split: str | None = None
-    """Which split (default: the first of test, val, train that exists)."""
-    first: int = 0
-    """Index of the first image shown."""
-    count: int = 12
-    """How many images."""
-
-    def run(self) -> int:
-        from ssdir.predictor import show_dataset
-
-        print(show_dataset(self.folder, self.out, self.split, self.first, self.count))
         return 0
 
 
@@ -311,56 +218,7 @@ class Info:
         return 0
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A word of the command line: a command, or a group of further words."""
-
-    help: str
-    command: Callable[[], Any] | None = None
-    """Gives the tyro type of a command (built only when it is asked for)."""
-    words: Mapping[str, _Node] = field(default_factory=dict)
-    noun: str = "command"
-    """What the further words are."""
-
-
-def _leaf(kind: type) -> _Node:
-    return _Node((kind.__doc__ or "").strip().split("\n")[0], command=lambda: kind)
-
-
-def _with_defaults(kind: type, **defaults: Any) -> Callable[[], Any]:
-    """``kind`` with other defaults for its configuration fields, as a type of its own for tyro."""
-
-    def build() -> Any:
-        annotated = {
-            item.name: (
-                item.name,
-                _annotation(kind, item.name),
-                dataclasses.field(default=defaults[item.name]),
-            )
-            for item in dataclasses.fields(kind)
-            if item.name in defaults
-        }
-        return dataclasses.make_dataclass(
-            kind.__name__,
-            list(annotated.values()),
-            bases=(kind,),
-            frozen=True,
-            kw_only=True,
-            namespace={"__doc__": kind.__doc__},
-        )
-
-    return build
-
-
-def _annotation(kind: type, name: str) -> Any:
-    return typing.get_type_hints(kind, include_extras=True)[name]
-
-
-def _commands() -> _Node:
-    scenes = {
-        name: _Node(text, command=_with_defaults(MnistScenes, scenes=config))
-        for name, (text, config) in scenes_presets().items()
-    }
+def _commands() -> Node:
     about = {
         "mnist": "the paper's MNIST column, 300 px",
         "clevr": "the paper's CLEVR column, 300 px",
@@ -368,43 +226,36 @@ def _commands() -> _Node:
         "quickstart": "small: 128 px, for a CPU",
     }
     detectors = {
-        name: _Node(about[name], command=_with_defaults(TrainDetector, run_config=item.detector))
+        name: Node(about[name], command=with_defaults(TrainDetector, run_config=item.detector))
         for name, item in PRESETS.items()
     }
     teachers = {
-        name: _Node(about[name], command=_with_defaults(TrainTeacher, run_config=item.teacher))
+        name: Node(about[name], command=with_defaults(TrainTeacher, run_config=item.teacher))
         for name, item in PRESETS.items()
         if item.teacher is not None
     }
     models = {
-        name: _Node(about[name], command=_with_defaults(TrainSSDIR, run_config=item.ssdir))
+        name: Node(about[name], command=with_defaults(TrainSSDIR, run_config=item.ssdir))
         for name, item in PRESETS.items()
     }
-    data = {
-        "mnist-scenes": _Node(
-            "Generate Multi-scale scattered MNIST; name a preset.", words=scenes, noun="preset"
-        ),
-        "check": _leaf(DataCheck),
-        "show": _leaf(DataShow),
-    }
     train = {
-        "detector": _Node("Train an SSD detector; name a preset.", words=detectors, noun="preset"),
-        "teacher": _Node(
+        "detector": Node("Train an SSD detector; name a preset.", words=detectors, noun="preset"),
+        "teacher": Node(
             "Train a teacher that gives SSDIR a quick start; name a preset.", words=teachers, noun="preset"
         ),
-        "ssdir": _Node("Train SSDIR on a trained detector; name a preset.", words=models, noun="preset"),
+        "ssdir": Node("Train SSDIR on a trained detector; name a preset.", words=models, noun="preset"),
     }
-    return _Node(
+    return Node(
         "SSDIR: one vector per object of an image. Start with: ssdir quickstart",
         words={
-            "quickstart": _leaf(Quickstart),
-            "data": _Node("Make, check and look at datasets.", words=data),
-            "train": _Node(
+            "quickstart": leaf(Quickstart),
+            "data": Node("Make, check and look at datasets.", words=data_commands()),
+            "train": Node(
                 "Train a detector, then SSDIR on it (with a teacher in between, if you like).", words=train
             ),
-            "evaluate": _leaf(Evaluate),
-            "infer": _leaf(Infer),
-            "info": _leaf(Info),
+            "evaluate": leaf(Evaluate),
+            "infer": leaf(Infer),
+            "info": leaf(Info),
         },
     )
 
@@ -424,7 +275,7 @@ def _refuse(message: str, program: Sequence[str]) -> NoReturn:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The command that ``arguments`` ask for, as an instance of one of this module's dataclasses.
+    """The command that ``arguments`` ask for, as an instance of its dataclass.
 
     >>> words = "train detector quickstart --data DIR --out RUN --training.steps 7".split()
     >>> parse(words).run_config.training.steps
