@@ -1,8 +1,10 @@
 # make quickstart             set up, generate scenes, train, evaluate, report     (out/quickstart/report.html)
 # make quickstart-pretrained  the same with the shipped weights, under a minute    (out/quickstart-pretrained/)
 # make test                   set up and run every test
+# make bench                  set up and time every part against its reference       (benchmarks/results/, docs/performance.md)
 # make lint types             ruff, mypy
 #
+# BENCH="--quick"             options of make bench: --only paste crop, --device cuda, --help
 # PYTHON=python3.12           another interpreter (3.11 or newer)
 # TORCH_INDEX=URL             where pip looks for torch first, e.g. https://download.pytorch.org/whl/cpu (small, no CUDA)
 #                             or https://download.pytorch.org/whl/cu130 (CUDA); empty: PyPI's default build
@@ -10,10 +12,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 TORCH_INDEX ?=
+BENCH ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart quickstart-pretrained test lint types check clean
+.PHONY: quickstart quickstart-pretrained test bench lint types check clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed
@@ -24,6 +27,9 @@ quickstart-pretrained: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
