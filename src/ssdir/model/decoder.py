@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssdir.config import ModelConfig
+from ssdir.model.chain import chain, paint
 from ssdir.model.encoder import initialise
+
+FINE = 3
+"""The last doublings, which run in chunks; those before hold little."""
 
 
 class WhatDecoder(nn.Module):
@@ -21,7 +25,8 @@ class WhatDecoder(nn.Module):
     as matrix products: 2x2 blocks with stride 2 do not overlap, so that every layer treats all positions alike and
     the order of positions matters only at the end. They are kept in rows, children of one parent side by side,
     and put in their places once, when only 3 channels are left. On a CPU this takes half the time. BatchNorm is
-    folded into the matrix before it, also while training (see :func:`fold_norm`).
+    folded into the matrix before it, also while training (see :func:`fold_norm`). The last layers run in chunks of
+    objects and keep nothing between them (see :mod:`ssdir.model.chain`).
 
     Parameters at full size: 2,863,139 (D 64), 3,059,747 (D 256), 3,321,891 (D 512).
     """
@@ -46,29 +51,44 @@ class WhatDecoder(nn.Module):
             # BatchNorm refuses an empty batch; the result still depends, emptily, on every parameter.
             nothing = what.sum() + sum(parameter.flatten()[:0].sum() for parameter in self.parameters())
             return what.new_zeros(0, 3, self.patch_size, self.patch_size) + nothing
-        rows = functional.relu(functional.linear(what, self.first.weight.flatten(1), self.first.bias))
+        rows: Tensor = what
+        layers = [_pointwise(self.first)]
         for index, layer in enumerate(self.up):
-            rows = functional.relu(double(rows, layer, self.norms[index] if len(self.norms) else None))
-        logits = functional.linear(rows, self.last.weight.flatten(1), self.last.bias)
-        return places(logits, len(what), len(self.up))
+            norm = self.norms[index] if len(self.norms) else None
+            # A BatchNorm that trains needs the layer's whole input for its statistics.
+            if index <= len(self.up) - FINE or (norm is not None and norm.training):
+                rows, layers = functional.relu(chain(rows, layers)), []
+                rows = rows.view(len(rows) * 4 ** (index > 0), -1)
+            layers.append(doubling(layer, norm, rows))
+        layers.append(_pointwise(self.last))
+        return paint(rows, layers, len(what), len(self.up))
 
 
-def double(
-    rows: Float[Tensor, "r a"], layer: nn.Module, norm: nn.Module | None = None
-) -> Float[Tensor, "r4 c"]:
-    """A 2x2 stride-2 transposed convolution, and BatchNorm: every row (a position) becomes four, in reading order."""
+def _pointwise(layer: nn.Conv2d) -> tuple[Float[Tensor, "o a"], Float[Tensor, " o"]]:
+    assert layer.bias is not None
+    return layer.weight.flatten(1), layer.bias
+
+
+def doubling(
+    layer: nn.Module, norm: nn.Module | None, rows: Float[Tensor, "r _"]
+) -> tuple[Float[Tensor, "c4 a"], Float[Tensor, " c4"]]:
+    """Matrix and bias of a 2x2 stride-2 transposed convolution, and BatchNorm, which make four rows (in reading
+    order) out of every row (a position); ``rows`` is the input that a BatchNorm in training looks at."""
     assert isinstance(layer, nn.ConvTranspose2d) and layer.bias is not None
-    outputs = layer.weight.shape[1]
-    matrix, bias = layer.weight.permute(2, 3, 1, 0).reshape(4 * outputs, -1), layer.bias
+    matrix, bias = layer.weight.permute(2, 3, 1, 0).flatten(0, 2), layer.bias
     if norm is not None:
         assert isinstance(norm, nn.BatchNorm2d)
         with torch.autocast(rows.device.type, enabled=False):
-            matrix, bias = fold_norm(matrix, bias, rows.to(matrix.dtype), norm)
-    return functional.linear(rows, matrix, bias.repeat(4)).view(-1, outputs)
+            batch = rows.to(matrix.dtype) if norm.training else None
+            matrix, bias = fold_norm(matrix, bias, batch, norm)
+    return matrix, bias.repeat(4)
 
 
 def fold_norm(
-    matrix: Float[Tensor, "c4 a"], bias: Float[Tensor, " c"], rows: Float[Tensor, "r a"], norm: nn.BatchNorm2d
+    matrix: Float[Tensor, "c4 a"],
+    bias: Float[Tensor, " c"],
+    rows: Float[Tensor, "r a"] | None,
+    norm: nn.BatchNorm2d,
 ) -> tuple[Float[Tensor, "c4 a"], Float[Tensor, " c"]]:
     """Matrix and bias whose output on ``rows`` is already normalised; ``norm``'s running statistics follow.
 
@@ -78,12 +98,13 @@ def fold_norm(
     Args:
         matrix: rows are (position in the 2x2 block, channel).
         bias: of each channel.
-        rows: the input; all four outputs of all rows belong to the batch that is normalised.
+        rows: the input; all four outputs of all rows belong to the batch that is normalised. None where ``norm`` is
+            in eval mode.
         norm: the BatchNorm; in eval mode its running statistics are used.
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     blocks = matrix.view(4, len(bias), -1)
-    if norm.training:
+    if rows is not None:
         mean = rows.mean(0)
         covariance = rows.T @ rows / len(rows) - mean[:, None] * mean
         centres = blocks @ mean
@@ -101,11 +122,3 @@ def fold_norm(
         centre, variance = norm.running_mean, norm.running_var
     scale = norm.weight * (variance + norm.eps).rsqrt()
     return (blocks * scale[:, None]).view_as(matrix), norm.bias + (bias - centre) * scale
-
-
-def places(rows: Float[Tensor, "r c"], n: int, doublings: int) -> Float[Tensor, "n c p p"]:
-    """Images out of rows whose positions are ordered block by block, the coarsest block first."""
-    side = 2**doublings
-    blocks = rows.view(n, *([2, 2] * doublings), -1)
-    vertical, horizontal = range(1, 2 * doublings + 1, 2), range(2, 2 * doublings + 1, 2)
-    return blocks.permute(0, 2 * doublings + 1, *vertical, *horizontal).reshape(n, -1, side, side)
