@@ -48,6 +48,10 @@ class Drawn:
     height: int
     objects: list[Object]
     attributes: dict[str, Any]
+    file_name: str | None = None
+    """Name in ``images/{split}``; None takes the index."""
+    mask: bytes | None = None
+    """PNG of the objects' visible pixels (place in ``objects`` + 1; 0 elsewhere) for ``masks/{split}``."""
 
 
 Draw = Callable[[str, int], Drawn]
@@ -98,8 +102,13 @@ class _Chunk(NamedTuple):
         return folder / MAKING / f"{self.split}_{self.number:05d}.json"
 
 
-def image_path(folder: Path, split: str, index: int) -> Path:
-    return folder / "images" / split / f"{index:06d}.png"
+def image_path(folder: Path, split: str, file_name: str) -> Path:
+    return folder / "images" / split / file_name
+
+
+def mask_path(folder: Path, split: str, file_name: str) -> Path:
+    """The mask of an image, where a dataset has masks."""
+    return (folder / "masks" / split / file_name).with_suffix(".png")
 
 
 def _chunks(splits: dict[str, int]) -> list[_Chunk]:
@@ -159,17 +168,25 @@ def _remove_temporary_files(folder: Path) -> None:
 
 
 def _is_finished(folder: Path, chunk: _Chunk) -> bool:
-    """Whether a chunk's record is there and its images have the recorded sizes (a power cut may empty files)."""
+    """Whether a chunk's record is there and its files have the recorded sizes (a power cut may empty files)."""
     if not chunk.part(folder).exists():
         return False
     try:
         images = read_json(chunk.part(folder))
         return len(images) == len(chunk.indices) and all(
-            image_path(folder, chunk.split, index).stat().st_size == image["bytes"]
-            for index, image in zip(chunk.indices, images, strict=True)
+            path_of(folder, chunk.split, image["file_name"]).stat().st_size == part["bytes"]
+            for image in images
+            for path_of, part in _files(image)
         )
     except (DataError, OSError, KeyError, TypeError):
         return False
+
+
+def _files(image: dict[str, Any]) -> Iterator[tuple[Callable[[Path, str, str], Path], dict[str, Any]]]:
+    """Of an image's record: where each of its files lies, and the file's size and checksum."""
+    yield image_path, image["image"]
+    if image["mask"] is not None:
+        yield mask_path, image["mask"]
 
 
 def _check_space(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw]) -> None:
@@ -177,7 +194,8 @@ def _check_space(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw
     draw, chunk = prepare(), waiting[0]
     sample = [draw(chunk.split, index) for index in chunk.indices[:8]]
     objects = sum(len(drawn.objects) for drawn in sample)
-    each = (sum(-(-len(drawn.png) // 4096) * 4096 for drawn in sample) + 500 * objects) / len(sample) + 300
+    files = [file for drawn in sample for file in (drawn.png, drawn.mask) if file is not None]
+    each = (sum(-(-len(file) // 4096) * 4096 for file in files) + 500 * objects) / len(sample) + 300
     number = sum(len(chunk.indices) for chunk in waiting)
     require_free_space(folder, int(1.1 * each * number), f"making {number} images")
 
@@ -233,13 +251,12 @@ def _make_chunk(folder: Path, chunk: _Chunk, draw: Draw) -> None:
     record = []
     for index in chunk.indices:
         drawn = draw(chunk.split, index)
-        path = image_path(folder, chunk.split, index)
-        if not (path.exists() and path.read_bytes() == drawn.png):
-            atomic_write(path, drawn.png, sync=False)
+        name = drawn.file_name or f"{index:06d}.png"
         record.append(
             {
-                "sha256": hashlib.sha256(drawn.png).hexdigest(),
-                "bytes": len(drawn.png),
+                "file_name": name,
+                "image": _write(image_path(folder, chunk.split, name), drawn.png),
+                "mask": _write(mask_path(folder, chunk.split, name), drawn.mask) if drawn.mask else None,
                 "width": drawn.width,
                 "height": drawn.height,
                 "attributes": drawn.attributes,
@@ -247,6 +264,13 @@ def _make_chunk(folder: Path, chunk: _Chunk, draw: Draw) -> None:
             }
         )
     atomic_write(chunk.part(folder), json.dumps(record, separators=(",", ":")))
+
+
+def _write(path: Path, data: bytes) -> dict[str, Any]:
+    """Write a file unless it is there already; its size and checksum."""
+    if not (path.exists() and path.read_bytes() == data):
+        atomic_write(path, data, sync=False)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _finish(
@@ -272,8 +296,8 @@ def _write_annotations(
         named = [{"id": number, "name": name} for number, name in enumerate(categories, start=1)]
         file.write(f'{{"categories": {json.dumps(named)},\n"images": ['.encode())
         for index, image in _records(folder, chunks):
-            entry = {"id": index + 1, "file_name": image_path(folder, split, index).name}
-            entry |= {key: image[key] for key in ("width", "height", "attributes")}
+            entry = {"id": index + 1}
+            entry |= {key: image[key] for key in ("file_name", "width", "height", "attributes")}
             file.write(f"{',' if n_images else ''}\n{json.dumps(entry)}".encode())
             n_images += 1
         file.write(b'],\n"annotations": [')
@@ -284,7 +308,7 @@ def _write_annotations(
                 file.write(f"{',' if n_objects else ''}\n{json.dumps(entry)}".encode())
                 n_objects += 1
         file.write(b"]}\n")
-    hashes = [image["sha256"] for _, image in _records(folder, chunks)]
+    hashes = [part["sha256"] for _, image in _records(folder, chunks) for _, part in _files(image)]
     return {"images": n_images, "objects": n_objects, "sha256": split_checksum(hashes, path)}
 
 
@@ -293,8 +317,8 @@ def _records(folder: Path, chunks: list[_Chunk]) -> Iterator[tuple[int, dict[str
         yield from zip(chunk.indices, read_json(chunk.part(folder)), strict=True)
 
 
-def split_checksum(image_hashes: list[str], annotations: Path) -> str:
-    """SHA-256 over the images' SHA-256 sums in file order and that of the annotation file."""
+def split_checksum(file_hashes: list[str], annotations: Path) -> str:
+    """SHA-256 over the SHA-256 sums of each image (and its mask) in order, and that of the annotation file."""
     with annotations.open("rb") as file:
         last = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256("\n".join([*image_hashes, last]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*file_hashes, last]).encode()).hexdigest()
