@@ -20,14 +20,27 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import rendering
+from benchmarks import rendering, training
 from benchmarks.inputs import Setup, quick
 from benchmarks.machine import Limits, machine_name, measure_limits, where
 from benchmarks.results import Results, Row, quantity, ratio_in_words, target_in_words, verdict
 from ssdir.machine import choose_device
 
 HERE = Path(__file__).parent
-Name = Literal["machine", "paste", "growth", "crop", "covered", "merges"]
+Name = Literal[
+    "machine",
+    "paste",
+    "growth",
+    "crop",
+    "covered",
+    "merges",
+    "steps",
+    "objects",
+    "detector",
+    "loss",
+    "inference",
+    "throughput",
+]
 
 BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "paste": rendering.paste,
@@ -35,6 +48,12 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "crop": rendering.crop,
     "covered": rendering.covered,
     "merges": rendering.merges,
+    "steps": training.steps,
+    "objects": training.objects,
+    "detector": training.detector,
+    "loss": training.loss,
+    "inference": training.inference,
+    "throughput": training.throughput,
 }
 
 

@@ -10,15 +10,16 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Call = Callable[[], object]
+Key = TypeVar("Key", bound=Hashable)
 
 SHORTEST = 0.02
 """Calls that take less are repeated inside a measurement until it takes about this long, in seconds."""
@@ -49,8 +50,8 @@ class Timing:
 
 
 def timed(
-    calls: Mapping[str, Call], device: torch.device, repetitions: int, budget: float = math.inf
-) -> dict[str, Timing]:
+    calls: Mapping[Key, Call], device: torch.device, repetitions: int, budget: float = math.inf
+) -> dict[Key, Timing]:
     """Seconds of each call. All are called once to warm up, then all in turn, again and again.
 
     So a slower moment of the machine hits all of them, and their ratios stand.
@@ -62,7 +63,7 @@ def timed(
         budget: seconds after which no further round starts; one round is always measured.
     """
     repeats = {name: _warm_up(call, device) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[Key, list[float]] = {name: [] for name in calls}
     gc.collect()
     began = time.perf_counter()
     for done in range(1, repetitions + 1):
