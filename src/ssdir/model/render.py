@@ -7,29 +7,14 @@ autograd in float32 or wider, also under autocast, and deterministic on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
-from ssdir.model import warp
-
-
-class Region(NamedTuple):
-    """Objects of one window size, warped into their windows."""
-
-    objects: Int[Tensor, " j"]
-    planes: list[Float[Tensor, "j y x"]]
-    """Warped patches, channel by channel; zeros at positions beyond the patch or the image."""
-    cover_y: Float[Tensor, "j y"]
-    """Warped ones, along the rows; with ``cover_x`` the cover is their product."""
-    cover_x: Float[Tensor, "j x"]
-    inside: Bool[Tensor, "j y x"]
-    """Covered positions."""
-    pixel: Int[Tensor, "j y x"]
-    """(image * size + row) * size + column; some legal pixel for positions beyond the image."""
+from ssdir.model.kernels import ops
 
 
 class Merged(NamedTuple):
@@ -58,15 +43,9 @@ def paste(
     >>> paste(torch.ones(1, 1, 2, 2), torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([0]), 1, 4)[0, 0, 1]
     tensor([0., 1., 1., 0.])
     """
-    channels = patches.shape[1]
     with torch.autocast(patches.device.type, enabled=False):
-        patches, boxes = _common(patches, boxes)
-        if weights is not None:
-            patches = patches * weights.to(patches.dtype)[:, None, None, None]
-        canvas = _canvas(channels, n_images * size * size, patches, boxes)
-        for region in _warped(patches, boxes, image_index, size):
-            _add(canvas, region.pixel, region.planes)
-        return torch.stack(canvas).view(channels, n_images, size, size).transpose(0, 1)
+        patches, boxes, weights = _common(patches, boxes, weights)
+        return ops.paste(patches, boxes, image_index.long(), weights, n_images, size)
 
 
 def covered(
@@ -87,23 +66,9 @@ def covered(
     >>> pixels.tolist()
     [5, 6, 9, 10]
     """
-    channels = patches.shape[1]
     with torch.autocast(patches.device.type, enabled=False):
         patches, boxes = _common(patches, boxes)
-        found = [
-            (patches.new_zeros(0, channels) + _nothing(patches, boxes), image_index[:0], image_index[:0])
-        ]
-        for region in _warped(patches, boxes, image_index, size):
-            kept = region.inside.flatten().nonzero()[:, 0]
-            found.append(
-                (
-                    torch.stack([plane.flatten().index_select(0, kept) for plane in region.planes], dim=1),
-                    region.objects[kept // region.inside[0].numel()],
-                    region.pixel.flatten()[kept],
-                )
-            )
-        values, objects, pixels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return values, objects, pixels
+        return ops.covered(patches, boxes, image_index.long(), size)
 
 
 def crop(
@@ -124,33 +89,9 @@ def crop(
     >>> crop(torch.arange(4.0).expand(1, 1, 4, 4), torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([0]), 2)[0, 0, 0]
     tensor([0.5000, 2.5000])
     """
-    channels, height, width = images.shape[1:]
-    border = padding == "border"
     with torch.autocast(images.device.type, enabled=False):
         images, boxes = _common(images, boxes)
-        planes = [plane.reshape(-1) for plane in images.unbind(1)]
-        rows, columns = warp.spans(
-            boxes,
-            warp.touched_by_crop(boxes[:, 1], boxes[:, 3], height),
-            warp.touched_by_crop(boxes[:, 0], boxes[:, 2], width),
-            height,
-            width,
-            average_above=size if antialias else None,
-            at_least_one=border,
-        )
-        patches = images.new_zeros(len(boxes), channels, size, size) + _nothing(images, boxes)
-        for group in warp.groups(rows, columns, boxes.device):
-            cx, cy, w, h = boxes.index_select(0, group.objects).unbind(1)
-            y, x = warp.positions(group.top, group.height), warp.positions(group.left, group.width)
-            sample_rows = warp.average_matrix if group.average_rows else warp.bilinear_matrix
-            sample_columns = warp.average_matrix if group.average_columns else warp.bilinear_matrix
-            vertical = sample_rows(cy, h, y, size, height, border)
-            horizontal = sample_columns(cx, w, x, size, width, border)
-            pixel = _pixels(image_index[group.objects], y, x, height, width)
-            windows = [plane.index_select(0, pixel.flatten()).view(pixel.shape) for plane in planes]
-            collected = torch.stack(warp.collect(vertical, horizontal, windows), dim=1)
-            patches.index_copy_(0, group.objects, collected)
-        return patches
+        return ops.crop(images, boxes, image_index.long(), size, padding == "border", antialias)
 
 
 def segment_softmax(
@@ -202,25 +143,22 @@ def occlusion_merge(
     """
     channels, n_pixels = patches.shape[1], n_images * size * size
     with torch.autocast(patches.device.type, enabled=False):
-        patches, boxes = _common(patches, boxes)
-        depth = depth.to(patches.dtype)
-        regions = list(_warped(patches, boxes, image_index, size))
-        depths = [
-            depth[region.objects, None, None].masked_fill(~region.inside, -torch.inf) for region in regions
-        ]
-        nearest = patches.new_full((n_pixels,), -torch.inf)
-        for region, here in zip(regions, depths, strict=True):
-            nearest.scatter_reduce_(0, region.pixel.flatten(), here.detach().flatten(), "amax")
-        nearest.masked_fill_(nearest == -torch.inf, 0)
+        patches, boxes, depth = _common(patches, boxes, depth)
+        # A last channel of ones: what it is warped to is the object's cover of the pixel.
+        values, objects, pixels = covered(
+            functional.pad(patches, (0, 0, 0, 0, 0, 1), value=1.0), boxes, image_index, n_images, size
+        )
+        here = depth[objects]
+        power = (here - _segment_max(here, pixels, n_pixels)[pixels]).exp()
+        *planes, cover = values.unbind(1)
         # Sums over objects of e v (one plane a channel), of e a, and of a.
-        canvas = _canvas(channels + 2, n_pixels, patches, boxes)
-        for region, here in zip(regions, depths, strict=True):
-            cover = region.cover_y[:, :, None] * region.cover_x[:, None, :]
-            power = (here - nearest.index_select(0, region.pixel.flatten()).view_as(here)).exp()
-            _add(canvas, region.pixel, [*(plane * power for plane in region.planes), cover * power, cover])
-        weights, cover = canvas[-2:]
-        scale = cover.clamp(max=1) / torch.where(weights > 0, weights, 1)
-        images = torch.stack([plane * scale for plane in canvas[:-2]])
+        sums = [
+            patches.new_zeros(n_pixels).index_add(0, pixels, plane)
+            for plane in (*(plane * power for plane in planes), cover * power, cover)
+        ]
+        *colours, weights, total = sums
+        scale = total.clamp(max=1) / torch.where(weights > 0, weights, 1)
+        images = torch.stack([plane * scale for plane in colours])
         images = images.view(channels, n_images, size, size).transpose(0, 1)
     return Merged(images, images)
 
@@ -239,69 +177,19 @@ def merge(
     return merges[kind](patches, boxes, depth, image_index, n_images, size)
 
 
-def _warped(
-    patches: Float[Tensor, "m c p p"], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"], size: int
-) -> Iterator[Region]:
-    """All objects that touch the image, warped into their windows, one window size after another."""
-    p = patches.shape[-1]
-    rows, columns = warp.spans(
-        boxes,
-        warp.touched_by_paste(boxes[:, 1], boxes[:, 3], p, size),
-        warp.touched_by_paste(boxes[:, 0], boxes[:, 2], p, size),
-        size,
-        size,
-    )
-    for group in warp.groups(rows, columns, boxes.device):
-        cx, cy, w, h = boxes.index_select(0, group.objects).unbind(1)
-        y, x = warp.positions(group.top, group.height), warp.positions(group.left, group.width)
-        vertical, inside_y = warp.paste_matrix(cy, h, y, p, size)
-        horizontal, inside_x = warp.paste_matrix(cx, w, x, p, size)
-        yield Region(
-            group.objects,
-            warp.spread(vertical, horizontal, patches.index_select(0, group.objects)),
-            vertical.sum(-1),
-            horizontal.sum(-1),
-            inside_y[:, :, None] & inside_x[:, None, :],
-            _pixels(image_index[group.objects], y, x, size, size),
-        )
-
-
-def _canvas(planes: int, n_pixels: int, patches: Tensor, boxes: Tensor) -> list[Float[Tensor, " q"]]:
-    """Zeros, connected to the inputs."""
-    return [patches.new_zeros(n_pixels) + _nothing(patches, boxes) for _ in range(planes)]
-
-
-def _add(
-    canvas: list[Float[Tensor, " q"]], pixel: Int[Tensor, "j y x"], planes: list[Float[Tensor, "j y x"]]
-) -> None:
-    for target, plane in zip(canvas, planes, strict=True):
-        target.index_add_(0, pixel.flatten(), plane.flatten())
-
-
-def _pixels(
-    image: Int[Tensor, " j"], y: Int[Tensor, "j y"], x: Int[Tensor, "j x"], height: int, width: int
-) -> Int[Tensor, "j y x"]:
-    """(image * height + row) * width + column; positions beyond the image are moved to its last row or column."""
-    rows = image[:, None] * height + y.clamp(max=height - 1)
-    return rows[:, :, None] * width + x.clamp(max=width - 1)[:, None, :]
-
-
 def _segment_max(scores: Float[Tensor, " q"], segment: Int[Tensor, " q"], n: int) -> Float[Tensor, " n"]:
     """Largest score of each segment, without a gradient: softmax does not depend on it."""
     lowest = scores.new_full((n,), -torch.inf)
     return lowest.scatter_reduce(0, segment, scores.detach(), "amax")
 
 
-def _common(values: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one real type, float32 at least: half precision cannot hold pixel coordinates."""
-    kind = torch.promote_types(_real(values), _real(boxes))
-    return values.to(kind), boxes.to(kind)
+def _common(*tensors: Tensor | None) -> Any:
+    """All in one real type, float32 at least: half precision cannot hold pixel coordinates."""
+    kind = torch.float32
+    for tensor in tensors:
+        kind = kind if tensor is None else torch.promote_types(kind, tensor.dtype)
+    return [tensor if tensor is None else tensor.to(kind) for tensor in tensors]
 
 
 def _real(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
-
-
-def _nothing(values: Tensor, boxes: Tensor) -> Tensor:
-    """A zero that keeps the result connected to its inputs when no object is left to draw."""
-    return values[:0].sum() + boxes[:0].sum()

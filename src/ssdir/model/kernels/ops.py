@@ -20,7 +20,8 @@ from ssdir.model.kernels.choice import implementation
 @custom_op(
     "ssdir::paste",
     mutates_args=(),
-    schema="(Tensor patches, Tensor boxes, Tensor image_index, Tensor? weights, SymInt n_images, SymInt size) "
+    schema="(Tensor patches, Tensor boxes, Tensor image_index, Tensor? weights, SymInt n_images, "
+    "SymInt size) "
     "-> Tensor",
 )
 def paste(
@@ -43,7 +44,8 @@ def _(
 @custom_op(
     "ssdir::paste_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor patches, Tensor boxes, Tensor image_index, Tensor? weights, bool of_patches, bool of_boxes, bool of_weights) "
+    schema="(Tensor grad, Tensor patches, Tensor boxes, Tensor image_index, Tensor? weights, "
+    "bool of_patches, bool of_boxes, bool of_weights) "
     "-> (Tensor, Tensor, Tensor)",
 )
 def paste_backward(
@@ -115,7 +117,8 @@ def _(patches: Tensor, boxes: Tensor, image_index: Tensor, size: int) -> tuple[T
 @custom_op(
     "ssdir::covered_backward",
     mutates_args=(),
-    schema="(Tensor grad_values, Tensor patches, Tensor boxes, Tensor image_index, Tensor objects, Tensor pixels, SymInt size, bool of_patches, bool of_boxes) "
+    schema="(Tensor grad_values, Tensor patches, Tensor boxes, Tensor image_index, Tensor objects, "
+    "Tensor pixels, SymInt size, bool of_patches, bool of_boxes) "
     "-> (Tensor, Tensor)",
 )
 def covered_backward(
@@ -168,7 +171,8 @@ covered.register_autograd(_covered_gradients, setup_context=_save_covered)
 @custom_op(
     "ssdir::crop",
     mutates_args=(),
-    schema="(Tensor images, Tensor boxes, Tensor image_index, SymInt size, bool border, bool antialias) "
+    schema="(Tensor images, Tensor boxes, Tensor image_index, SymInt size, bool border, "
+    "bool antialias) "
     "-> Tensor",
 )
 def crop(
@@ -189,7 +193,8 @@ def _(images: Tensor, boxes: Tensor, image_index: Tensor, size: int, border: boo
 @custom_op(
     "ssdir::crop_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, bool antialias, bool of_images, bool of_boxes) "
+    schema="(Tensor grad, Tensor images, Tensor boxes, Tensor image_index, bool border, "
+    "bool antialias, bool of_images, bool of_boxes) "
     "-> (Tensor, Tensor)",
 )
 def crop_backward(

@@ -1,4 +1,9 @@
-"""The operators in plain PyTorch, on any device."""
+"""The operators in plain PyTorch, on any device, with written-out gradients.
+
+Between a patch and an axis-aligned box the warp is separable. Each object is treated in the window of pixels that its
+box touches: its rows are blends of two rows of the patch, its columns a matrix product. Gradients compute the weights
+anew from the boxes, so that nothing but the inputs is kept between the passes.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +11,54 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ssdir.model import warp
+from ssdir.model.kernels import windows
+from ssdir.model.kernels.plain_crop import crop, crop_backward
+from ssdir.model.kernels.windows import read_rows, zeros
+
+__all__ = ["covered", "covered_backward", "crop", "crop_backward", "paste", "paste_backward"]
 
 
-class Region(NamedTuple):
-    """Objects of one window size, warped into their windows."""
+class Taps(NamedTuple):
+    """The two pixels of the patch between which each pixel of the windows lies, along one axis: all "j w"."""
 
-    objects: Int[Tensor, " j"]
-    planes: list[Float[Tensor, "j y x"]]
-    """Warped patches, channel by channel; zeros at positions beyond the patch or the image."""
-    cover_y: Float[Tensor, "j y"]
-    """Warped ones, along the rows; with ``cover_x`` the cover is their product."""
-    cover_x: Float[Tensor, "j x"]
-    inside: Bool[Tensor, "j y x"]
-    """Covered positions."""
-    pixel: Int[Tensor, "j y x"]
-    """(image * size + row) * size + column; some legal pixel for positions beyond the image."""
+    low: Tensor
+    high: Tensor
+    low_weight: Tensor
+    """0 where the pixel is not covered, or lies before the patch's first."""
+    high_weight: Tensor
+    low_inside: Tensor
+    """1 where the weight can differ from 0."""
+    high_inside: Tensor
+    inside: Tensor
+    """Covered: the patch coordinate lies in (-1, p)."""
+    distance: Tensor
+    """From the box's centre, in shares of the image."""
+
+
+class Window(NamedTuple):
+    """What the operators need of a group of objects."""
+
+    objects: Tensor
+    rows: Taps
+    columns: Taps
+    start: Tensor
+    """Where each row of each window begins in an image's flat plane: "j h"."""
+    width: int
 
 
 def paste(
     patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
 ) -> Tensor:
+    """Of shape "n c size size"."""
     channels = patches.shape[1]
-    if weights is not None:
-        patches = patches * weights[:, None, None, None]
-    canvas = _canvas(channels, n_images * size * size, patches, boxes)
-    for region in _warped(patches, boxes, image_index, size):
-        _add(canvas, region.pixel, region.planes)
-    return torch.stack(canvas).view(channels, n_images, size, size).transpose(0, 1).contiguous()
+    images = patches.new_zeros(n_images, channels, size, size)
+    for window in _windows(patches, boxes, size):
+        values = _warp(patches, window, weights)
+        pixels = _rows_start(window, image_index, channels, size)[..., None] + _steps(window)
+        images.view(-1).scatter_add_(0, pixels.flatten(), values.flatten())
+    return images
 
 
 def paste_backward(
@@ -49,30 +71,35 @@ def paste_backward(
     of_boxes: bool,
     of_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (patches, boxes, weights)
-    with torch.enable_grad():
-        patches, boxes, weights = (t if t is None else t.detach().requires_grad_() for t in inputs)
-        images = paste(patches, boxes, image_index, weights, len(grad), grad.shape[-1])
-    return _gradients(images, grad, (patches, boxes, weights), (of_patches, of_boxes, of_weights))
+    channels, size = grad.shape[1:3]
+    found = _Gradients(patches, boxes, of_patches, of_boxes, of_weights)
+    for window in _windows(patches, boxes, size):
+        start = _rows_start(window, image_index, channels, size)
+        found.add(window, read_rows(grad.view(-1), start, window.width), patches, boxes, weights)
+    return found.patches, found.boxes, found.weights
 
 
 def covered(patches: Tensor, boxes: Tensor, image_index: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    channels = patches.shape[1]
-    found = [(patches.new_zeros(0, channels) + _nothing(patches, boxes), image_index[:0], image_index[:0])]
-    for region in _warped(patches, boxes, image_index, size):
-        kept = region.inside.flatten().nonzero()[:, 0]
-        found.append(
-            (
-                torch.stack([plane.flatten().index_select(0, kept) for plane in region.planes], dim=1),
-                region.objects[kept // region.inside[0].numel()],
-                region.pixel.flatten()[kept],
-            )
-        )
-    values, objects, pixels = (torch.cat(parts) for parts in zip(*found, strict=True))
-    order = (objects * (1 + image_index.amax() * size * size if len(boxes) else 1) + pixels).argsort()
-    order = pixels.argsort(stable=True)
-    order = order[objects[order].argsort(stable=True)]
-    return values[order], objects[order], pixels[order]
+    m, channels = patches.shape[:2]
+    found = list(_windows(patches, boxes, size))
+    # Pairs of an object fill a rectangle, so its place among all pairs follows from the rectangles before it.
+    high, wide = image_index.new_zeros(m), image_index.new_zeros(m)
+    for window in found:
+        high[window.objects] = window.rows.inside.sum(1)
+        wide[window.objects] = window.columns.inside.sum(1)
+    ends = (high * wide).cumsum(0)
+    first, n_pairs = ends - high * wide, int(ends[-1]) if m else 0
+    values = patches.new_empty(n_pairs, channels)
+    objects = torch.repeat_interleave(high * wide, output_size=n_pairs)
+    pixels = torch.empty_like(objects)
+    for window in found:
+        inside, place = _places(window, first, wide)
+        warped = _warp(patches, window, None).view(*window.start.shape, channels, window.width)
+        for channel in range(channels):
+            values[:, channel].index_copy_(0, place, warped[:, :, channel][inside])
+        image = image_index[window.objects, None, None] * (size * size)
+        pixels.index_copy_(0, place, (image + window.start[..., None] + _steps(window))[inside])
+    return values, objects, pixels
 
 
 def covered_backward(
@@ -86,112 +113,158 @@ def covered_backward(
     of_patches: bool,
     of_boxes: bool,
 ) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        patches, boxes = (t.detach().requires_grad_() for t in (patches, boxes))
-        values, _, _ = covered(patches, boxes, image_index, size)
-    return _gradients(values, grad_values, (patches, boxes), (of_patches, of_boxes))
+    channels = patches.shape[1]
+    counts = torch.bincount(objects, minlength=len(boxes))
+    first = counts.cumsum(0) - counts
+    found = _Gradients(patches, boxes, of_patches, of_boxes, False)
+    for window in _windows(patches, boxes, size):
+        grad = grad_values.new_zeros(*window.start.shape, channels, window.width)
+        wide = torch.zeros_like(counts).index_copy_(0, window.objects, window.columns.inside.sum(1))
+        inside, place = _places(window, first, wide)
+        for channel in range(channels):
+            grad[:, :, channel][inside] = grad_values[:, channel].index_select(0, place)
+        found.add(window, grad, patches, boxes, None)
+    return found.patches, found.boxes
 
 
-def _gradients(result, grad, inputs, asked):
-    wanted = [t for t, yes in zip(inputs, asked, strict=True) if yes]
-    found = iter(
-        torch.autograd.grad(result, wanted, grad, allow_unused=True, materialize_grads=True) if wanted else ()
+class _Gradients:
+    """Sums of what each group of objects contributes; what is not asked for stays empty."""
+
+    def __init__(
+        self, patches: Tensor, boxes: Tensor, of_patches: bool, of_boxes: bool, of_weights: bool
+    ) -> None:
+        self.patches = zeros(patches.shape if of_patches else (0,), patches)
+        self.boxes = torch.zeros_like(boxes) if of_boxes else boxes.new_empty(0)
+        self.weights = boxes.new_zeros(len(boxes)) if of_weights else boxes.new_empty(0)
+        self.asked = of_patches, of_boxes, of_weights
+
+    def add(
+        self, window: Window, grad: Tensor, patches: Tensor, boxes: Tensor, weights: Tensor | None
+    ) -> None:
+        """``grad``: of the windows' pixels, "j h c w"."""
+        of_patches, of_boxes, of_weights = self.asked
+        channels, p = patches.shape[1:3]
+        objects, rows, columns = window[:3]
+        n, h, w = len(objects), window.start.shape[1], window.width
+        grad = grad.view(n, h * channels, w)
+        at_taps = torch.bmm(grad, _matrix(columns, p))
+        if of_patches:
+            vertical = _matrix(rows, p)
+            if weights is not None:
+                vertical *= weights[objects, None, None]
+            found = torch.bmm(vertical.transpose(1, 2), at_taps.view(n, h, channels * p))
+            self.patches.index_copy_(0, objects, found.view(n, p, channels, p).transpose(1, 2))
+        if not (of_boxes or of_weights):
+            return
+        low, high = _patch_rows(patches, window)
+        blended = _blend(low, high, rows)
+        at_taps = at_taps.view_as(blended)
+        if of_weights:
+            self.weights.index_copy_(0, objects, (at_taps * blended).sum((1, 2, 3)))
+        if of_boxes:
+            steps = high * rows.high_inside[..., None, None] - low * rows.low_inside[..., None, None]
+            by_row = (at_taps * steps).sum((2, 3))
+            by_tap = torch.bmm(grad.transpose(1, 2), blended.view(n, h * channels, p))
+            by_column = by_tap.gather(2, columns.high[..., None])[..., 0] * columns.high_inside
+            by_column -= by_tap.gather(2, columns.low[..., None])[..., 0] * columns.low_inside
+            sides = boxes.index_select(0, objects)[:, 2:]
+            both = [(by_column, columns.distance), (by_row, rows.distance)]
+            of_centre = torch.stack([slope.sum(1) for slope, _ in both], 1) * (-p / sides)
+            of_side = torch.stack([(slope * distance).sum(1) for slope, distance in both], 1)
+            of_side *= -p / sides.square()
+            found = torch.cat([of_centre, of_side], 1)
+            self.boxes.index_copy_(0, objects, found if weights is None else found * weights[objects, None])
+
+
+def _windows(patches: Tensor, boxes: Tensor, size: int) -> Iterator[Window]:
+    channels, p = patches.shape[1:3]
+    rows, columns = windows.touched_by_paste(boxes, p, size)
+    groups = windows.groups(
+        rows, columns, size, size, boxes.device, lambda h, w: h * channels * (3 * p + 2 * w) + (h + w) * p
     )
-    return tuple(next(found) if yes else grad.new_empty(0) for yes in asked)
+    return (_window(group, boxes, p, size) for group in groups)
 
 
-def crop(
-    images: Tensor, boxes: Tensor, image_index: Tensor, size: int, border: bool, antialias: bool
-) -> Tensor:
-    channels, height, width = images.shape[1:]
-    planes = [plane.reshape(-1) for plane in images.unbind(1)]
-    rows, columns = warp.spans(
-        boxes,
-        warp.touched_by_crop(boxes[:, 1], boxes[:, 3], height),
-        warp.touched_by_crop(boxes[:, 0], boxes[:, 2], width),
-        height,
-        width,
-        average_above=size if antialias else None,
-        at_least_one=border,
+def _window(group: windows.Group, boxes: Tensor, p: int, size: int) -> Window:
+    cx, cy, w, h = boxes.index_select(0, group.objects).unbind(1)
+    rows = _taps(cy, h, group.top, group.height, p, size)
+    columns = _taps(cx, w, group.left, group.width, p, size)
+    steps = torch.arange(group.height, device=boxes.device)
+    start = (group.top[:, None] + steps) * size + group.left[:, None]
+    return Window(group.objects, rows, columns, start, group.width)
+
+
+def _taps(centre: Tensor, side: Tensor, first: Tensor, count: int, p: int, size: int) -> Taps:
+    pixels = first[:, None] + torch.arange(count, device=first.device)
+    distance = (pixels.to(centre.dtype) + 0.5) / size - centre[:, None]
+    u = (distance / side[:, None] + 0.5) * p - 0.5
+    inside = (u > -1) & (u < p)
+    u = torch.where(inside, u, -0.5)
+    low = u.floor()
+    part = u - low
+    low_inside, high_inside = inside & (low >= 0), inside & (low < p - 1)
+    low_weight, high_weight = (1 - part) * low_inside, part * high_inside
+    low = low.long()
+    return Taps(
+        low.clamp(min=0),
+        (low + 1).clamp(max=p - 1),
+        low_weight,
+        high_weight,
+        low_inside.to(u.dtype),
+        high_inside.to(u.dtype),
+        inside,
+        distance,
     )
-    patches = images.new_zeros(len(boxes), channels, size, size) + _nothing(images, boxes)
-    for group in warp.groups(rows, columns, boxes.device):
-        cx, cy, w, h = boxes.index_select(0, group.objects).unbind(1)
-        y, x = warp.positions(group.top, group.height), warp.positions(group.left, group.width)
-        sample_rows = warp.average_matrix if group.average_rows else warp.bilinear_matrix
-        sample_columns = warp.average_matrix if group.average_columns else warp.bilinear_matrix
-        vertical = sample_rows(cy, h, y, size, height, border)
-        horizontal = sample_columns(cx, w, x, size, width, border)
-        pixel = _pixels(image_index[group.objects], y, x, height, width)
-        windows = [plane.index_select(0, pixel.flatten()).view(pixel.shape) for plane in planes]
-        collected = torch.stack(warp.collect(vertical, horizontal, windows), dim=1)
-        patches.index_copy_(0, group.objects, collected)
-    return patches
 
 
-def crop_backward(
-    grad: Tensor,
-    images: Tensor,
-    boxes: Tensor,
-    image_index: Tensor,
-    border: bool,
-    antialias: bool,
-    of_images: bool,
-    of_boxes: bool,
-) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        images, boxes = (t.detach().requires_grad_() for t in (images, boxes))
-        patches = crop(images, boxes, image_index, grad.shape[-1], border, antialias)
-    return _gradients(patches, grad, (images, boxes), (of_images, of_boxes))
-
-
-def _warped(
-    patches: Float[Tensor, "m c p p"], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"], size: int
-) -> Iterator[Region]:
-    """All objects that touch the image, warped into their windows, one window size after another."""
+def _warp(patches: Tensor, window: Window, weights: Tensor | None) -> Tensor:
+    """The windows' pixels: "j h*c w"."""
     p = patches.shape[-1]
-    rows, columns = warp.spans(
-        boxes,
-        warp.touched_by_paste(boxes[:, 1], boxes[:, 3], p, size),
-        warp.touched_by_paste(boxes[:, 0], boxes[:, 2], p, size),
-        size,
-        size,
+    blended = _blend(*_patch_rows(patches, window), window.rows)
+    if weights is not None:
+        blended *= weights[window.objects, None, None, None]
+    blended = blended.view(len(blended), -1, p)
+    return torch.bmm(blended, _matrix(window.columns, p).transpose(1, 2))
+
+
+def _patch_rows(patches: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """The two rows of the patch around each row of the windows: "j h c p"."""
+    channels, p = patches.shape[1:3]
+    planes = window.objects[:, None] * channels + torch.arange(channels, device=patches.device)
+    flat = patches.view(-1, p)
+    low, high = (planes[:, None] * p + tap[..., None] for tap in (window.rows.low, window.rows.high))
+    return (
+        flat.index_select(0, low.flatten()).view(*low.shape, p),
+        flat.index_select(0, high.flatten()).view(*low.shape, p),
     )
-    for group in warp.groups(rows, columns, boxes.device):
-        cx, cy, w, h = boxes.index_select(0, group.objects).unbind(1)
-        y, x = warp.positions(group.top, group.height), warp.positions(group.left, group.width)
-        vertical, inside_y = warp.paste_matrix(cy, h, y, p, size)
-        horizontal, inside_x = warp.paste_matrix(cx, w, x, p, size)
-        yield Region(
-            group.objects,
-            warp.spread(vertical, horizontal, patches.index_select(0, group.objects)),
-            vertical.sum(-1),
-            horizontal.sum(-1),
-            inside_y[:, :, None] & inside_x[:, None, :],
-            _pixels(image_index[group.objects], y, x, size, size),
-        )
 
 
-def _canvas(planes: int, n_pixels: int, patches: Tensor, boxes: Tensor) -> list[Float[Tensor, " q"]]:
-    """Zeros, connected to the inputs."""
-    return [patches.new_zeros(n_pixels) + _nothing(patches, boxes) for _ in range(planes)]
+def _blend(low: Tensor, high: Tensor, rows: Taps) -> Tensor:
+    return (low * rows.low_weight[..., None, None]).addcmul_(high, rows.high_weight[..., None, None])
 
 
-def _add(
-    canvas: list[Float[Tensor, " q"]], pixel: Int[Tensor, "j y x"], planes: list[Float[Tensor, "j y x"]]
-) -> None:
-    for target, plane in zip(canvas, planes, strict=True):
-        target.index_add_(0, pixel.flatten(), plane.flatten())
+def _matrix(taps: Taps, p: int) -> Tensor:
+    """The weights as banded matrices: "j w p"."""
+    matrix = taps.low_weight.new_zeros(*taps.low.shape, p)
+    matrix.scatter_(2, taps.low[..., None], taps.low_weight[..., None])
+    return matrix.scatter_add_(2, taps.high[..., None], taps.high_weight[..., None])
 
 
-def _pixels(
-    image: Int[Tensor, " j"], y: Int[Tensor, "j y"], x: Int[Tensor, "j x"], height: int, width: int
-) -> Int[Tensor, "j y x"]:
-    """(image * height + row) * width + column; positions beyond the image are moved to its last row or column."""
-    rows = image[:, None] * height + y.clamp(max=height - 1)
-    return rows[:, :, None] * width + x.clamp(max=width - 1)[:, None, :]
+def _rows_start(window: Window, image_index: Tensor, channels: int, size: int) -> Tensor:
+    """Where each row of each window begins in the flat images: "j h c"."""
+    planes = torch.arange(channels, device=image_index.device) * (size * size)
+    image = image_index[window.objects] * (channels * size * size)
+    return image[:, None, None] + window.start[..., None] + planes
 
 
-def _nothing(values: Tensor, boxes: Tensor) -> Tensor:
-    """A zero that keeps the result connected to its inputs when no object is left to draw."""
-    return values[:0].sum() + boxes[:0].sum()
+def _places(window: Window, first: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pixels of the windows are covered ("j h w"), and their rows among all pairs."""
+    rows, columns = window.rows.inside, window.columns.inside
+    inside = rows[:, :, None] & columns[:, None, :]
+    row, column = rows.cumsum(1) - 1, columns.cumsum(1) - 1
+    place = first[window.objects, None] + row * wide[window.objects, None]
+    return inside, (place[:, :, None] + column[:, None, :])[inside]
+
+
+def _steps(window: Window) -> Tensor:
+    return torch.arange(window.width, device=window.start.device)
