@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from ssdir.config import ScenesConfig
 from ssdir.data.digits import Digits, load_digits
-from ssdir.data.multiscale_mnist import INK, Scene, encode_png, make_scene, split_digits
+from ssdir.data.multiscale_mnist import INK, Scene, make_scene, split_digits
+from ssdir.data.png import encode_png
 from ssdir.storage import DataError
 
 SMALL = ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=1, n_val=1, n_test=1)
@@ -59,6 +61,37 @@ def test_a_known_scene() -> None:
     assert scene.boxes_xyxy[:2].tolist() == [[38, 8, 52, 26], [76, 64, 114, 102]]
     assert scene.labels.tolist() == [9, 0, 9, 3, 7, 2, 8, 3, 8, 7, 8, 8, 6, 7, 5]
     assert int(scene.image.sum()) == 465_342
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "expected"),
+    [
+        (ScenesConfig(), "train", "db558bd3b1651d32"),
+        (SMALL, "val", "7235f7b295f0cd22"),
+        (
+            # Cells of broken widths, digits smaller than 28 px, and some as large as the scene.
+            ScenesConfig(
+                side=200,
+                grids=((2, 5), (3, 7), (1, 1)),
+                digit_min=10,
+                digit_max=200,
+                delta_position=1.0,
+                theta_filled=0.1,
+            ),
+            "test",
+            "10d8407b350ad2b9",
+        ),
+    ],
+)
+def test_scenes_stay_what_they_were(config: ScenesConfig, split: str, expected: str) -> None:
+    """Pins pixels and objects of 25 scenes: a failure here calls for a new generator_version."""
+    digits, digest = split_digits(TRAIN, TEST, split), hashlib.sha256()
+    for index in range(25):
+        scene = make_scene(config, digits, split, index)
+        digest.update(scene.image.tobytes() + str(scene.grid).encode())
+        for values in (scene.boxes_xyxy, scene.labels, scene.digit_sizes, scene.digit_indices, scene.clipped):
+            digest.update(np.ascontiguousarray(values, np.int64).tobytes())
+    assert digest.hexdigest()[:16] == expected
 
 
 def test_png_keeps_the_pixels() -> None:

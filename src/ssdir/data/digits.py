@@ -6,6 +6,7 @@ MNIST is by Yann LeCun, Corinna Cortes and Christopher Burges (CC BY-SA 3.0). Th
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import http.client
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from ssdir.storage import DataError, require_free_space, temporary_name
 
@@ -48,6 +49,16 @@ class Digits:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @functools.cached_property
+    def ink_xyxy(self) -> Int[np.ndarray, "n 4"]:
+        """Corners of the box of each digit's pixels that are not black; zeros for a blank one."""
+        corners = np.zeros((len(self), 4), np.int64)
+        for axis, (first, last) in ((1, (0, 2)), (2, (1, 3))):
+            some = np.any(self.images > 0, axis)
+            corners[:, first] = some.argmax(1)
+            corners[:, last] = np.where(some.any(1), some.shape[1] - some[:, ::-1].argmax(1), 0)
+        return corners
 
     def checksum(self) -> str:
         """SHA-256 of pixels and labels: the same for the same digits, wherever they were read."""

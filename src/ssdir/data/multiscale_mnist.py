@@ -15,19 +15,19 @@ by any number of processes. Its drawing:
 from __future__ import annotations
 
 import functools
-import io
-import zlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float, Int, UInt8
 
 from ssdir.config import ScenesConfig, to_dict
+from ssdir.data.cubic import Resized, enlarge
 from ssdir.data.digits import Digits, load_digits
 from ssdir.data.making import Drawn, Object, make_dataset
+from ssdir.data.png import encode_png
 from ssdir.storage import DataError
 
 generator_version = 1
@@ -38,7 +38,7 @@ INK = 32
 fringe that a cubic filter leaves around strokes."""
 
 CLASSES = tuple(str(label) for label in range(10))
-_SPLIT_NUMBER = {"train": 0, "val": 1, "test": 2}
+SPLIT_NUMBER = {"train": 0, "val": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -90,29 +90,25 @@ def make_scene(config: ScenesConfig, digits: Digits, split: str, index: int) -> 
         raise DataError(f"scene {index} of seed {config.seed}: neither may be negative")
     if len(digits) == 0:
         raise DataError(f"there are no digits for the scenes of {split!r}; use a larger set of digits")
-    # Only uniform doubles are drawn, the one stream of numpy's generators that is the same in every version.
-    seed = np.random.SeedSequence([config.seed, _SPLIT_NUMBER[split], index])
-    random = np.random.Generator(np.random.PCG64(seed))
-    first = random.random(2)
-    rows, columns = config.grids[int(first[0] * len(config.grids))]
-    cells = rows * columns
-    n_digits = cells // 2 + int(first[1] * (cells - cells // 2 + 1))
-    draws = random.random((n_digits, 5))
-
+    rows, columns, draws = scene_draws(config, split, index)
     image = np.zeros((config.side, config.side), np.uint8)
     grid = _Grid(rows, columns, config)
     objects: list[tuple[int, ...]] = []
     for draw in draws.tolist():
         free = grid.free()
-        if len(free) == 0:
+        if not free:
             break
-        row, column = divmod(int(free[int(draw[0] * len(free))]), columns)
+        row, column = divmod(free[int(draw[0] * len(free))], columns)
         size = config.digit_min + int(draw[1] * (grid.largest_size(row, column) - config.digit_min + 1))
         which = int(draw[2] * len(digits))
         left = grid.start(column, grid.cell_width, draw[3], size)
         top = grid.start(row, grid.cell_height, draw[4], size)
         grid.fill_own(row, column)
-        box, clipped = _add_digit(image, digits.images[which], size, left, top)
+        x1, y1, x2, y2 = digits.ink_xyxy[which].tolist()
+        if x2 == 0:  # a blank digit
+            continue
+        resized = enlarge(digits.images[which], (x1, y1, x2, y2), size)
+        box, clipped = _add(image, resized, left, top)
         if box is not None:
             grid.fill_covered(box)
             objects.append((*box, int(digits.labels[which]), size, which, clipped))
@@ -122,79 +118,111 @@ def make_scene(config: ScenesConfig, digits: Digits, split: str, index: int) -> 
     )
 
 
+def scene_draws(config: ScenesConfig, split: str, index: int) -> tuple[int, int, Float[np.ndarray, "n 5"]]:
+    """All that is random in a scene: rows and columns of its grid, and five uniform draws for each digit.
+
+    The draws are for the cell, the size, the digit, and the place in the cell along x and y.
+    """
+    # Only uniform doubles are drawn, the one stream of numpy's generators that is the same in every version.
+    seed = np.random.SeedSequence([config.seed, SPLIT_NUMBER[split], index])
+    random = np.random.Generator(np.random.PCG64(seed))
+    first = random.random(2)
+    rows, columns = config.grids[int(first[0] * len(config.grids))]
+    cells = rows * columns
+    n_digits = cells // 2 + int(first[1] * (cells - cells // 2 + 1))
+    return rows, columns, random.random((n_digits, 5))
+
+
 def _check_split(split: str) -> None:
-    if split not in _SPLIT_NUMBER:
+    if split not in SPLIT_NUMBER:
         raise DataError(f"there is no split {split!r} of scenes; choose train, val or test")
 
 
 class _Grid:
-    """Which cells are filled; cells need not be whole pixels wide."""
+    """Which cells are filled; cells need not be whole pixels wide.
+
+    A few cells at a time are looked at, which plain Python does faster than numpy.
+    """
 
     def __init__(self, rows: int, columns: int, config: ScenesConfig) -> None:
-        self.config = config
+        self.rows, self.columns, self.config = rows, columns, config
         self.cell_width, self.cell_height = config.side / columns, config.side / rows
-        self.lefts = np.arange(columns) * self.cell_width
-        self.tops = np.arange(rows) * self.cell_height
-        # A ring of filled cells stands for what lies past the border.
-        self.filled = np.ones((rows + 2, columns + 2), bool)
-        self.inner = self.filled[1:-1, 1:-1]
-        self.inner[:] = False
+        self.filled = [False] * (rows * columns)
 
-    def free(self) -> Int[np.ndarray, " f"]:
-        return np.flatnonzero(~self.inner)
+    def free(self) -> list[int]:
+        return [cell for cell, filled in enumerate(self.filled) if not filled]
 
     def largest_size(self, row: int, column: int) -> int:
         """Largest side, in pixels, that stays clear of filled cells and of the border; at least digit_min."""
-        steps_x = np.abs(np.flatnonzero(self.filled[row + 1]) - (column + 1)).min()
-        steps_y = np.abs(np.flatnonzero(self.filled[:, column + 1]) - (row + 1)).min()
-        fits = min(self.cell_width, self.cell_height) * (2 * int(min(steps_x, steps_y)) - 1)
+        line = self.filled[row * self.columns : (row + 1) * self.columns]
+        steps = min(_steps(line, column), _steps(self.filled[column :: self.columns], row))
+        fits = min(self.cell_width, self.cell_height) * (2 * steps - 1)
         return max(self.config.digit_min, min(self.config.digit_max, int(fits)))
 
     def start(self, cell: int, cell_side: float, draw: float, size: int) -> int:
         """First pixel of a digit whose centre lies in a cell, moved by a uniform draw in [0, 1)."""
         centre = (cell + 0.5 + (draw - 0.5) * self.config.delta_position) * cell_side
-        return int(np.floor(centre - size / 2 + 0.5))
+        return math.floor(centre - size / 2 + 0.5)
 
     def fill_own(self, row: int, column: int) -> None:
-        self.inner[row, column] = True
+        self.filled[row * self.columns + column] = True
 
     def fill_covered(self, box_xyxy: tuple[int, int, int, int]) -> None:
         """Fill each cell of which a box covers more than theta_filled."""
-        x1, y1, x2, y2 = box_xyxy
-        wide = np.minimum(self.lefts + self.cell_width, x2) - np.maximum(self.lefts, x1)
-        high = np.minimum(self.tops + self.cell_height, y2) - np.maximum(self.tops, y1)
-        share = np.outer(high.clip(0), wide.clip(0)) / (self.cell_width * self.cell_height)
-        self.inner |= share > self.config.theta_filled
+        x1, y1, x2, y2 = map(float, box_xyxy)
+        area, theta = self.cell_width * self.cell_height, self.config.theta_filled
+        wide = _overlaps(self.cell_width, self.columns, x1, x2)
+        for row, high in _overlaps(self.cell_height, self.rows, y1, y2):
+            for column, width in wide:
+                if high * width / area > theta:
+                    self.fill_own(row, column)
 
 
-def _add_digit(
-    image: UInt8[np.ndarray, "h w"], digit: UInt8[np.ndarray, "28 28"], size: int, left: int, top: int
+def _steps(filled: list[bool], cell: int) -> int:
+    """Steps from a cell to the nearest filled one of its line, or past the border."""
+    for steps in range(1, len(filled)):
+        before, after = cell - steps, cell + steps
+        if before < 0 or after >= len(filled) or filled[before] or filled[after]:
+            return steps
+    return 1
+
+
+def _overlaps(cell_side: float, cells: int, start: float, end: float) -> list[tuple[int, float]]:
+    """The cells of a line that [start, end) overlaps, and by how much."""
+    found = []
+    # One more on either side than division finds, which may round across a cell's edge.
+    for cell in range(max(int(start / cell_side) - 1, 0), min(int(end / cell_side) + 2, cells)):
+        first = cell * cell_side
+        overlap = min(first + cell_side, end) - max(first, start)
+        if overlap > 0:
+            found.append((cell, overlap))
+    return found
+
+
+def _add(
+    image: UInt8[np.ndarray, "h w"], digit: Resized, left: int, top: int
 ) -> tuple[tuple[int, int, int, int] | None, bool]:
     """Add a resized digit to the image; the corners of its visible ink, and whether the border cuts off ink.
 
     A digit without visible ink (a blank one, or one whose ink lies outside) is not added and has no box.
     """
-    side = image.shape[0]
-    resized = np.asarray(Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC))
-    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + size, side), min(top + size, side)
-    visible = resized[y1 - top : y2 - top, x1 - left : x2 - left]
-    columns, rows = np.flatnonzero(visible.max(0) >= INK), np.flatnonzero(visible.max(1) >= INK)
+    side = len(image)
+    values, left, top = digit.values, left + digit.left, top + digit.top
+    height, width = values.shape
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, side), min(top + height, side)
+    cut = x2 - x1 < width or y2 - y1 < height
+    visible = (
+        values[max(y1 - top, 0) : max(y2 - top, 0), max(x1 - left, 0) : max(x2 - left, 0)] if cut else values
+    )
+    ink = visible >= INK
+    columns, rows = np.flatnonzero(ink.any(0)), np.flatnonzero(ink.any(1))
     if len(columns) == 0:
         return None, False
     box = (x1 + int(columns[0]), y1 + int(rows[0]), x1 + int(columns[-1]) + 1, y1 + int(rows[-1]) + 1)
-    clipped = visible.size < resized.size and bool(
-        np.count_nonzero(resized >= INK) > np.count_nonzero(visible >= INK)
-    )
+    clipped = cut and bool(np.count_nonzero(values >= INK) > np.count_nonzero(ink))
     target = image[y1:y2, x1:x2]
-    target += np.minimum(visible, 255 - target)
+    target += np.minimum(visible, ~target)
     return box, clipped
-
-
-def encode_png(image: UInt8[np.ndarray, "h w"]) -> bytes:
-    """A grey image as PNG. Run-length encoding makes black scenes smaller than zlib's fast levels, and faster."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
 
 
 def generate(
@@ -231,7 +259,7 @@ def generate(
 def _prepare(config: ScenesConfig, digits: str) -> Callable[[str, int], Drawn]:
     """What a worker does once: read the digits. Returns the function that draws one image."""
     train, test = load_digits(digits)
-    of_split = {split: split_digits(train, test, split) for split in _SPLIT_NUMBER}
+    of_split = {split: split_digits(train, test, split) for split in SPLIT_NUMBER}
 
     def draw(split: str, index: int) -> Drawn:
         scene = make_scene(config, of_split[split], split, index)
