@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssdir.cli import main, parse
-from ssdir.data.coco import open_split
+from ssdir.data.folder import open_split
 from ssdir.model.registry import load_model
 from ssdir.storage import read_json
 

@@ -61,7 +61,7 @@ class DataCheck:
     def run(self) -> int:
         from ssdir.console import progress_bar
         from ssdir.data.check import check
-        from ssdir.data.coco import open_split, splits
+        from ssdir.data.folder import open_split, splits
 
         with progress_bar("checking images", 0) as progress:
             problems = check(self.folder, progress)

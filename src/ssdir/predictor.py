@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssdir.config import ConfigError
 from ssdir.console import Progress, no_progress
-from ssdir.data.coco import open_split, splits
+from ssdir.data.folder import open_split, splits
 from ssdir.data.images import IMAGE_SUFFIXES, read_image
 from ssdir.figures.overlay import draw_boxes, to_picture
 from ssdir.machine import choose_device

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, from_dict
-from ssdir.data.coco import Split, annotation_path
+from ssdir.data.folder import annotations_digest
+from ssdir.data.split import Split, require_images
 from ssdir.storage import DataError, read_json
 
 RUN = "run.json"
@@ -135,15 +136,18 @@ def dataset_fingerprint(folder: Path) -> str:
     """A hash of a data set's annotations for training and validation: what resuming compares.
 
     Raises:
-        DataError: where there is no ``annotations/train.json``.
+        DataError: where there is no train split.
     """
     digest = hashlib.sha256()
     for split in ("train", "val"):
-        path = annotation_path(folder, split)
-        if path.is_file():
-            digest.update(f"{split} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+        annotations = annotations_digest(folder, split)
+        if annotations is not None:
+            digest.update(f"{split} ".encode() + bytes.fromhex(annotations))
         elif split == "train":
-            raise DataError(f"{path} does not exist; training needs a data set folder with a train split")
+            raise DataError(
+                f"{folder / 'annotations' / 'train.json'} does not exist; training needs a data set folder with a "
+                "train split"
+            )
     return digest.hexdigest()
 
 
@@ -155,13 +159,9 @@ def image_files_fingerprint(splits: Iterable[Split]) -> str:
     """
     digest = hashlib.sha256()
     for split in splits:
+        require_images(split)
         for entry in split.images:
-            try:
-                size = entry.path.stat().st_size
-            except OSError as error:
-                raise DataError(
-                    f"{entry.path} cannot be found; `ssdir data check` lists all that is missing"
-                ) from error
+            size = entry.path.stat().st_size
             digest.update(f"{split.name}/{entry.path.name} {size}\n".encode())
     return digest.hexdigest()
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssdir.data.coco import clip_boxes, open_split, splits
+from ssdir.data.folder import open_split, splits
+from ssdir.data.split import clip_boxes
 from ssdir.storage import DataError
 
 GOOD: dict[str, Any] = {

@@ -20,8 +20,8 @@ from pycocotools.coco import COCO
 from ssdir.config import ScenesConfig
 from ssdir.data import making
 from ssdir.data.check import check
-from ssdir.data.coco import open_split, splits
 from ssdir.data.digits import load_digits
+from ssdir.data.folder import open_split, splits
 from ssdir.data.multiscale_mnist import encode_png, generate, generator_version, make_scene, split_digits
 from ssdir.storage import DataError, read_json, write_json
 

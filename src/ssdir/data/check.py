@@ -3,91 +3,72 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from ssdir.data.coco import (
-    BOX_PROBLEMS,
-    annotation_path,
-    clip_boxes,
-    require_finished,
-    splits,
-    structure_problems,
-)
-from ssdir.data.images import open_image
-from ssdir.data.making import MANIFEST, split_checksum
+from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
+from ssdir.data.images import IMAGE_SUFFIXES, open_image
+from ssdir.data.making import MANIFEST, mask_path, split_checksum
+from ssdir.data.split import ImageEntry, Problem
 from ssdir.machine import available_cores
 from ssdir.storage import DataError, read_json
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong (``error``) or odd but read all the same (``warning``)."""
-
-    file: Path
-    message: str
-    severity: Literal["error", "warning"]
+__all__ = ["Problem", "check"]
 
 
 def check(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
     """Everything wrong in a dataset folder; [] where all is well. ``progress(images done, images in all)``.
 
-    Errors: an unfinished folder, no annotations, a malformed COCO file, a missing, unreadable or wrongly sized image,
-    a box with NaN or a negative side, a repeated annotation id, files that differ from the manifest's checksum.
-    Warnings: no ``dataset.json``, boxes that reach outside their image or are left out for being smaller than a pixel
-    in it, image files without an entry, ids of 0 (COCO evaluators read 0 as unmatched).
+    Errors: an unfinished folder, no annotations, a malformed annotation file, a missing, unreadable or wrongly sized
+    image, a box with NaN or a negative side, a repeated annotation id, files that differ from the manifest's checksum.
+    Warnings: no ``dataset.json`` (in a COCO folder), boxes that reach outside their image or are left out for being
+    smaller than a pixel in it, images without an entry, labels without an image, ids of 0 (COCO evaluators read 0 as
+    unmatched). Notes: what the annotations hold and nothing uses, such as masks.
     """
     folder = Path(folder)
     try:
-        require_finished(folder)
+        opened = open_folder(folder)
     except DataError as error:
         return [Problem(folder, str(error), "error")]
-    names = splits(folder)
+    names = opened.splits()
     if not names:
-        return [Problem(folder / "annotations", "there is no annotations/{split}.json", "error")]
+        return [Problem(folder, nothing_known(folder), "error")]
     problems: list[Problem] = []
-    manifest = _manifest(folder, problems)
-    sound = {}
+    manifest = _manifest(folder, problems, wanted=opened.has_manifest)
+    images: dict[str, list[ImageEntry]] = {}
     for name in names:
-        path = annotation_path(folder, name)
-        try:
-            value = read_json(path)
-        except DataError as error:
-            problems.append(Problem(path, str(error), "error"))
-            continue
-        found = [Problem(path, message, "error") for message in structure_problems(value)]
-        problems += found or list(_annotation_problems(path, value))
-        if not found:
-            sound[name] = value
-    total, done = sum(len(value["images"]) for value in sound.values()), 0
-    for name, value in sound.items():
-        hashes = []
-        for found, digest in _image_problems(folder / "images" / name, value["images"]):
+        found, entries = opened.examine(name)
+        problems += found
+        if entries is not None:
+            images[name] = entries
+    total, done = sum(map(len, images.values())), 0
+    for name, entries in images.items():
+        hashes: list[str] = []
+        for found, digests in _image_problems(folder, name, entries):
             problems += found
-            hashes.append(digest)
+            hashes += digests
             done += 1
             if progress is not None and (done % 100 == 0 or done == total):
                 progress(done, total)
-        problems += _orphans(folder / "images" / name, value["images"])
-        problems += _checksum_problems(folder, name, manifest, hashes)
+        problems += _checksum_problems(opened, name, manifest, hashes)
+    if len(images) == len(names):
+        problems += _orphans(opened.image_folders(), images)
     recorded = manifest.get("splits")
     for name in recorded if isinstance(recorded, dict) else ():
         if name not in names:
             problems.append(
-                Problem(annotation_path(folder, name), f"missing, but {MANIFEST} lists it", "error")
+                Problem(folder, f"the annotations of {name} are missing, but {MANIFEST} lists it", "error")
             )
     return problems
 
 
-def _manifest(folder: Path, problems: list[Problem]) -> dict[str, Any]:
+def _manifest(folder: Path, problems: list[Problem], wanted: bool) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
-        problems.append(Problem(path, "missing: how the dataset was made is not recorded", "warning"))
+        if wanted:
+            problems.append(Problem(path, "missing: how the dataset was made is not recorded", "warning"))
         return {}
     try:
         value = read_json(path)
@@ -100,78 +81,62 @@ def _manifest(folder: Path, problems: list[Problem]) -> dict[str, Any]:
     return value
 
 
-def _annotation_problems(path: Path, value: dict[str, Any]) -> Iterator[Problem]:
-    """Ids and boxes of a well-formed COCO file."""
-    ids = [annotation.get("id") for annotation in value["annotations"]]
-    seen: set[Any] = set()
-    for number in ids:
-        if number in seen and number is not None:
-            yield Problem(path, f"two annotations have the id {number}", "error")
-        seen.add(number)
-    for kind in ("images", "annotations"):
-        if any(entry.get("id") == 0 for entry in value[kind]):
-            yield Problem(
-                path, f"{kind} have the id 0, which COCO evaluators read as unmatched; begin at 1", "warning"
-            )
-    size_of = {image["id"]: (image["width"], image["height"]) for image in value["images"]}
-    boxes = np.array([annotation["bbox"] for annotation in value["annotations"]], np.float64).reshape(-1, 4)
-    sizes = np.array([size_of[annotation["image_id"]] for annotation in value["annotations"]], np.float64)
-    clipped, problem = clip_boxes(boxes, sizes.reshape(-1, 2))
-    outside = (problem == 0) & (np.abs(clipped - boxes) > 1e-3).any(1)
-    for row in np.flatnonzero((problem > 0) | outside):
-        annotation = value["annotations"][row]
-        what = (
-            f"{BOX_PROBLEMS[problem[row]]}; it is left out"
-            if problem[row]
-            else "reaches outside the image; it is clipped"
-        )
-        yield Problem(
-            path,
-            f"annotation {annotation.get('id', f'[{row}]')} of image {annotation['image_id']}: box "
-            f"{annotation['bbox']}: {what}",
-            "error" if problem[row] in (1, 2) else "warning",
-        )
+def _image_problems(
+    folder: Path, split: str, entries: Sequence[ImageEntry]
+) -> Iterator[tuple[list[Problem], list[str]]]:
+    """For each image, in order: its problems and the SHA-256 of its file and its mask's (where they can be read)."""
 
-
-def _image_problems(folder: Path, entries: list[dict[str, Any]]) -> Iterator[tuple[list[Problem], str]]:
-    """For each image, in order: its problems and its file's SHA-256 (empty where it cannot be read)."""
-
-    def one(entry: dict[str, Any]) -> tuple[list[Problem], str]:
-        path = folder / entry["file_name"]
+    def one(entry: ImageEntry) -> tuple[list[Problem], list[str]]:
         try:
-            image = open_image(path)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            image = open_image(entry.path)
+            digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(folder, split, entry)]
         except (DataError, OSError) as error:
-            return [Problem(path, str(error), "error")], ""
-        if image.size != (entry["width"], entry["height"]):
-            message = f"has {image.size} pixels, but its annotation says {(entry['width'], entry['height'])}"
-            return [Problem(path, message, "error")], digest
-        return [], digest
+            return [Problem(entry.path, str(error), "error")], [""]
+        if image.size != (entry.width, entry.height):
+            message = f"has {image.size} pixels, but its annotation says {(entry.width, entry.height)}"
+            return [Problem(entry.path, message, "error")], digests
+        return [], digests
 
     with ThreadPoolExecutor(available_cores()) as pool:
         yield from pool.map(one, entries)
 
 
-def _orphans(folder: Path, entries: list[dict[str, Any]]) -> Iterator[Problem]:
-    """Files without an entry, and files with two."""
-    names = [Path(entry["file_name"]) for entry in entries]
+def _files(folder: Path, split: str, entry: ImageEntry) -> Iterator[Path]:
+    yield entry.path
+    images = folder / "images" / split
+    if entry.path.is_relative_to(images):
+        mask = mask_path(folder, split, str(entry.path.relative_to(images)))
+        if mask.is_file():
+            yield mask
+
+
+def _orphans(folders: Sequence[Path], images: dict[str, list[ImageEntry]]) -> Iterator[Problem]:
+    """Images without an entry, and images with two."""
     seen: set[Path] = set()
-    for name in names:
-        if name in seen:
-            yield Problem(folder / name, "two entries name this file", "warning")
-        seen.add(name)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.relative_to(folder) not in seen:
-            yield Problem(path, "no entry of the annotations names this file", "warning")
+    for entries in images.values():
+        for entry in entries:
+            if entry.path in seen:
+                yield Problem(entry.path, "two entries name this file", "warning")
+            seen.add(entry.path)
+    others = {
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    }
+    for path in sorted(others - seen):
+        yield Problem(path, "no entry of the annotations names this file", "warning")
 
 
-def _checksum_problems(folder: Path, name: str, manifest: dict[str, Any], hashes: list[str]) -> list[Problem]:
+def _checksum_problems(
+    opened: DatasetFolder, name: str, manifest: dict[str, Any], hashes: list[str]
+) -> list[Problem]:
     """Compare a split with the manifest, where it has one."""
     recorded = manifest.get("splits", {})
     entry = recorded.get(name) if isinstance(recorded, dict) else None
     if not (isinstance(entry, dict) and "sha256" in entry):
         return []
-    if split_checksum(hashes, annotation_path(folder, name)) == entry["sha256"]:
+    if split_checksum(hashes, opened.source(name)) == entry["sha256"]:
         return []
     message = f"the files of split {name} differ from the checksum recorded here: they were changed after being made"
-    return [Problem(folder / MANIFEST, message, "error")]
+    return [Problem(opened.folder / MANIFEST, message, "error")]

@@ -1,16 +1,18 @@
-"""Reading dataset folders: ``images/{split}/*`` beside ``annotations/{split}.json`` in COCO's format.
+"""Reading COCO annotations, generated and users' own. What is done with what one meets:
 
-Generated folders and users' own are read the same way. What is done with what one meets:
-
-* category ids with gaps are mapped to classes 0..C-1 in the order of the ids, keeping the names;
-* images without annotations are kept; crowds (``iscrowd`` 1) are left out and counted;
+* category ids with gaps are mapped to classes 0..C-1 in the order of the ids, keeping the names; all splits of a
+  folder have the classes of its first;
+* images without annotations are kept; crowds (``iscrowd`` 1) are left out and counted; ``segmentation`` is not used;
 * boxes are clipped to their image; boxes that are then narrower or lower than 1 pixel, that hold NaN or have a
   negative side are left out, counted and warned of (``ssdir data check`` names each);
+* ``info``, ``licenses`` and the like may be there or not;
 * a file that is not JSON, lacks keys, repeats ids or names unknown images or categories is an error.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,85 +20,191 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from ssdir.data.making import MAKING, MANIFEST
+from ssdir.data.coco_files import image_paths, paths_under
+from ssdir.data.making import MANIFEST
+from ssdir.data.split import (
+    BOX_PROBLEMS,
+    TOLERANCE,
+    ImageEntry,
+    Problem,
+    Split,
+    clip_boxes,
+    count_dropped,
+    in_order,
+)
 from ssdir.storage import DataError, read_json
 
-SMALLEST_SIDE = 1.0
-"""Boxes with a side below this many pixels, after clipping to the image, are left out."""
 _NUMBERS = {int, float}
-_FIRST_SPLITS = ("train", "val", "test")
-# Why a box is left out; 0 is a good box.
-BOX_PROBLEMS = ("", "NaN or infinite", "negative width or height", "less than 1 pixel inside the image")
 
 
 @dataclass(frozen=True)
-class ImageEntry:
-    """One image of a split."""
+class CocoFolder:
+    """A folder with COCO annotations."""
 
-    id: int
-    path: Path
-    width: int
-    height: int
+    folder: Path
+    files: dict[str, Path]
+    """Split -> annotation file."""
+    images: Path | None = None
+    """Where the images are; None: where they are found."""
 
+    def splits(self) -> list[str]:
+        return in_order(self.files)
 
-@dataclass(frozen=True)
-class Split:
-    """The images and objects of one split; objects in packed form, sorted by image."""
+    def source(self, split: str) -> Path:
+        return self.files[split]
 
-    name: str
-    images: list[ImageEntry]
-    boxes_xywh: Float[np.ndarray, "g 4"]
-    """Left, top, width, height in pixels, pixel i covering [i, i + 1); inside their images."""
-    labels: Int[np.ndarray, " g"]
-    """Classes 0..C-1."""
-    image_index: Int[np.ndarray, " g"]
-    """Row of ``images``."""
-    categories: tuple[str, ...]
-    """Names of the classes."""
-    dropped: dict[str, int]
-    """Objects left out: reason -> number."""
+    def digest(self, split: str) -> str:
+        """SHA-256 of the annotation file."""
+        with self.files[split].open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
+    @property
+    def has_manifest(self) -> bool:
+        """Whether folders of this kind tell in dataset.json how they were made."""
+        return True
 
-def splits(folder: str | Path) -> list[str]:
-    """Names of a dataset folder's splits: train, val and test first, then others by name; [] where there are none.
+    def image_folders(self) -> list[Path]:
+        """Where all images are the dataset's."""
+        return [] if self.images is not None else [self.folder / "images"]
 
-    Raises :class:`~ssdir.storage.DataError` where the folder does not exist or is not finished.
-    """
-    folder = Path(folder)
-    require_finished(folder)
-    names = {path.stem for path in (folder / "annotations").glob("*.json") if not path.name.startswith(".")}
-    return [name for name in _FIRST_SPLITS if name in names] + sorted(names - set(_FIRST_SPLITS))
+    def open(self, split: str, attributes: bool = False, skip_missing: bool = False) -> Split:
+        """One split; no image is opened.
 
+        Raises:
+            DataError: the file is not sound.
+        """
+        path = self.files[split]
+        value = read_json(path)
+        for problem in structure_problems(value):
+            raise DataError(
+                f"{path}: {problem}; ssdir data check {self.folder} lists everything that is wrong"
+            )
+        return self._packed(value, split, attributes, skip_missing)
 
-def require_finished(folder: Path) -> None:
-    """DataError where the folder is none, or one whose making was interrupted."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give a dataset folder with images/ and annotations/")
-    if (folder / MAKING).exists() and not (folder / MANIFEST).exists():
-        raise DataError(
-            f"{folder} is unfinished: give the command that makes it once more (ssdir data mnist-scenes ... --out "
-            f"{folder}, with the same settings); it goes on where it stopped"
+    def examine(self, split: str) -> tuple[list[Problem], list[ImageEntry] | None]:
+        """Everything wrong with a split's annotations, and its images (None where they remain unknown)."""
+        path = self.files[split]
+        try:
+            value = read_json(path)
+        except DataError as error:
+            return [Problem(path, str(error), "error")], None
+        found = [Problem(path, message, "error") for message in structure_problems(value)]
+        if found:
+            return found, None
+        try:
+            self._classes(value, path)
+        except DataError as error:
+            found.append(Problem(path, str(error), "error"))
+        found += _annotation_problems(path, value)
+        found += [Problem(path, note, "note") for note in _notes(value)]
+        return found, self._entries(value, split)
+
+    def _entries(self, value: dict[str, Any], split: str) -> list[ImageEntry]:
+        names = [image["file_name"] for image in value["images"]]
+        if self.images is not None:
+            paths = paths_under([self.images], names)
+        else:
+            paths = image_paths(self.folder, split, self.files[split], names)
+        return [
+            ImageEntry(image["id"], path, int(image["width"]), int(image["height"]))
+            for image, path in zip(value["images"], paths, strict=True)
+        ]
+
+    def _classes(self, value: dict[str, Any], path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
+        """Category id -> class, and the names of the classes: those of the folder's first split."""
+        here = _categories(value)
+        first = self.files[self.splits()[0]]
+        if path == first or (self.folder / MANIFEST).exists():  # our own writing gives all splits the same
+            names = tuple(here.values())
+        else:
+            status = first.stat()
+            names = _category_names(first, status.st_mtime_ns, status.st_size)
+        unknown = [name for name in here.values() if name not in names]
+        if unknown:
+            raise DataError(
+                f"{path}: the category {unknown[0]!r} is not in {first}, whose categories are the classes of the "
+                "dataset; add it there"
+            )
+        return {number: names.index(name) for number, name in here.items()}, names
+
+    def _packed(self, value: dict[str, Any], split: str, attributes: bool, skip_missing: bool) -> Split:
+        """A sound COCO file as a :class:`Split`."""
+        path = self.files[split]
+        images, missing = self._entries(value, split), []
+        if skip_missing:
+            missing = [image.path for image in images if not image.path.is_file()]
+            images = [image for image in images if image.path not in set(missing)]
+        label_of, names = self._classes(value, path)
+        row_of = {image.id: row for row, image in enumerate(images)}
+        there = [item for item in value["annotations"] if item["image_id"] in row_of]
+        kept = [item for item in there if not item.get("iscrowd")]
+        boxes = np.array([item["bbox"] for item in kept], np.float64).reshape(-1, 4)
+        rows = np.array([row_of[item["image_id"]] for item in kept], np.int64)
+        labels = np.array([label_of[item["category_id"]] for item in kept], np.int64)
+        sizes = np.array([(image.width, image.height) for image in images], np.float64).reshape(-1, 2)
+        boxes, problem = clip_boxes(boxes, sizes[rows])
+        good = np.flatnonzero(problem == 0)
+        order = good[np.argsort(rows[good], kind="stable")]
+        dropped = count_dropped(problem)
+        if dropped:
+            reasons = ", ".join(f"{number} {name}" for name, number in dropped.items())
+            warnings.warn(
+                f"{path}: boxes left out: {reasons}; ssdir data check {self.folder} names them", stacklevel=4
+            )
+        if len(kept) < len(there):
+            dropped["crowd"] = len(there) - len(kept)
+        return Split(
+            split,
+            images,
+            boxes[order],
+            labels[order],
+            rows[order],
+            names,
+            dropped,
+            source=path,
+            notes=tuple(_notes(value)),
+            attributes=[kept[row].get("attributes") or {} for row in order] if attributes else None,
+            missing=tuple(missing),
         )
 
 
-def open_split(folder: str | Path, split: str) -> Split:
-    """Read one split's annotations (no image is opened); the module's text says how faults are treated."""
-    folder = Path(folder)
-    path = annotation_path(folder, split)
-    if split not in (present := splits(folder)):
-        raise DataError(
-            f"{folder} has no split {split!r}: {path} does not exist (found: {', '.join(present) or 'none'})"
-        )
+@functools.lru_cache(maxsize=16)
+def _category_names(path: Path, modified: int, size: int) -> tuple[str, ...]:
+    """The classes of a file at some moment; every other split of its folder asks for them."""
     value = read_json(path)
     for problem in structure_problems(value):
-        raise DataError(f"{path}: {problem}; ssdir data check {folder} lists everything that is wrong")
-    return _packed(value, folder, split)
+        raise DataError(f"{path}: {problem}; correct it first: its categories are the classes of the dataset")
+    return tuple(_categories(value).values())
 
 
-def annotation_path(folder: Path, split: str) -> Path:
-    return folder / "annotations" / f"{split}.json"
+def _categories(value: dict[str, Any]) -> dict[int, str]:
+    """Id -> name, by id. The heading that Roboflow puts above the classes is none: it has no object, is the
+    supercategory of another one, and has none itself."""
+    entries = sorted(value["categories"], key=lambda category: category["id"])
+    above = {entry.get("supercategory") for entry in entries if entry.get("supercategory") != entry["name"]}
+    headings = {
+        entry["id"]
+        for entry in entries
+        if entry["name"] in above and entry.get("supercategory") in (None, "", "none")
+    }
+    if headings:
+        headings -= {item["category_id"] for item in value["annotations"]}
+    return {entry["id"]: entry["name"] for entry in entries if entry["id"] not in headings}
+
+
+def _notes(value: dict[str, Any]) -> Iterator[str]:
+    masks = [item["segmentation"] for item in value["annotations"] if item.get("segmentation")]
+    if masks:
+        encoded = sum(isinstance(mask, dict) for mask in masks)
+        yield (
+            f"{len(masks)} annotations have a segmentation ({encoded} of them run-length encoded), which is not used: "
+            "boxes alone are"
+        )
+    kept = _categories(value)
+    for entry in value["categories"]:
+        if entry["id"] not in kept:
+            yield f"the category {entry['name']!r} heads others and has no object: it is not made a class"
 
 
 def structure_problems(value: Any) -> Iterator[str]:
@@ -112,8 +220,13 @@ def structure_problems(value: Any) -> Iterator[str]:
     category_ids: set[int] = set()
     for place, image in enumerate(value["images"]):
         yield from _entry_problems(image, f"images[{place}]", image_ids, ("width", "height"), "file_name")
+    names: set[Any] = set()
     for place, category in enumerate(value["categories"]):
         yield from _entry_problems(category, f"categories[{place}]", category_ids, (), "name")
+        name = category.get("name") if isinstance(category, dict) else None
+        if isinstance(name, str) and name in names:
+            yield f"categories[{place}] has the name {name!r}, which an earlier one has too; rename one"
+        names.add(name)
     for place, annotation in enumerate(value["annotations"]):
         if not isinstance(annotation, dict):
             yield f"annotations[{place}] is not an object"
@@ -143,56 +256,67 @@ def _entry_problems(entry: Any, name: str, ids: set[int], sizes: tuple[str, ...]
     if not (isinstance(entry.get(text), str) and entry[text]):
         yield f"{name} lacks {text}"
     for key in sizes:
-        if not (_is_integer(entry.get(key)) and entry[key] > 0):
+        if not (_is_whole(entry.get(key)) and entry[key] > 0):
             yield f"{name} needs a positive whole number as {key}, not {entry.get(key)!r}"
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_whole(value: Any) -> bool:
+    """Some tools write 640.0."""
+    return not isinstance(value, bool) and (
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    )
 
 
-def _packed(value: dict[str, Any], folder: Path, split: str) -> Split:
-    """A sound COCO file as a :class:`Split`."""
-    images = [
-        ImageEntry(
-            image["id"], folder / "images" / split / image["file_name"], image["width"], image["height"]
+def _annotation_problems(path: Path, value: dict[str, Any]) -> Iterator[Problem]:
+    """Ids and boxes of a well-formed COCO file."""
+    ids = [annotation.get("id") for annotation in value["annotations"]]
+    seen: set[Any] = set()
+    for number in ids:
+        if number in seen and number is not None:
+            yield Problem(path, f"two annotations have the id {number}", "error")
+        seen.add(number)
+    for kind in ("images", "annotations"):
+        if any(entry.get("id") == 0 for entry in value[kind]):
+            yield Problem(
+                path, f"{kind} have the id 0, which COCO evaluators read as unmatched; begin at 1", "warning"
+            )
+    size_of = {image["id"]: (image["width"], image["height"]) for image in value["images"]}
+    boxes = np.array([annotation["bbox"] for annotation in value["annotations"]], np.float64).reshape(-1, 4)
+    sizes = np.array([size_of[annotation["image_id"]] for annotation in value["annotations"]], np.float64)
+    clipped, problem = clip_boxes(boxes, sizes.reshape(-1, 2))
+    outside = (problem == 0) & (np.abs(clipped - boxes) > TOLERANCE).any(1)
+    for row in np.flatnonzero((problem > 0) | outside):
+        annotation = value["annotations"][row]
+        what = (
+            f"{BOX_PROBLEMS[problem[row]]}; it is left out"
+            if problem[row]
+            else "reaches outside the image; it is clipped"
         )
-        for image in value["images"]
-    ]
-    categories = sorted(value["categories"], key=lambda category: category["id"])
-    label_of = {category["id"]: label for label, category in enumerate(categories)}
-    row_of = {image.id: row for row, image in enumerate(images)}
-    kept = [annotation for annotation in value["annotations"] if not annotation.get("iscrowd")]
-    boxes = np.array([annotation["bbox"] for annotation in kept], np.float64).reshape(-1, 4)
-    rows = np.array([row_of[annotation["image_id"]] for annotation in kept], np.int64)
-    labels = np.array([label_of[annotation["category_id"]] for annotation in kept], np.int64)
-    sizes = np.array([(image.width, image.height) for image in images], np.float64).reshape(-1, 2)
-    boxes, problem = clip_boxes(boxes, sizes[rows])
-    good = np.flatnonzero(problem == 0)
-    order = good[np.argsort(rows[good], kind="stable")]
-    dropped = {name: int((problem == number).sum()) for number, name in enumerate(BOX_PROBLEMS)}
-    dropped = {name: number for name, number in dropped.items() if name and number}
-    if dropped:
-        reasons = ", ".join(f"{number} {name}" for name, number in dropped.items())
-        warnings.warn(
-            f"{annotation_path(folder, split)}: boxes left out: {reasons}; ssdir data check {folder} names them",
-            stacklevel=4,
+        yield Problem(
+            path,
+            f"annotation {annotation.get('id', f'[{row}]')} of image {annotation['image_id']}: box "
+            f"{annotation['bbox']}: {what}",
+            "error" if problem[row] in (1, 2) else "warning",
         )
-    if len(kept) < len(value["annotations"]):
-        dropped["crowd"] = len(value["annotations"]) - len(kept)
-    names = tuple(category["name"] for category in categories)
-    return Split(split, images, boxes[order], labels[order], rows[order], names, dropped)
 
 
-def clip_boxes(
-    boxes_xywh: Float[np.ndarray, "g 4"], sizes: Float[np.ndarray, "g 2"]
-) -> tuple[Float[np.ndarray, "g 4"], Int[np.ndarray, " g"]]:
-    """Boxes clipped to their images (``sizes``: width, height), and for each what is wrong (BOX_PROBLEMS)."""
-    finite = np.isfinite(boxes_xywh).all(1)
-    safe = np.where(finite[:, None], boxes_xywh, 0.0)
-    corner = safe[:, :2].clip(0, sizes)
-    sides = (safe[:, :2] + safe[:, 2:]).clip(0, sizes) - corner
-    problem = np.where((sides < SMALLEST_SIDE).any(1), 3, 0)
-    problem[(safe[:, 2:] < 0).any(1)] = 2
-    problem[~finite] = 1
-    return np.concatenate([corner, sides], 1), problem
+def splits(folder: str | Path) -> list[str]:
+    from ssdir.data.folder import splits
+
+    return splits(folder)
+
+
+def open_split(folder: str | Path, split: str) -> Split:
+    from ssdir.data.folder import open_split
+
+    return open_split(folder, split)
+
+
+def require_finished(folder: Path) -> None:
+    from ssdir.data.folder import require_finished
+
+    require_finished(folder)
+
+
+def annotation_path(folder: Path, split: str) -> Path:
+    return folder / "annotations" / f"{split}.json"

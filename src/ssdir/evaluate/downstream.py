@@ -9,7 +9,7 @@ import torch
 
 from ssdir.console import Progress
 from ssdir.data.cache import CachedDataset
-from ssdir.data.coco import open_split, splits
+from ssdir.data.folder import open_split, splits
 from ssdir.evaluate.collect import Collected, collect, joined
 from ssdir.evaluate.probe import classification_scores, fit_probe
 from ssdir.evaluate.settings import EvaluationConfig, batches_of

@@ -18,7 +18,7 @@ from ssdir.config import ConfigError
 from ssdir.console import Progress
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
-from ssdir.data.coco import splits
+from ssdir.data.folder import splits
 from ssdir.evaluate.collect import Collected, collect, device_of, image_side, joined
 from ssdir.evaluate.detection import DetectionScores, average_precision, count_accuracy
 from ssdir.evaluate.downstream import measure_downstream

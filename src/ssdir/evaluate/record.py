@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.metadata
 import io
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ssdir.data.coco import annotation_path
+from ssdir.data.folder import annotations_digest
 from ssdir.evaluate.collect import Collected, device_of, image_side, joined
 from ssdir.storage import atomic_write, tensors_fingerprint
 
@@ -23,7 +22,6 @@ def provenance(
     model: Any, model_path: Path | str | None, data: Path, split: str, seed: int
 ) -> dict[str, Any]:
     """What was measured on what, with what."""
-    annotations = annotation_path(data, split)
     config = getattr(getattr(model, "detector", model), "config", None)
     return {
         "model": type(model).__name__,
@@ -34,9 +32,7 @@ def provenance(
         "class_agnostic": getattr(config, "class_agnostic", None),
         "image_side": image_side(model),
         "data": str(data),
-        "data_checksum": hashlib.sha256(annotations.read_bytes()).hexdigest()
-        if annotations.is_file()
-        else None,
+        "data_checksum": annotations_digest(data, split),
         "split": split,
         "seed": seed,
         "ssdir": _version(),

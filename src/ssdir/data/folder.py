@@ -1,0 +1,77 @@
+"""Dataset folders of every kind, by one door: COCO annotations or YOLO labels.
+
+A folder is read as COCO where it has COCO annotations (:mod:`ssdir.data.coco_files` says where they may lie), as YOLO
+where it has a ``data.yaml`` (:mod:`ssdir.data.yolo`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssdir.data.coco import CocoFolder
+from ssdir.data.coco_files import annotation_files
+from ssdir.data.making import MAKING, MANIFEST
+from ssdir.data.split import Split
+from ssdir.storage import DataError
+
+DatasetFolder = CocoFolder
+
+
+def open_folder(folder: str | Path) -> DatasetFolder:
+    """What a dataset folder holds; without splits where that is nothing that is known.
+
+    Raises:
+        DataError: the folder does not exist or is not finished.
+    """
+    folder = Path(folder)
+    require_finished(folder)
+    return CocoFolder(folder, annotation_files(folder))
+
+
+def nothing_known(folder: Path) -> str:
+    """What to say of a folder that is of no kind that is known."""
+    if any(folder.glob("*/metadata.jsonl")):
+        return (
+            f"{folder} is an imagefolder of Hugging Face, which is written but not read; give the dataset that it was "
+            "made from"
+        )
+    return (
+        f"{folder} has no annotations: looked for annotations/{{split}}.json and other places of COCO files, and for "
+        "data.yaml (YOLO)"
+    )
+
+
+def splits(folder: str | Path) -> list[str]:
+    """Names of a dataset folder's splits: train, val and test first, then others by name; [] where there are none.
+
+    Raises :class:`~ssdir.storage.DataError` where the folder does not exist or is not finished.
+    """
+    return open_folder(folder).splits()
+
+
+def open_split(folder: str | Path, split: str) -> Split:
+    """Read one split's annotations; :mod:`ssdir.data.coco` and :mod:`ssdir.data.yolo` say how faults are treated."""
+    opened = open_folder(folder)
+    if split not in (present := opened.splits()):
+        why = "" if present else f": {nothing_known(Path(folder))}"
+        raise DataError(f"{folder} has no split {split!r} (found: {', '.join(present) or 'none'}){why}")
+    return opened.open(split)
+
+
+def annotations_digest(folder: str | Path, split: str) -> str | None:
+    """SHA-256 (hexadecimal) of what a split's annotations say; None where there is no such split."""
+    opened = open_folder(folder)
+    return opened.digest(split) if split in opened.splits() else None
+
+
+def require_finished(folder: Path) -> None:
+    """DataError where the folder is none, or one whose making was interrupted."""
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder; give the folder of a dataset, with annotations/ or data.yaml"
+        )
+    if (folder / MAKING).exists() and not (folder / MANIFEST).exists():
+        raise DataError(
+            f"{folder} is unfinished: give the command that makes it once more (ssdir data mnist-scenes ... --out "
+            f"{folder}, with the same settings); it goes on where it stopped"
+        )

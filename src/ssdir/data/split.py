@@ -1,0 +1,131 @@
+"""What every kind of dataset folder is read into: the images and objects of one split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ssdir.storage import DataError
+
+SMALLEST_SIDE = 1.0
+"""Boxes with a side below this many pixels (to a thousandth), after clipping to the image, are left out."""
+TOLERANCE = 1e-3
+"""Pixels by which a box may be off unnoticed: what writing and reading text formats costs at most."""
+BOX_PROBLEMS = ("", "NaN or infinite", "negative width or height", "less than 1 pixel inside the image")
+"""Why a box is left out, by number; 0 is a good box."""
+_FIRST_SPLITS = ("train", "val", "test")
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_NAMED = 10  # missing files that an error names
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of a split."""
+
+    id: int
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images and objects of one split; objects in packed form, sorted by image."""
+
+    name: str
+    images: list[ImageEntry]
+    boxes_xywh: Float[np.ndarray, "g 4"]
+    """Left, top, width, height in pixels, pixel i covering [i, i + 1); inside their images."""
+    labels: Int[np.ndarray, " g"]
+    """Classes 0..C-1."""
+    image_index: Int[np.ndarray, " g"]
+    """Row of ``images``."""
+    categories: tuple[str, ...]
+    """Names of the classes."""
+    dropped: dict[str, int]
+    """Objects left out: reason -> number."""
+    source: Path = Path()
+    """The file that lists the images or says where they are; messages name it."""
+    notes: tuple[str, ...] = ()
+    """What the source holds and nothing uses, such as masks."""
+    attributes: list[dict[str, Any]] | None = None
+    """Of each object, where they were asked for and the format has them."""
+    missing: tuple[Path, ...] = ()
+    """Images that are not on the disk and were left out, where that was asked for."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong (``error``), odd but read all the same (``warning``), or not used (``note``)."""
+
+    file: Path
+    message: str
+    severity: Literal["error", "warning", "note"]
+
+
+def clip_boxes(
+    boxes_xywh: Float[np.ndarray, "g 4"], sizes: Float[np.ndarray, "g 2"]
+) -> tuple[Float[np.ndarray, "g 4"], Int[np.ndarray, " g"]]:
+    """Boxes clipped to their images (``sizes``: width, height), and for each what is wrong (BOX_PROBLEMS)."""
+    finite = np.isfinite(boxes_xywh).all(1)
+    safe = np.where(finite[:, None], boxes_xywh, 0.0)
+    corner = safe[:, :2].clip(0, sizes)
+    sides = (safe[:, :2] + safe[:, 2:]).clip(0, sizes) - corner
+    problem = np.where((sides < SMALLEST_SIDE - TOLERANCE).any(1), 3, 0)
+    problem[(safe[:, 2:] < 0).any(1)] = 2
+    problem[~finite] = 1
+    return np.concatenate([corner, sides], 1), problem
+
+
+def count_dropped(problem: Int[np.ndarray, " g"]) -> dict[str, int]:
+    """Reason -> number of boxes left out for it; reasons without any are absent."""
+    counts = {name: int((problem == number).sum()) for number, name in enumerate(BOX_PROBLEMS)}
+    return {name: count for name, count in counts.items() if name and count}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Train, val and test first, then others by name.
+
+    >>> in_order(["night", "test", "train"])
+    ['train', 'test', 'night']
+    """
+    names = set(names)
+    return [name for name in _FIRST_SPLITS if name in names] + sorted(names - set(_FIRST_SPLITS))
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file's or folder's name speaks of.
+
+    >>> split_in("instances_train2017"), split_in("valid"), split_in("instances_default")
+    ('train', 'val', None)
+    """
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    found = [split for split, spoken in _SPLIT_WORDS.items() if words & set(spoken)]
+    return found[0] if len(found) == 1 else None
+
+
+def missing_images_error(source: Path, missing: Sequence[Path], total: int) -> DataError:
+    """What to say where images that ``source`` lists are not on the disk."""
+    named = "".join(f"\n  {path}" for path in missing[:_NAMED])
+    more = f"\n  and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    return DataError(
+        f"{len(missing)} of the {total} images that {source} lists cannot be found:{named}{more}\nput them there, or "
+        "make a copy of the dataset without them: ssdir data convert SOURCE --to coco --out DIR --skip-missing"
+    )
+
+
+def require_images(split: Split) -> None:
+    """Raise :class:`~ssdir.storage.DataError`, naming them, where images of a split are not on the disk."""
+    missing = [entry.path for entry in split.images if not entry.path.is_file()]
+    if missing:
+        raise missing_images_error(split.source, missing, len(split.images))
