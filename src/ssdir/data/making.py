@@ -7,6 +7,7 @@ end, then ``dataset.json``, and ``.making`` goes. So a folder is whole exactly i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -44,18 +45,28 @@ class Drawn:
     """One image as it goes to disk, and its objects."""
 
     png: bytes
+    """The image file: a PNG, or a file of another kind taken over as it is."""
     width: int
     height: int
     objects: list[Object]
     attributes: dict[str, Any]
     file_name: str | None = None
-    """Name in ``images/{split}``; None takes the index."""
+    """Name in ``images/{split}``, with "/" between folders; None takes the index."""
     mask: bytes | None = None
     """PNG of the objects' visible pixels (place in ``objects`` + 1; 0 elsewhere) for ``masks/{split}``."""
+    folder: str | None = None
+    """Where the image lies instead of ``images/{split}``."""
 
 
 Draw = Callable[[str, int], Drawn]
 """(split, index) -> image; a pure function."""
+
+Records = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
+"""Gives (index, record) of a split's images in order; a record has file_name, width, height, attributes, and objects
+of [bbox, label, attributes]."""
+
+Annotate = Callable[[Path, dict[str, Records], tuple[str, ...]], dict[str, Any]]
+"""(folder, records by split, categories) writes the annotations and gives what dataset.json says of each split."""
 
 
 def make_dataset(
@@ -66,11 +77,13 @@ def make_dataset(
     prepare: Callable[[], Draw],
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    annotate: Annotate | None = None,
 ) -> None:
     """Make ``splits`` (name -> number of images; those with none are left out) in ``folder``.
 
     ``identity`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is called
-    once in each worker (it must be picklable) and gives the drawing function.
+    once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the annotations:
+    COCO's, unless told otherwise.
     """
     splits = {name: number for name, number in splits.items() if number > 0}
     if not splits:
@@ -90,7 +103,7 @@ def make_dataset(
             done += len(chunk.indices)
             if progress is not None:
                 progress(done, total)
-    _finish(folder, identity, splits, categories)
+    _finish(folder, identity, splits, categories, annotate or _write_coco)
 
 
 class _Chunk(NamedTuple):
@@ -100,10 +113,6 @@ class _Chunk(NamedTuple):
 
     def part(self, folder: Path) -> Path:
         return folder / MAKING / f"{self.split}_{self.number:05d}.json"
-
-
-def image_path(folder: Path, split: str, file_name: str) -> Path:
-    return folder / "images" / split / file_name
 
 
 def mask_path(folder: Path, split: str, file_name: str) -> Path:
@@ -174,19 +183,17 @@ def _is_finished(folder: Path, chunk: _Chunk) -> bool:
     try:
         images = read_json(chunk.part(folder))
         return len(images) == len(chunk.indices) and all(
-            path_of(folder, chunk.split, image["file_name"]).stat().st_size == part["bytes"]
+            (folder / file["path"]).stat().st_size == file["bytes"]
             for image in images
-            for path_of, part in _files(image)
+            for file in _files(image)
         )
     except (DataError, OSError, KeyError, TypeError):
         return False
 
 
-def _files(image: dict[str, Any]) -> Iterator[tuple[Callable[[Path, str, str], Path], dict[str, Any]]]:
+def _files(image: dict[str, Any]) -> list[dict[str, Any]]:
     """Of an image's record: where each of its files lies, and the file's size and checksum."""
-    yield image_path, image["image"]
-    if image["mask"] is not None:
-        yield mask_path, image["mask"]
+    return [image["image"]] + ([image["mask"]] if image["mask"] is not None else [])
 
 
 def _check_space(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw]) -> None:
@@ -251,12 +258,14 @@ def _make_chunk(folder: Path, chunk: _Chunk, draw: Draw) -> None:
     record = []
     for index in chunk.indices:
         drawn = draw(chunk.split, index)
-        name = drawn.file_name or f"{index:06d}.png"
+        name = require_inside(drawn.file_name or f"{index:06d}.png", folder)
+        path = folder / (drawn.folder or f"images/{chunk.split}") / name
+        mask = mask_path(folder, chunk.split, name)
         record.append(
             {
                 "file_name": name,
-                "image": _write(image_path(folder, chunk.split, name), drawn.png),
-                "mask": _write(mask_path(folder, chunk.split, name), drawn.mask) if drawn.mask else None,
+                "image": _write(folder, path, drawn.png),
+                "mask": _write(folder, mask, drawn.mask) if drawn.mask else None,
                 "width": drawn.width,
                 "height": drawn.height,
                 "attributes": drawn.attributes,
@@ -266,28 +275,55 @@ def _make_chunk(folder: Path, chunk: _Chunk, draw: Draw) -> None:
     atomic_write(chunk.part(folder), json.dumps(record, separators=(",", ":")))
 
 
-def _write(path: Path, data: bytes) -> dict[str, Any]:
-    """Write a file unless it is there already; its size and checksum."""
+def require_inside(name: str, folder: Path) -> str:
+    """A file's name, which may have folders before it but must not lead out of ``folder``.
+
+    Raises:
+        DataError: it does; names out of archives and annotations are not to be trusted.
+
+    >>> require_inside("event/a.jpg", Path("out"))
+    'event/a.jpg'
+    """
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or "" in parts or ":" in parts[0] or "\0" in name:
+        raise DataError(
+            f"an image is called {name!r}, which would lie outside {folder}; rename it in its source"
+        )
+    return name
+
+
+def _write(folder: Path, path: Path, data: bytes) -> dict[str, Any]:
+    """Write a file unless it is there already; its place, size and checksum."""
     if not (path.exists() and path.read_bytes() == data):
         atomic_write(path, data, sync=False)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    place = path.relative_to(folder).as_posix()
+    return {"path": place, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _finish(
-    folder: Path, identity: dict[str, Any], splits: dict[str, int], categories: tuple[str, ...]
+    folder: Path,
+    identity: dict[str, Any],
+    splits: dict[str, int],
+    categories: tuple[str, ...],
+    annotate: Annotate,
 ) -> None:
     """Write annotations, then the manifest, and remove the records."""
-    summary = {
-        split: _write_annotations(folder, _chunks({split: number}), split, categories)
+    records: dict[str, Records] = {
+        split: functools.partial(_records, folder, _chunks({split: number}))
         for split, number in splits.items()
     }
+    summary = annotate(folder, records, categories)
     versions = {name: version(name) for name in ("numpy", "pillow")} | {"python": platform.python_version()}
     write_json(folder / MANIFEST, {**identity, "versions": versions, "splits": summary})
     shutil.rmtree(folder / MAKING)
 
 
+def _write_coco(folder: Path, records: dict[str, Records], categories: tuple[str, ...]) -> dict[str, Any]:
+    return {split: _write_annotations(folder, split, of, categories) for split, of in records.items()}
+
+
 def _write_annotations(
-    folder: Path, chunks: list[_Chunk], split: str, categories: tuple[str, ...]
+    folder: Path, split: str, records: Records, categories: tuple[str, ...]
 ) -> dict[str, Any]:
     """Write a split's COCO file, one line an image and an object, without holding it in memory."""
     path = folder / "annotations" / f"{split}.json"
@@ -295,20 +331,20 @@ def _write_annotations(
     with atomic_open(path) as file:
         named = [{"id": number, "name": name} for number, name in enumerate(categories, start=1)]
         file.write(f'{{"categories": {json.dumps(named)},\n"images": ['.encode())
-        for index, image in _records(folder, chunks):
+        for index, image in records():
             entry = {"id": index + 1}
             entry |= {key: image[key] for key in ("file_name", "width", "height", "attributes")}
             file.write(f"{',' if n_images else ''}\n{json.dumps(entry)}".encode())
             n_images += 1
         file.write(b'],\n"annotations": [')
-        for index, image in _records(folder, chunks):
+        for index, image in records():
             for bbox, label, attributes in image["objects"]:
                 entry = {"id": n_objects + 1, "image_id": index + 1, "category_id": label + 1, "bbox": bbox}
                 entry |= {"area": bbox[2] * bbox[3], "iscrowd": 0, "attributes": attributes}
                 file.write(f"{',' if n_objects else ''}\n{json.dumps(entry)}".encode())
                 n_objects += 1
         file.write(b"]}\n")
-    hashes = [part["sha256"] for _, image in _records(folder, chunks) for _, part in _files(image)]
+    hashes = [part["sha256"] for _, image in records() for part in _files(image)]
     return {"images": n_images, "objects": n_objects, "sha256": split_checksum(hashes, path)}
 
 
