@@ -282,6 +282,10 @@ class TrainingConfig:
     """Memory format of images and convolutions."""
     compile: bool = False
     """torch.compile the networks."""
+    feature_cache: Literal["off", "memory", "disk"] = "off"
+    """SSDIR and teacher: compute once what the frozen detector says of each training image, and keep it."""
+    feature_cache_gb: float = 8.0
+    """Most that the feature cache may take in memory (in each process), in GB; on disk, free space is the limit."""
     seed: int = 0
     """Order of images, initial weights and noise are pure functions of it and of the step."""
     log_every: int = 20
@@ -308,6 +312,7 @@ class TrainingConfig:
             f"training.batch_size {self.batch_size} must be a multiple of training.accumulate {self.accumulate}",
         )
         _require(self.learning_rate > 0, "training.learning_rate must be positive")
+        _require(self.feature_cache_gb > 0, "training.feature_cache_gb must be positive")
         _require(0 <= self.ema_decay < 1, "training.ema_decay must lie in [0, 1)")
         _require(
             all(0 <= beta < 1 for beta in self.betas),

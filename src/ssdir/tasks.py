@@ -78,6 +78,11 @@ class Task(nn.Module, ABC):
         """What decides the run besides its own settings: more sections of the run's config.json."""
         return {}
 
+    def frozen(self) -> tuple[Detector, bool] | None:
+        """The frozen detector, whose answers may be computed once and kept, and whether its feature maps are used;
+        None where there is none."""
+        return None
+
     def compile_networks(self) -> None:
         """Compile, in place, the parts whose inputs keep their shapes from step to step; others would be compiled
         again and again."""
@@ -201,7 +206,7 @@ class SSDIRTask(Task):
         self._detector_fingerprint = tensors_fingerprint(model.detector.state_dict())
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
-        output = self.model(batch.images, generator, render_images=self.objective.needs_images)
+        output = self.model(batch.images, generator, self.objective.needs_images, batch.answer)
         losses = self.objective(output, batch.images)
         if self.teacher is not None:
             losses["teacher"] = distance_to_codes(self.teacher, output.objects, batch.images)
@@ -245,6 +250,9 @@ class SSDIRTask(Task):
             boxed = with_boxes(painted[i], objects.of_image(i).boxes_xyxy)
             rows.append([to_picture(image), to_picture(painted[i]), boxed])
         return grid_of(rows)
+
+    def frozen(self) -> tuple[Detector, bool]:
+        return self.model.detector, self.model.backbone is None
 
     def train(self, mode: bool = True) -> SSDIRTask:
         """As ``nn.Module.train``, except that the teacher stays in eval mode."""

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ssdir.boxes import xyxy_to_cxcywh
 from ssdir.config import ConfigError, ModelConfig, TeacherConfig, to_dict
-from ssdir.data.batch import Batch
+from ssdir.data.batch import Answer, Batch
 from ssdir.data.cache import CachedDataset
-from ssdir.detector.ssd import Detector
+from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.figures.overlay import to_picture
 from ssdir.model.pretrained import (
     CONFIG,
@@ -51,7 +51,7 @@ class TeacherTask(Task):
         return self._detector[0].to(self.device)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
-        boxes, image_index = self.find(batch.images)
+        boxes, image_index = self.find(batch.images, batch.answer)
         if len(boxes) > self.model.config.crops:
             order = torch.randperm(len(boxes), generator=generator, device=generator.device)
             chosen = order[: self.model.config.crops].sort().values.to(boxes.device)
@@ -60,9 +60,14 @@ class TeacherTask(Task):
         return Terms(self.model.losses(contexts, generator), {"crops": len(contexts)})
 
     @torch.no_grad()
-    def find(self, images: Float[Tensor, "b 3 s s"]) -> tuple[Float[Tensor, "m 4"], Tensor]:
-        """Boxes (``cxcywh``) and image index of the objects that the detector finds."""
-        found = self.detector.detect(images, self.present_threshold)
+    def find(
+        self, images: Float[Tensor, "b 3 s s"], answer: Answer | None = None
+    ) -> tuple[Float[Tensor, "m 4"], Tensor]:
+        """Boxes (``cxcywh``) and image index of the objects that the detector finds, or has found (``answer``)."""
+        if answer is None:
+            answer = self.detector.answer(images, maps=False)
+        output = DetectorOutput(answer.offsets, answer.logits)
+        found = self.detector.detections(output, self.present_threshold)
         return xyxy_to_cxcywh(found.boxes_xyxy), found.image_index
 
     def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
@@ -92,6 +97,9 @@ class TeacherTask(Task):
             "model": to_dict(self.model.model_config),
         }
         save_folder(folder, config, self.model)
+
+    def frozen(self) -> tuple[Detector, bool]:
+        return self.detector, False
 
     def identity(self) -> dict[str, Any]:
         """A hash of the detector's weights."""

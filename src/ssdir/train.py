@@ -26,7 +26,8 @@ from ssdir.checkpoint import RunState
 from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, TrainingConfig, to_dict
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices
-from ssdir.data.coco import open_split, splits
+from ssdir.data.folder import open_split, splits
+from ssdir.detector.cache import CacheSettings, FeatureCache, require_memory
 from ssdir.health import Row
 from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
@@ -85,6 +86,7 @@ def train(
     # where they share one, each writes the same file under a name of its own first.
     with accelerator.local_main_process_first():
         images, validation = _open(dataset, task.image_size)
+    cache = _cache_settings(task, images, accelerator, settings)
     description = _describe(task, run_config, dataset, images, validation)
     checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)
     accelerator.wait_for_everyone()
@@ -102,12 +104,13 @@ def train(
     window = Window()
     run = RunState(out, task, optimizer, average, window, settings, description)
     start = run.load(checkpoint) if checkpoint is not None else 0
+    source = images if cache is None else _with_answers(task, images, accelerator, cache)
     guard = FiniteGuard(out, accelerator.num_processes)
     clock = Clock(run.seconds)
 
     console = console or Console()
     with (
-        _Feed(images, settings, accelerator) as feed,
+        _Feed(source, settings, accelerator) as feed,
         Recorder(
             out, settings.steps, start, task.weights, console, track=track, config=description, active=writes
         ) as recorder,
@@ -343,6 +346,52 @@ def _open(dataset: Path, image_size: int) -> tuple[CachedDataset, CachedDataset 
     return images, None
 
 
+def _cache_settings(
+    task: Task, images: object, accelerator: Accelerator, settings: TrainingConfig
+) -> CacheSettings | None:
+    """How the feature cache is made, or None without one; refused before anything is written.
+
+    Raises:
+        ConfigError: nothing is frozen, the images are not those of a data set folder, or there is too little memory.
+    """
+    if settings.feature_cache == "off":
+        return None
+    frozen = task.frozen()
+    if frozen is None:
+        raise ConfigError(
+            f"training.feature_cache {settings.feature_cache} keeps what a frozen detector says, and in training a "
+            f"{task.kind} none is frozen; set it to off"
+        )
+    if not isinstance(images, CachedDataset):
+        raise ConfigError(
+            f"training.feature_cache {settings.feature_cache} needs the images of a data set folder, which come again; "
+            "scenes that are drawn on the fly never do: set it to off, or write the scenes to a folder"
+        )
+    detector, maps = frozen
+    cache = CacheSettings(
+        settings.feature_cache,
+        maps,
+        bf16=accelerator.mixed_precision == "bf16",
+        channels_last=settings.channels_last,
+        batch_size=settings.batch_size // (accelerator.num_processes * settings.accumulate),
+        memory_gb=settings.feature_cache_gb,
+    )
+    require_memory(images, detector, cache)
+    return cache
+
+
+def _with_answers(
+    task: Task, images: CachedDataset, accelerator: Accelerator, cache: CacheSettings
+) -> FeatureCache:
+    """The images with what the detector says of them; the first process of a machine writes it to the disk for all."""
+    frozen = task.frozen()
+    assert frozen is not None
+    if cache.place == "memory":
+        return FeatureCache(images, frozen[0], cache)
+    with accelerator.local_main_process_first():
+        return FeatureCache(images, frozen[0], cache)
+
+
 def _describe(
     task: Task, run_config: Any, dataset: Path, images: CachedDataset, validation: CachedDataset | None
 ) -> dict[str, Any]:
@@ -398,7 +447,9 @@ class _Feed:
     would only take its cores.
     """
 
-    def __init__(self, images: CachedDataset, settings: TrainingConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self, images: CachedDataset | FeatureCache, settings: TrainingConfig, accelerator: Accelerator
+    ) -> None:
         self.images, self.settings, self.device = images, settings, accelerator.device
         self.process, self.processes = accelerator.process_index, accelerator.num_processes
         self._thread = ThreadPoolExecutor(1) if self.device.type != "cpu" else None

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a frozen detector says of a batch's images; may have been computed before and kept."""
+
+    offsets: Float[Tensor, "b n 4"]
+    """Boxes of every prediction, coded against the priors, in float32."""
+    logits: Float[Tensor, "b n c"]
+    """Scores of every prediction, in float32."""
+    maps: tuple[Float[Tensor, "b _ _ _"], ...] | None
+    """The backbone's feature maps; None where nobody needs them."""
+
+    def to(self, device: torch.device | str) -> Answer:
+        """The same on another device."""
+        early = _may_arrive_later(device)
+        return Answer(
+            self.offsets.to(device, non_blocking=early),
+            self.logits.to(device, non_blocking=early),
+            None if self.maps is None else tuple(item.to(device, non_blocking=early) for item in self.maps),
+        )
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,10 @@ class Batch:
     """The image, 0..b-1, that each object is of; sorted."""
     image_ids: tuple[int, ...]
     """COCO ids of the images."""
+    grey: bool = False
+    """The three channels of ``images`` are known to be equal."""
+    answer: Answer | None = None
+    """What a frozen detector says of the images, where that is kept (:mod:`ssdir.detector.cache`)."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,12 +64,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        # Towards the CPU a copy must have arrived before anyone reads it.
-        early = torch.device(device).type != "cpu"
-        return Batch(
-            self.images.to(device, non_blocking=early),
-            self.boxes.to(device, non_blocking=early),
-            self.labels.to(device, non_blocking=early),
-            self.image_index.to(device, non_blocking=early),
-            self.image_ids,
+        early = _may_arrive_later(device)
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=early),
+            boxes=self.boxes.to(device, non_blocking=early),
+            labels=self.labels.to(device, non_blocking=early),
+            image_index=self.image_index.to(device, non_blocking=early),
+            answer=None if self.answer is None else self.answer.to(device),
         )
+
+
+def _may_arrive_later(device: torch.device | str) -> bool:
+    """Towards the CPU a copy must have arrived before anyone reads it."""
+    return torch.device(device).type != "cpu"

@@ -55,7 +55,14 @@ class CachedDataset:
         self._boxes = _normalised(self.split)
         self._labels = torch.from_numpy(self.split.labels)
         self._starts = np.searchsorted(self.split.image_index, np.arange(len(self) + 1))
-        self._images = self._open_cache(Path(cache_folder) if cache_folder is not None else None)
+        self.key = _key(self.folder, self.split, image_size)
+        self._cache_folder = Path(cache_folder) if cache_folder is not None else None
+        self._images = self._open_cache()
+
+    @property
+    def grey(self) -> bool:
+        """Whether all images are grey: their three channels are equal."""
+        return self._images.ndim == 3
 
     @property
     def n_classes(self) -> int:
@@ -81,6 +88,7 @@ class CachedDataset:
             self._labels[rows],
             torch.from_numpy(image_index),
             tuple(self.image_ids[index] for index in chosen),
+            grey=self.grey,
         )
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -89,32 +97,56 @@ class CachedDataset:
         for start in range(0, n, batch_size):
             yield self.batch(range(start, min(start + batch_size, n)))
 
-    def _open_cache(self, cache_folder: Path | None) -> UInt8[np.ndarray, " n *rest"]:
-        prefix = f"{self.split.name}-{self.image_size}-"
-        if cache_folder is not None:  # datasets may share it, and must not take each other's arrays for stale
+    def kept(
+        self, kind: str, key: str, endings: Sequence[str], make: Callable[[list[Path]], None]
+    ) -> list[Path]:
+        """Files in the cache folders that belong to this split at this size, found or made.
+
+        Args:
+            kind: what they hold; part of their names. "" is the images themselves.
+            key: hash of all that decides their content; files of the same kind with another key are removed.
+            endings: of the files, such as ".npy".
+            make: writes all of them, each under a temporary name first; called where one is missing.
+
+        Raises:
+            DataError: none of the folders can be written to.
+        """
+        prefix = f"{kind}{self.split.name}-{self.image_size}-"
+        if self._cache_folder is not None:  # datasets may share it, and must not take each other's for stale
             prefix = f"{_folder_hash(self.folder)}-{prefix}"
-        name = f"{prefix}{_key(self.folder, self.split, self.image_size)}.npy"
-        candidates = (
-            [cache_folder] if cache_folder is not None else [self.folder / ".cache", _user_cache(self.folder)]
-        )
+            candidates = [self._cache_folder]
+        else:
+            candidates = [self.folder / ".cache", _user_cache(self.folder)]
+        names = [f"{prefix}{key}{ending}" for ending in endings]
         for folder in candidates:
-            if (folder / name).exists():
-                return np.load(folder / name, mmap_mode="r", allow_pickle=False)
+            paths = [folder / name for name in names]
+            if all(path.exists() for path in paths):
+                return paths
         writable = [folder for folder in candidates if _is_writable(folder)]
         if not writable:
             raise DataError(
                 f"no image cache can be written to {' or '.join(map(str, candidates))}; give cache_folder"
             )
-        folder = writable[0]
-        _build(folder / name, self.split, self.image_size)
-        _remove_stale(folder, prefix, name)
-        return np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        paths = [writable[0] / name for name in names]
+        make(paths)
+        _remove_stale(writable[0], prefix, f"{prefix}{key}")
+        return paths
+
+    def _open_cache(self) -> UInt8[np.ndarray, " n *rest"]:
+        def make(paths: list[Path]) -> None:
+            _build(paths[0], self.split, self.image_size)
+
+        (path,) = self.kept("", self.key, [".npy"], make)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _remove_stale(folder: Path, prefix: str, keep: str) -> None:
-    """Remove older arrays of this split and size, and what killed processes left (not what others write now)."""
+    """Remove older arrays of this kind, and what killed processes left (not what others write now).
+
+    ``keep`` is how the names of the current ones begin.
+    """
     for path in folder.glob(f"{prefix}*.npy"):
-        if path.name != keep:
+        if not path.name.startswith(keep):
             path.unlink(missing_ok=True)
     for path in folder.glob(f".{prefix}*.tmp"):
         if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:

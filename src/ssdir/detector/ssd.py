@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssdir.boxes import cxcywh_to_xyxy, decode_offsets, nms
 from ssdir.config import DetectorConfig
+from ssdir.data.batch import Answer
 from ssdir.detector.backbone import Backbone, zero_bias
 from ssdir.detector.priors import make_priors
 from ssdir.storage import DataError
@@ -134,6 +135,13 @@ class Detector(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> DetectorOutput:
         """Offsets and logits for images in [0, 1] of side ``config.image_size``."""
         return self.heads(self.features(images))
+
+    @torch.no_grad()
+    def answer(self, images: Float[Tensor, "b 3 h w"], maps: bool = True) -> Answer:
+        """The heads' output, and the feature maps where asked for; no graph."""
+        features = self.features(images)
+        output = self.heads(features)
+        return Answer(output.offsets, output.logits, tuple(features) if maps else None)
 
     def boxes(self, output: DetectorOutput) -> Float[Tensor, "b n 4"]:
         """Predicted boxes, ``cxcywh`` in [0, 1] of the image (not clipped to it)."""

@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from ssdir.boxes import cxcywh_to_xyxy, nms
 from ssdir.config import DetectorConfig, ModelConfig, to_dict
+from ssdir.data.batch import Answer
 from ssdir.data.images import ImageSource, read_image, squash
-from ssdir.detector.ssd import Detector
+from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.model import pretrained, render
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
@@ -77,19 +78,24 @@ class SSDIR(nn.Module):
         self.detector.eval()
         return self
 
-    def encode(self, images: Float[Tensor, "b 3 s s"]) -> CellLatents:
+    def encode(self, images: Float[Tensor, "b 3 s s"], answer: Answer | None = None) -> CellLatents:
         """Posterior means of every cell, with the detector's boxes and presence (one pass of the detector).
 
-        ``images`` are in [0, 1], of the detector's side.
+        Args:
+            images: in [0, 1], of the detector's side.
+            answer: what the detector says of them, where it is known already; then it is not asked.
         """
-        with torch.no_grad():
-            features = self.detector.features(images)
-            output = self.detector.heads(features)
-            boxes, present = self.detector.boxes(output), self.detector.presence(output)
-            reset = present < self.config.reset_below
-            boxes = boxes.masked_fill(reset[..., None], 0)
+        if answer is None:
+            answer = self.detector.answer(images, maps=self.backbone is None)
+        output = DetectorOutput(answer.offsets, answer.logits)
+        present = self.detector.presence(output)
+        reset = present < self.config.reset_below
+        boxes = self.detector.boxes(output).masked_fill(reset[..., None], 0)
         if self.backbone is not None:
             features = self.backbone(self.detector.normalise(images))
+        else:
+            assert answer.maps is not None, "this answer was kept without feature maps"
+            features = list(answer.maps)
         what, depth = self.what(features).float(), self.depth(features).float()
         return CellLatents(boxes, present, what, depth, self.detector.cell_of_box, reset)
 
@@ -154,11 +160,15 @@ class SSDIR(nn.Module):
         return Objects(boxes, present, what, depth, image, len(latents.boxes))
 
     def forward(
-        self, images: Float[Tensor, "b 3 s s"], generator: torch.Generator, render_images: bool = True
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        generator: torch.Generator,
+        render_images: bool = True,
+        answer: Answer | None = None,
     ) -> SSDIROutput:
         """One training pass: encode, sample (see ``config.train_on``), decode the present objects, merge (unless not
-        asked for)."""
-        latents = self.encode(images)
+        asked for). ``answer`` as for :meth:`encode`."""
+        latents = self.encode(images, answer)
         if self.config.train_on == "sampled":
             objects = self.sample(latents, generator)
         else:
