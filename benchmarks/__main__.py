@@ -1,7 +1,7 @@
 """Times every part against its reference and writes the results, the plots and the tables of docs/performance.md.
 
 python -m benchmarks                    all of it (about ten minutes on two cores)
-python -m benchmarks --quick            the same with fewer repetitions and sizes
+python -m benchmarks --quick            fewer repetitions and sizes, in a results file of its own
 python -m benchmarks --only paste crop  these benchmarks; the other rows stay
 python -m benchmarks --device cuda      on a GPU, against the GPU's own reference
 """
@@ -18,29 +18,23 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import rendering, training
+from benchmarks import generator, page, plots, profile, rendering, sweeps, training
 from benchmarks.inputs import Setup, quick
 from benchmarks.machine import Limits, machine_name, measure_limits, where
 from benchmarks.results import Results, Row, quantity, ratio_in_words, target_in_words, verdict
 from ssdir.machine import choose_device
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
 Name = Literal[
-    "machine",
-    "paste",
-    "growth",
-    "crop",
-    "covered",
-    "merges",
-    "steps",
-    "objects",
-    "detector",
-    "loss",
-    "inference",
-    "throughput",
-]
+    "paste", "growth", "crop", "covered", "merges",
+    "steps", "objects", "detector", "loss", "inference", "throughput", "profile",
+    "generator",
+    "sweep-objects", "sweep-sides", "sweep-batches",
+]  # fmt: skip
 
 BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "paste": rendering.paste,
@@ -54,6 +48,11 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "loss": training.loss,
     "inference": training.inference,
     "throughput": training.throughput,
+    "generator": generator.generator,
+    "profile": profile.profiles,
+    "sweep-objects": sweeps.objects,
+    "sweep-sides": sweeps.sides,
+    "sweep-batches": sweeps.batches,
 }
 
 
@@ -64,26 +63,27 @@ class Arguments:
     only: tuple[Name, ...] = ()
     """Benchmarks to run; default all. The rows of others stay as they are."""
     quick: bool = False
-    """Fewer repetitions and sizes."""
+    """Fewer repetitions and sizes; the results go to MACHINE-quick.json."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu or cuda."""
     name: str | None = None
     """Name of the machine; default processor and cores, or the GPU."""
     out: Path = HERE / "results"
-    """Folder of the results."""
+    """Folder of the results; those in benchmarks/results also go into docs/performance.md."""
     strict: bool = False
     """Exit with status 1 where a target does not hold."""
 
 
 def main(arguments: Arguments) -> int:
-    device = choose_device(arguments.device)
-    setup = replace(Setup(), device=device)
-    return run(arguments, quick(setup) if arguments.quick else setup, Console())
+    setup = replace(Setup(), device=choose_device(arguments.device))
+    # Wide lines where nobody's terminal breaks them.
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    return run(arguments, quick(setup) if arguments.quick else setup, console)
 
 
 def run(arguments: Arguments, setup: Setup, console: Console) -> int:
     """Run the chosen benchmarks; the exit status."""
-    name = arguments.name or machine_name(setup.device)
+    name = (arguments.name or machine_name(setup.device)) + ("-quick" if arguments.quick else "")
     results = Results(arguments.out / f"{name}.json", ["machine", *BENCHMARKS])
     place = where(setup.device)
     console.print(f"{name}: {place['device']}, {place['threads']} threads, commit {place['commit']}")
@@ -102,33 +102,37 @@ def run(arguments: Arguments, setup: Setup, console: Console) -> int:
             console.print(f"[dim]-- {benchmark}, after {time.perf_counter() - began:.0f} s[/dim]")
             keep(benchmark, measure(setup, limits))
             gc.collect()
+    pictures = plots.draw(results.rows, arguments.out / name)
+    if arguments.out == HERE / "results" and not arguments.quick:
+        page.refresh(PAGE, arguments.out)
     console.print(_targets(results.rows))
-    console.print(f"{results.path}, after {time.perf_counter() - began:.0f} s")
+    wrote = ", ".join(str(path) for path in (results.path, *pictures))
+    console.print(f"{wrote}, after {time.perf_counter() - began:.0f} s", soft_wrap=True)
     failed = any(row["holds"] is False for row in results.rows)
     return 1 if arguments.strict and failed else 0
 
 
 def _line(row: dict[str, Any]) -> str:
+    """A row as it is printed while the suite runs."""
     ours, other = quantity(row["ours"], row["units"]), quantity(row["reference"], row["units"])
-    mark = {True: "[green]", False: "[bold red]", None: "[default]"}[row["holds"]]
-    against = f"{ours:>12} against {other:>10}" if other else f"{ours:>12}"
-    words = " ".join([f"{ratio_in_words(row):>12}", target_in_words(row), f"{mark}{verdict(row)}[/]"])
-    return f"{row['name']:75}{against} {words} {row['note']}".rstrip()
+    against = f"{ours:>12} against {other:>10}" if other else f"{ours:>12}{'':19}"
+    words = f"{ratio_in_words(row):>12}  {target_in_words(row)}"
+    return f"{escape(row['name']):85}{against} {words}  {_marked(row)}{row['note']}".rstrip()
+
+
+def _marked(row: dict[str, Any]) -> str:
+    return {True: "[green]{}[/green]", False: "[bold red]{}[/bold red]", None: "{}"}[row["holds"]].format(
+        verdict(row)
+    )
 
 
 def _targets(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table("target", "ours", "reference", "ratio", "wanted", "", title="What must hold")
+    """Which targets hold."""
+    table = Table("what must hold", "ours", "reference", "ratio", "target", "", box=None)
     for row in rows:
         if row["target"] is not None:
-            table.add_row(
-                row["name"],
-                quantity(row["ours"], row["units"]),
-                quantity(row["reference"], row["units"]),
-                ratio_in_words(row),
-                target_in_words(row),
-                verdict(row),
-                style="" if row["holds"] else "bold red",
-            )
+            figures = (quantity(row["ours"], row["units"]), quantity(row["reference"], row["units"]))
+            table.add_row(row["name"], *figures, ratio_in_words(row), target_in_words(row), _marked(row))
     return table
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +16,9 @@ from torch import Tensor
 from ssdir.boxes import encode_offsets, xyxy_to_cxcywh
 from ssdir.config import DetectorConfig, DetectorLossConfig, ModelConfig, ObjectiveConfig, ScenesConfig
 from ssdir.data.batch import Batch
+from ssdir.data.cache import CachedDataset
 from ssdir.data.digits import load_digits
-from ssdir.data.multiscale_mnist import make_scene, split_digits
+from ssdir.data.multiscale_mnist import generate, make_scene, split_digits
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.presets import preset
 
@@ -30,6 +33,8 @@ class Setup:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batch: int = 8
+    side: int = _MNIST.detector.detector.image_size
+    """Side of the images, in pixels."""
     objects: int = 20
     """Objects of an image."""
     few_many: tuple[int, int] = (12, 80)
@@ -48,16 +53,11 @@ class Setup:
     generated: int = 40
     """Scenes that are generated."""
     sweep_objects: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
-    sweep_sides: tuple[int, ...] = (128, 256, 300, 512, 1024)
+    sweep_sides: tuple[int, ...] = (128, 200, 300, 512, 768, 1024)
     sweep_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     repetitions: int = 9
     budget: float = 25.0
     """Seconds after which a comparison starts no further round."""
-
-    @property
-    def side(self) -> int:
-        """Side of the images, in pixels."""
-        return self.detector.image_size
 
     def shapes(self, **others: int | str) -> dict[str, int | str]:
         """The sizes, for a row."""
@@ -110,11 +110,9 @@ def some_boxes(setup: Setup, n_images: int, per_image: int) -> Float[Tensor, "n_
     return pool[chosen].to(setup.device)
 
 
-def objects_to_paint(
-    setup: Setup, per_image: int | None = None, side: int | None = None, n_images: int | None = None
-) -> Painted:
-    """Random patches in digits' boxes; the base case unless told otherwise."""
-    n_images, per_image = n_images or setup.batch, per_image or setup.objects
+def objects_to_paint(setup: Setup) -> Painted:
+    """Random patches in digits' boxes."""
+    n_images, per_image = setup.batch, setup.objects
     m, p = n_images * per_image, setup.model.patch_size
     generator = torch.Generator().manual_seed(0)
     return Painted(
@@ -123,7 +121,7 @@ def objects_to_paint(
         torch.rand(m, generator=generator).to(setup.device),
         torch.arange(n_images, device=setup.device).repeat_interleave(per_image),
         n_images,
-        side or setup.side,
+        setup.side,
     )
 
 
@@ -146,17 +144,29 @@ def more_of_same_area(few: Painted, factor: int) -> Painted:
 # -- batches and detectors -----------------------------------------------------------------------------------------
 
 
+@functools.cache
+def scene_images(config: ScenesConfig, side: int, n_images: int) -> CachedDataset:
+    """Generated scenes as training reads them, in a folder that lasts as long as this process."""
+    folder = Path(_folder().name) / f"{side}-{n_images}"
+    generate(replace(config, n_train=n_images, n_val=0, n_test=0), folder, workers=1)
+    return CachedDataset(folder, "train", side)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="ssdir-benchmarks-")
+
+
 def scene_batch(setup: Setup, n_images: int) -> Batch:
-    """Grey noise with digits' boxes: the time of a step does not depend on what the images show."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(n_images, 1, setup.side, setup.side, generator=generator)
-    return Batch(
-        images.repeat(1, 3, 1, 1).to(setup.device),
-        some_boxes(setup, n_images, setup.true_objects).flatten(0, 1),
-        torch.zeros(n_images * setup.true_objects, dtype=torch.long, device=setup.device),
-        torch.arange(n_images, device=setup.device).repeat_interleave(setup.true_objects),
-        tuple(range(1, n_images + 1)),
+    """Scenes, each with the same number of true objects."""
+    batch = scene_images(setup.scenes, setup.side, n_images).batch(range(n_images))
+    objects = replace(
+        batch,
+        boxes=some_boxes(setup, n_images, setup.true_objects).flatten(0, 1).cpu(),
+        labels=torch.zeros(n_images * setup.true_objects, dtype=torch.long),
+        image_index=torch.arange(n_images).repeat_interleave(setup.true_objects),
     )
+    return objects.to(setup.device)
 
 
 class FiringDetector(Detector):

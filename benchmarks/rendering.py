@@ -69,7 +69,7 @@ def growth(setup: Setup, limits: Limits) -> list[Row]:
     """Painting many small objects against fewer large ones that cover as much."""
     found = kinds(setup.device)
     few, many = setup.growth
-    scenes = {few: objects_to_paint(setup, few)}
+    scenes = {few: objects_to_paint(replace(setup, objects=few))}
     scenes[many] = more_of_same_area(scenes[few], many // few)
     times = _timed(
         setup, {(kind, n): paste_call(scene, kind) for kind in found for n, scene in scenes.items()}
