@@ -33,7 +33,7 @@ def kinds(device: torch.device) -> list[Form]:
         try:
             with use_kernels(kind):
                 found.append(kind)
-        except (ConfigError, ModuleNotFoundError):
+        except ConfigError:
             continue
     return found
 

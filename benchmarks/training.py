@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import reference
-from benchmarks.inputs import FiringDetector, Setup, scene_batch, some_boxes
+from benchmarks.inputs import FiringDetector, Setup, scene_batch, scene_images, some_boxes
 from benchmarks.machine import Limits
 from benchmarks.results import Row, compared, share
 from benchmarks.timing import Call, extra_memory, timed
 from ssdir.config import TrainingConfig
 from ssdir.data.batch import Batch
+from ssdir.data.cache import CachedDataset
+from ssdir.detector.cache import CacheSettings, FeatureCache
 from ssdir.detector.loss import MultiboxLoss
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.model.ssdir import SSDIR
@@ -30,30 +33,41 @@ BF16_CHANNELS_LAST = TrainingConfig(precision="bf16", channels_last=True)
 
 
 class Step:
-    """An optimizer step as the training loop makes it, on the same batch again and again.
+    """An optimizer step as the training loop makes it, on the same images again and again.
+
+    On the CPU reading the batch is a part of the step; beside a GPU the loop reads the next one in a thread.
 
     Args:
         task: what is trained; moved to the setup's device.
         settings: precision, memory format, clipping and optimizer.
-        batch: the images.
+        read: gives the batch.
     """
 
-    def __init__(self, setup: Setup, task: Task, settings: TrainingConfig, batch: Batch) -> None:
+    def __init__(self, setup: Setup, task: Task, settings: TrainingConfig, read: Callable[[], Batch]) -> None:
         self.task, self.settings, self.device, self.count = task, settings, setup.device, 0
         if settings.channels_last:
             torch.nn.utils.convert_conv2d_weight_memory_format(task.model, torch.channels_last)
-            batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
-        self.batch = batch
         task.to(setup.device).train()
         self.optimizer = make_optimizer(task.model, settings, setup.device)
         self.trained = [item for item in task.model.parameters() if item.requires_grad]
+        self._read, self._kept = read, self._formatted(read()) if self.device.type == "cuda" else None
+
+    @property
+    def batch(self) -> Batch:
+        return self._kept or self._formatted(self._read())
+
+    def _formatted(self, batch: Batch) -> Batch:
+        batch = batch.to(self.device)
+        if not self.settings.channels_last:
+            return batch
+        return replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
 
     def __call__(self) -> None:
         self.count += 1
-        noise = generator_of(0, self.count, device=self.device)
+        noise, batch = generator_of(0, self.count, device=self.device), self.batch
         in_bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16):
-            terms = self.task(self.batch, noise)
+            terms = self.task(batch, noise)
         self.task.weighted(terms.losses).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip_norm or math.inf)
         # As in the loop: seen at once on the CPU, where that costs nothing.
@@ -63,18 +77,29 @@ class Step:
         self.optimizer.zero_grad()
 
 
-def ssdir_step(setup: Setup, settings: TrainingConfig, objects: int) -> Step:
-    """SSDIR on a detector that finds so many objects an image."""
+def ssdir_step(setup: Setup, settings: TrainingConfig, objects: int, cached: bool = False) -> Step:
+    """SSDIR on a detector that finds so many objects an image; ``cached``: from the feature cache."""
     torch.manual_seed(0)
-    detector = FiringDetector(setup.detector, some_boxes(setup, setup.batch, objects))
+    detector = FiringDetector(setup.detector, some_boxes(setup, setup.batch, objects)).to(setup.device)
     task = SSDIRTask(SSDIR(detector, setup.model), setup.objective)
-    return Step(setup, task, settings, scene_batch(setup, setup.batch))
+    images = scene_images(setup.scenes, setup.side, setup.batch)
+    source: CachedDataset | FeatureCache = images
+    if cached:
+        how = CacheSettings(
+            "memory",
+            maps=task.model.backbone is None,
+            bf16=settings.precision == "bf16",
+            channels_last=settings.channels_last,
+            batch_size=setup.batch,
+        )
+        source = FeatureCache(images, detector, how)
+    return Step(setup, task, settings, lambda: source.batch(range(setup.batch)))
 
 
 def detector_step(setup: Setup, settings: TrainingConfig, n_images: int) -> Step:
     torch.manual_seed(0)
     task = DetectorTask(Detector(setup.detector), setup.loss)
-    return Step(setup, task, settings, scene_batch(setup, n_images))
+    return Step(setup, task, settings, lambda: scene_batch(setup, n_images))
 
 
 def backbone_forward(setup: Setup, channels_last: bool = False) -> Call:
@@ -103,31 +128,37 @@ def steps(setup: Setup, limits: Limits) -> list[Row]:
         "F channels_last": backbone_forward(setup, channels_last=True),
         "fp32": ssdir_step(setup, FP32, setup.objects),
         "fp32 + channels_last": ssdir_step(setup, FP32_CHANNELS_LAST, setup.objects),
+        "fp32 + channels_last + feature cache": ssdir_step(
+            setup, FP32_CHANNELS_LAST, setup.objects, cached=True
+        ),
     }
     if computes_in_bf16("auto"):
         calls["bf16 + channels_last"] = ssdir_step(setup, BF16_CHANNELS_LAST, setup.objects)
+        calls["bf16 + channels_last + feature cache"] = ssdir_step(
+            setup, BF16_CHANNELS_LAST, setup.objects, cached=True
+        )
     times = timed(calls, setup.device, setup.repetitions, 2 * setup.budget)
-    forward_flops, step_flops = operations(calls["F"]), operations(calls["fp32"])
-    at_most = {"fp32": 1.3, "fp32 + channels_last": 1.3, "bf16 + channels_last": 0.65}
+    at_most = {
+        "fp32": 1.3,
+        "fp32 + channels_last": 1.3,
+        "fp32 + channels_last + feature cache": 0.4,
+        "bf16 + channels_last": 0.65,
+    }
+    f, shapes = times["F"], setup.shapes()
     return [
-        compared("backbone forward (F), fp32", times["F"], None, setup.shapes(), flops=forward_flops),
-        share(
-            "backbone forward, fp32 + channels_last, against F",
-            times["F channels_last"],
-            times["F"],
-            setup.shapes(),
-        ),
+        compared("backbone forward (F), fp32", f, None, shapes, flops=operations(calls["F"])),
+        share("backbone forward, fp32 + channels_last, against F", times["F channels_last"], f, shapes),
         *(
             share(
                 f"SSDIR training step, {name}, against F",
                 times[name],
-                times["F"],
-                setup.shapes(),
-                at_most=at_most[name],
-                flops=step_flops,
+                f,
+                shapes,
+                at_most=at_most.get(name),
+                flops=operations(step),
             )
-            for name in calls
-            if name in at_most
+            for name, step in calls.items()
+            if isinstance(step, Step)
         ),
     ]
 
@@ -156,7 +187,8 @@ def objects(setup: Setup, limits: Limits) -> list[Row]:
 
 def prepare_steps(setup: Setup, settings: TrainingConfig, objects: int) -> Call:
     """Building the model and its first two steps (the optimizer's state is there from the first on)."""
-    some_boxes(setup, 1, 1)  # reads digits and draws scenes: not the model's memory
+    some_boxes(setup, 1, 1)  # digits and scenes are not the model's memory
+    scene_images(setup.scenes, setup.side, setup.batch)
 
     def call() -> None:
         step = ssdir_step(setup, settings, objects)
@@ -239,7 +271,7 @@ def throughput(setup: Setup, limits: Limits) -> list[Row]:
         shapes = setup.shapes(objects=setup.true_objects if name == "detector" else setup.objects)
         seconds, flops = times[name].median, operations(step)
         title = f"{name} training, {precision} + channels_last"
-        rows.append(compared(title, len(step.batch) / seconds, None, shapes, units="images/s", flops=flops))
+        rows.append(compared(title, setup.batch / seconds, None, shapes, units="images/s", flops=flops))
         rows.append(
             compared(
                 f"{title}, share of the matrix peak",
