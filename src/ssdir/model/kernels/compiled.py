@@ -1,5 +1,154 @@
-"""The operators on the CPU."""
+"""The operators on the CPU, compiled by numba (``pip install "ssdir[fast]"``).
 
-from ssdir.model.kernels.plain import covered, covered_backward, crop, crop_backward, paste, paste_backward
+The same bytes on any number of threads: every pixel and every gradient is summed by one thread, in the objects' order.
+The loops are compiled once, at the first call, and kept beside the package or in the user's cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssdir.model.kernels import loops
+from ssdir.model.kernels.plain_crop import crop, crop_backward
+from ssdir.model.kernels.threads import share
+from ssdir.model.kernels.windows import zeros
 
 __all__ = ["covered", "covered_backward", "crop", "crop_backward", "paste", "paste_backward"]
+
+BANDS = 4
+"""Bands of rows that an image is drawn in: enough tasks for a few threads with one image."""
+
+
+def paste(
+    patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
+) -> Tensor:
+    images = patches.new_empty(n_images, patches.shape[1], size, size)
+    index = _checked(image_index, n_images)
+    found = _spans(boxes, patches.shape[-1], size)
+    order = np.argsort(index, kind="stable")
+    starts = np.searchsorted(index[order], np.arange(n_images + 1))
+    arrays = *_arrays(images, patches, boxes), _weights(boxes, weights), found, order, starts, BANDS
+    share(
+        lambda first, last: loops.draw_images(*arrays, first, last),
+        n_images * BANDS,
+        images[:, 0].numel() + _area(found),
+    )
+    return images
+
+
+def paste_backward(
+    grad: Tensor,
+    patches: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    weights: Tensor | None,
+    of_patches: bool,
+    of_boxes: bool,
+    of_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_images, channels, size = grad.shape[:3]
+    index = _checked(image_index, n_images)
+    found = _spans(boxes, patches.shape[-1], size)
+    bases = (index * channels * size + found[:, 0]) * size + found[:, 2]
+    steps = np.broadcast_to(np.array([size * size, size, 1]), (len(boxes), 3)).copy()
+    asked = of_patches, of_boxes, of_weights
+    return _pull(grad, bases, steps, patches, boxes, _weights(boxes, weights), found, size, asked)
+
+
+def covered(patches: Tensor, boxes: Tensor, image_index: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    found = _spans(boxes, patches.shape[-1], size)
+    ends = np.cumsum(found[:, 1] * found[:, 3])
+    firsts, n_pairs = ends - found[:, 1] * found[:, 3], int(ends[-1]) if len(ends) else 0
+    values = patches.new_empty(n_pairs, patches.shape[1])
+    objects, pixels = image_index.new_empty(n_pairs), image_index.new_empty(n_pairs)
+    arrays = *_arrays(values, objects, pixels, patches, boxes, image_index), found, firsts, size
+    share(lambda first, last: loops.draw_pairs(*arrays, first, last), len(boxes), n_pairs)
+    return values, objects, pixels
+
+
+def covered_backward(
+    grad_values: Tensor,
+    patches: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    objects: Tensor,
+    pixels: Tensor,
+    size: int,
+    of_patches: bool,
+    of_boxes: bool,
+) -> tuple[Tensor, Tensor]:
+    # The pairs of an object fill a rectangle, from its first pair to its last.
+    channels = patches.shape[1]
+    owner, pixel = _arrays(objects, pixels)
+    firsts = np.searchsorted(owner, np.arange(len(boxes) + 1))
+    found = np.zeros((len(boxes), 4), dtype=np.int64)
+    seen = np.flatnonzero(np.diff(firsts))
+    start, end = pixel[firsts[seen]], pixel[firsts[seen + 1] - 1]
+    found[seen, 0], found[seen, 2] = start // size % size, start % size
+    found[seen, 1], found[seen, 3] = end // size - start // size + 1, end % size - start % size + 1
+    steps = np.stack(
+        [np.ones_like(firsts[1:]), found[:, 3] * channels, np.full(len(boxes), channels)], axis=1
+    )
+    asked = of_patches, of_boxes, False
+    found_grads = _pull(
+        grad_values, firsts[:-1] * channels, steps, patches, boxes, _weights(boxes, None), found, size, asked
+    )
+    return found_grads[:2]
+
+
+def _pull(
+    grad: Tensor,
+    bases: np.ndarray,
+    steps: np.ndarray,
+    patches: Tensor,
+    boxes: Tensor,
+    weights: np.ndarray,
+    found: np.ndarray,
+    size: int,
+    asked: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_patches, of_boxes, of_weights = asked
+    patch_grads = zeros(patches.shape if of_patches else (0,), patches)
+    box_grads = torch.zeros_like(boxes) if of_boxes else boxes.new_empty(0)
+    weight_grads = boxes.new_zeros(len(boxes)) if of_weights else boxes.new_empty(0)
+    # The loops want arrays of fixed dimensions, also where nothing is asked for.
+    shaped = (
+        patch_grads if of_patches else patches.new_empty(1, *patches.shape[1:]),
+        box_grads.view(-1, 4),
+        weight_grads,
+    )
+    flat, patch_array, box_array = _arrays(grad.view(-1), patches, boxes)
+    arrays = flat, bases, steps, patch_array, box_array, weights, found, size, *asked, *_arrays(*shaped)
+    share(lambda first, last: loops.pull_objects(*arrays, first, last), len(boxes), _area(found))
+    return patch_grads, box_grads, weight_grads
+
+
+def _spans(boxes: Tensor, p: int, size: int) -> np.ndarray:
+    """First row, rows, first column, columns that each object covers."""
+    found = np.empty((len(boxes), 4), dtype=np.int64)
+    loops.spans(*_arrays(boxes), p, size, found)
+    return found
+
+
+def _area(found: np.ndarray) -> int:
+    return int((found[:, 1] * found[:, 3]).sum())
+
+
+def _weights(boxes: Tensor, weights: Tensor | None) -> np.ndarray:
+    return _arrays(boxes.new_ones(len(boxes)) if weights is None else weights)[0]
+
+
+def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(tensor.detach().numpy() for tensor in tensors)
+
+
+def _checked(image_index: Tensor, n_images: int) -> np.ndarray:
+    """The loops do not check what they write to."""
+    index = _arrays(image_index)[0]
+    if len(index) and not 0 <= index.min() <= index.max() < n_images:
+        raise IndexError(
+            f"image_index goes from {index.min()} to {index.max()}, but there are {n_images} images"
+        )
+    return index
