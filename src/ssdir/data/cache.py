@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ssdir.console import progress_bar
 from ssdir.data.batch import Batch
-from ssdir.data.coco import Split, annotation_path, open_split
+from ssdir.data.folder import annotations_digest, open_split
 from ssdir.data.images import open_image, squash_image
+from ssdir.data.split import Split, require_images
 from ssdir.machine import available_cores, user_cache_folder
 from ssdir.storage import DataError, require_free_space, temporary_name
 
@@ -51,7 +52,7 @@ class CachedDataset:
         self.categories = self.split.categories
         self.image_ids = tuple(entry.id for entry in self.split.images)
         if not self.image_ids:
-            raise DataError(f"{annotation_path(self.folder, split)} lists no images")
+            raise DataError(f"{self.split.source} lists no images for {split}")
         self._boxes = _normalised(self.split)
         self._labels = torch.from_numpy(self.split.labels)
         self._starts = np.searchsorted(self.split.image_index, np.arange(len(self) + 1))
@@ -164,15 +165,10 @@ def _normalised(split: Split) -> Tensor:
 def _key(folder: Path, split: Split, image_size: int) -> str:
     """Hash of all that decides the cached pixels."""
     digest = hashlib.sha256(f"{CACHE_VERSION} {image_size}\n".encode())
-    digest.update(annotation_path(folder, split.name).read_bytes())
+    digest.update(str(annotations_digest(folder, split.name)).encode())
+    require_images(split)
     for entry in split.images:
-        try:
-            status = entry.path.stat()
-        except OSError as error:
-            raise DataError(
-                f"{entry.path} (image {entry.id} of {annotation_path(folder, split.name)}) cannot be found; "
-                f"ssdir data check {folder} lists everything that is missing"
-            ) from error
+        status = entry.path.stat()
         digest.update(f"{entry.path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 

@@ -298,25 +298,3 @@ def _annotation_problems(path: Path, value: dict[str, Any]) -> Iterator[Problem]
             f"{annotation['bbox']}: {what}",
             "error" if problem[row] in (1, 2) else "warning",
         )
-
-
-def splits(folder: str | Path) -> list[str]:
-    from ssdir.data.folder import splits
-
-    return splits(folder)
-
-
-def open_split(folder: str | Path, split: str) -> Split:
-    from ssdir.data.folder import open_split
-
-    return open_split(folder, split)
-
-
-def require_finished(folder: Path) -> None:
-    from ssdir.data.folder import require_finished
-
-    require_finished(folder)
-
-
-def annotation_path(folder: Path, split: str) -> Path:
-    return folder / "annotations" / f"{split}.json"

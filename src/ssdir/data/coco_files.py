@@ -48,6 +48,11 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     return _named([path for path in files if split_in(path.stem) is not None], everything=set())
 
 
+def has_annotations_folder(folder: Path) -> bool:
+    """Whether a folder has annotations where COCO's and ours are."""
+    return bool(_json_files(folder / "annotations"))
+
+
 def _json_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if path.is_file() and not path.name.startswith("."))
 

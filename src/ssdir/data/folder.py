@@ -9,22 +9,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssdir.data.coco import CocoFolder
-from ssdir.data.coco_files import annotation_files
+from ssdir.data.coco_files import annotation_files, has_annotations_folder
 from ssdir.data.making import MAKING, MANIFEST
 from ssdir.data.split import Split
-from ssdir.storage import DataError
+from ssdir.data.yolo import YoloFolder
+from ssdir.data.yolo_config import find_config, read_config
+from ssdir.storage import DataError, read_json
 
-DatasetFolder = CocoFolder
+_COMMAND_OF = {"multiscale-mnist": "mnist-scenes"}  # kinds are called like their commands, but for this one
+
+DatasetFolder = CocoFolder | YoloFolder
 
 
 def open_folder(folder: str | Path) -> DatasetFolder:
     """What a dataset folder holds; without splits where that is nothing that is known.
 
     Raises:
-        DataError: the folder does not exist or is not finished.
+        DataError: the folder does not exist, is not finished, or its ``data.yaml`` is not sound.
     """
     folder = Path(folder)
     require_finished(folder)
+    config = None if has_annotations_folder(folder) else find_config(folder)
+    if config is not None:
+        return YoloFolder(folder, read_config(config))
     return CocoFolder(folder, annotation_files(folder))
 
 
@@ -49,13 +56,16 @@ def splits(folder: str | Path) -> list[str]:
     return open_folder(folder).splits()
 
 
-def open_split(folder: str | Path, split: str) -> Split:
-    """Read one split's annotations; :mod:`ssdir.data.coco` and :mod:`ssdir.data.yolo` say how faults are treated."""
+def open_split(folder: str | Path, split: str, attributes: bool = False, skip_missing: bool = False) -> Split:
+    """Read one split's annotations; :mod:`ssdir.data.coco` and :mod:`ssdir.data.yolo` say how faults are treated.
+
+    ``attributes`` keeps those of each object; ``skip_missing`` leaves out images that are not on the disk.
+    """
     opened = open_folder(folder)
     if split not in (present := opened.splits()):
         why = "" if present else f": {nothing_known(Path(folder))}"
         raise DataError(f"{folder} has no split {split!r} (found: {', '.join(present) or 'none'}){why}")
-    return opened.open(split)
+    return opened.open(split, attributes, skip_missing)
 
 
 def annotations_digest(folder: str | Path, split: str) -> str | None:
@@ -72,6 +82,15 @@ def require_finished(folder: Path) -> None:
         )
     if (folder / MAKING).exists() and not (folder / MANIFEST).exists():
         raise DataError(
-            f"{folder} is unfinished: give the command that makes it once more (ssdir data mnist-scenes ... --out "
-            f"{folder}, with the same settings); it goes on where it stopped"
+            f"{folder} is unfinished: give the command that makes it once more ({_command(folder)} ... --out {folder}, "
+            "with the same settings); it goes on where it stopped"
         )
+
+
+def _command(folder: Path) -> str:
+    """The command that was making an unfinished folder."""
+    try:
+        kind = read_json(folder / MAKING / "manifest.json")["kind"]
+    except (DataError, KeyError, TypeError):
+        return "ssdir data"
+    return f"ssdir data {_COMMAND_OF.get(kind, kind)}"

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -29,6 +32,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 """What is looked for in folders of images; a file named by itself may have any suffix."""
 
 _EXIF_ORIENTATION = 0x0112
+_SIDES_SWAPPED = (5, 6, 7, 8)
 # What Pillow's readers raise on damaged files.
 _DAMAGED = (
     OSError,
@@ -67,18 +71,34 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return _converted(source, "the image")
     path = Path(source)
+    with _faults_named(str(path)), Image.open(path) as image:
+        return _converted(image, str(path))
+
+
+def image_size(source: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
+    """Width and height that :func:`open_image` would give, from the header alone: no pixel is decoded.
+
+    ``name`` is what errors call an image that is no file of its own. Raises as :func:`read_image` does.
+    """
+    with _faults_named(name or str(source)), Image.open(source) as image:
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _SIDES_SWAPPED
+        return (image.height, image.width) if turned else image.size
+
+
+@contextmanager
+def _faults_named(name: str) -> Iterator[None]:
+    """What goes wrong while an image file is read, as a DataError that names it."""
     try:
-        with Image.open(path) as image:
-            return _converted(image, str(path))
+        yield
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        raise DataError(f"{name} does not exist") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} is too large an image ({error}); scale it down first") from error
+        raise DataError(f"{name} is too large an image ({error}); scale it down first") from error
     except DataError:
         raise
     except _DAMAGED as error:
         raise DataError(
-            f"{path} cannot be read as an image ({error}); it may be damaged, truncated or no image"
+            f"{name} cannot be read as an image ({error}); it may be damaged, truncated or no image"
         ) from error
 
 
