@@ -242,7 +242,7 @@ def paint(
 
     Raises :class:`ValueError` for more than 255 outlines.
     """
-    n, k = points.shape[:2]
+    n = len(points)
     if n > 255:
         raise ValueError(f"{n} objects do not fit into a mask of bytes (at most 255)")
     ids = np.zeros((height, width), np.uint8)
