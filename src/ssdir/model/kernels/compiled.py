@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdir.model.kernels import loops
-from ssdir.model.kernels.plain_crop import crop, crop_backward
+from ssdir.model.kernels import loops, loops_crop
 from ssdir.model.kernels.threads import share
 from ssdir.model.kernels.windows import zeros
-
-__all__ = ["covered", "covered_backward", "crop", "crop_backward", "paste", "paste_backward"]
 
 BANDS = 4
 """Bands of rows that an image is drawn in: enough tasks for a few threads with one image."""
@@ -96,6 +93,43 @@ def covered_backward(
         grad_values, firsts[:-1] * channels, steps, patches, boxes, _weights(boxes, None), found, size, asked
     )
     return found_grads[:2]
+
+
+def crop(
+    images: Tensor, boxes: Tensor, image_index: Tensor, size: int, border: bool, antialias: bool
+) -> Tensor:
+    index = _checked(image_index, len(images))
+    patches = images.new_empty(len(boxes), images.shape[1], size, size)
+    arrays = *_arrays(patches, images, boxes), index, border, antialias
+    share(
+        lambda first, last: loops_crop.crop_objects(*arrays, first, last), len(boxes), patches[:, :1].numel()
+    )
+    return patches
+
+
+def crop_backward(
+    grad: Tensor,
+    images: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    border: bool,
+    antialias: bool,
+    of_images: bool,
+    of_boxes: bool,
+) -> tuple[Tensor, Tensor]:
+    index = _checked(image_index, len(images))
+    image_grads = torch.zeros_like(images) if of_images else images.new_empty(0)
+    box_grads = torch.zeros_like(boxes) if of_boxes else boxes.new_empty(0)
+    order = np.argsort(index, kind="stable")
+    # An image's gradient is summed by one task; without it, each object can be one.
+    n_tasks = len(images) if of_images else len(boxes)
+    starts = np.searchsorted(index[order], np.arange(n_tasks + 1)) if of_images else np.arange(n_tasks + 1)
+    shaped = image_grads.view(-1, *images.shape[1:]), box_grads.view(-1, 4)
+    arrays = (
+        *_arrays(grad, images, boxes), index, border, antialias, of_images, of_boxes, *_arrays(*shaped), order, starts
+    )  # fmt: skip
+    share(lambda first, last: loops_crop.pull_crops(*arrays, first, last), n_tasks, grad[:, :1].numel())
+    return image_grads, box_grads
 
 
 def _pull(

@@ -149,7 +149,7 @@ def _averages(
         low, high = low.masked_fill(pixels == 0, -torch.inf), high.masked_fill(pixels == size - 1, torch.inf)
     low, high = low[:, None, :], high[:, None, :]
     matrix = below.clamp(low, high).diff(dim=1) * (p / (side * size))[:, None, None]
-    return Averages(matrix, (below >= low) & (below <= high), steps)
+    return Averages(matrix, (below >= low) & (below < high), steps)
 
 
 def _matrix(axis: Taps | Averages, count: int) -> Tensor:
