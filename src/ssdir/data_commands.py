@@ -50,6 +50,60 @@ class MnistScenes:
 
 
 @dataclass(frozen=True)
+class Clevr:
+    """Make a dataset of CLEVR's official folder, with exact boxes.
+
+    Cameras are recovered from the scenes; boxes, visible boxes and masks follow from the objects' true shapes.
+    Images are copied as they are. A killed run continues where it stopped when the same command is given again.
+    """
+
+    root: Path
+    """The unpacked archive (CLEVR_v1.0): images/{split}/ and scenes/CLEVR_{split}_scenes.json."""
+    out: Path
+    """Folder of the dataset."""
+    splits: tuple[str, ...] = ()
+    """Which splits (default: all that have scenes; the official test split has none)."""
+    masks: bool = False
+    """Write masks/{split}/NAME.png too: which object each pixel shows."""
+    hold_out: tuple[str, ...] = ()
+    """Make splits out of the train scenes, by share: --hold-out val=0.1 test=0.1."""
+    skip_missing: bool = False
+    """Leave out scenes whose image is not there (of a partly unpacked archive)."""
+    skip_unfit: bool = False
+    """Leave out scenes that fit no camera, instead of stopping."""
+    workers: int | None = None
+    """Processes (default: one per core); the bytes do not depend on it."""
+
+    def run(self) -> int:
+        from ssdir.console import progress_bar
+        from ssdir.data.clevr import convert
+
+        shares = dict(map(_share, self.hold_out))
+        counts = convert(
+            self.root,
+            self.out,
+            self.splits,
+            masks=self.masks,
+            hold_out=shares,
+            skip_missing=self.skip_missing,
+            skip_unfit=self.skip_unfit,
+            workers=self.workers,
+            progress=progress_bar,
+        )
+        made = ", ".join(f"{split} {number:,}" for split, number in counts.items())
+        print(f"scenes in {self.out}: {made} (ssdir data show {self.out})")
+        return 0
+
+
+def _share(text: str) -> tuple[str, float]:
+    split, _, share = text.partition("=")
+    try:
+        return split, float(share)
+    except ValueError as error:
+        raise ConfigError(f"--hold-out {text}: give a split and its share, such as val=0.1") from error
+
+
+@dataclass(frozen=True)
 class DataCheck:
     """Tell what is wrong in a dataset folder, file by file; exit code 1 when something is."""
 
@@ -112,6 +166,7 @@ def data_commands() -> dict[str, Node]:
         "mnist-scenes": Node(
             "Generate Multi-scale scattered MNIST; name a preset.", words=scenes, noun="preset"
         ),
+        "clevr": leaf(Clevr),
         "check": leaf(DataCheck),
         "show": leaf(DataShow),
     }

@@ -176,6 +176,8 @@ def _check_hold_out(hold_out: dict[str, float], files: dict[str, Path]) -> None:
     for split, share in hold_out.items():
         if split in files:
             raise ConfigError(f"{split} cannot be held out of train: it has a scene file of its own")
+        if not split.isidentifier():
+            raise ConfigError(f"{split!r} cannot be the name of a split; use letters and digits, such as val")
         if not 0 < share < 1:
             raise ConfigError(f"the share held out for {split} is {share:g}; give one between 0 and 1")
     if sum(hold_out.values()) >= 1:
