@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -32,7 +32,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 """What is looked for in folders of images; a file named by itself may have any suffix."""
 
 _EXIF_ORIENTATION = 0x0112
-_SIDES_SWAPPED = (5, 6, 7, 8)
 # What Pillow's readers raise on damaged files.
 _DAMAGED = (
     OSError,
@@ -75,14 +74,29 @@ def open_image(source: ImageSource) -> Image.Image:
         return _converted(image, str(path))
 
 
-def image_size(source: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
-    """Width and height that :func:`open_image` would give, from the header alone: no pixel is decoded.
+class Header(NamedTuple):
+    """What is known of an image without decoding it."""
 
-    ``name`` is what errors call an image that is no file of its own. Raises as :func:`read_image` does.
+    width: int
+    """Of the pixels as they are stored."""
+    height: int
+    orientation: int
+    """EXIF's: 1 is upright as stored; from 5 on, width and height change places."""
+
+
+def read_header(source: str | Path | IO[bytes], name: str | None = None) -> Header:
+    """The header of an image file; ``name`` is what errors call one that is no file of its own.
+
+    Raises as :func:`read_image` does, but finds only what is wrong with the header.
     """
     with _faults_named(name or str(source)), Image.open(source) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _SIDES_SWAPPED
-        return (image.height, image.width) if turned else image.size
+        return Header(image.width, image.height, int(image.getexif().get(_EXIF_ORIENTATION, 1)))
+
+
+def image_size(source: str | Path) -> tuple[int, int]:
+    """Width and height that :func:`open_image` would give, from the header alone."""
+    width, height, orientation = read_header(source)
+    return (height, width) if orientation >= 5 else (width, height)
 
 
 @contextmanager

@@ -114,13 +114,20 @@ def split_in(name: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def missing_images_error(source: Path, missing: Sequence[Path], total: int) -> DataError:
+_WITHOUT_THEM = (
+    "put them there, or make a copy of the dataset without them: ssdir data convert SOURCE --to coco --out DIR "
+    "--skip-missing"
+)
+
+
+def missing_images_error(
+    source: Path, missing: Sequence[Path], total: int, remedy: str = _WITHOUT_THEM
+) -> DataError:
     """What to say where images that ``source`` lists are not on the disk."""
     named = "".join(f"\n  {path}" for path in missing[:_NAMED])
     more = f"\n  and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     return DataError(
-        f"{len(missing)} of the {total} images that {source} lists cannot be found:{named}{more}\nput them there, or "
-        "make a copy of the dataset without them: ssdir data convert SOURCE --to coco --out DIR --skip-missing"
+        f"{len(missing)} of the {total} images that {source} lists cannot be found:{named}{more}\n{remedy}"
     )
 
 
