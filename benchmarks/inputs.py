@@ -52,6 +52,8 @@ class Setup:
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     generated: int = 40
     """Scenes that are generated."""
+    streamed: int = 256
+    """Scenes that are streamed."""
     sweep_objects: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
     sweep_sides: tuple[int, ...] = (128, 200, 300, 512, 768, 1024)
     sweep_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)

@@ -1,6 +1,7 @@
 """The tables of docs/performance.md, written from the results so that the page says what was measured.
 
 A table stands between ``<!-- table: KIND MACHINE -->`` and ``<!-- end of table -->``; what is between is replaced.
+``python -m benchmarks.page`` does so without measuring anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from benchmarks.plots import AXES
 from benchmarks.results import quantity, ratio_in_words, significant, target_in_words, verdict
 from ssdir.storage import atomic_write, read_json
 
+HERE = Path(__file__).parent
+PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE / "results"
 Rows = Sequence[dict[str, Any]]
 _MARKED = re.compile(
     r"(<!-- table: (?P<kind>\S+) (?P<machine>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL
@@ -175,3 +178,7 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """
     rule = "|".join(["---"] * len(heads))
     return "".join([f"| {' | '.join(heads)} |\n|{rule}|\n", *(f"| {' | '.join(line)} |\n" for line in lines)])
+
+
+if __name__ == "__main__":
+    refresh(PAGE, RESULTS)

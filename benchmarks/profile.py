@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.inputs import Setup
@@ -35,7 +36,9 @@ def _profile(setup: Setup, name: str, step: Step) -> list[Row]:
     def seconds(event: Any) -> float:
         return (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
 
-    events = sorted(recorded.key_averages(), key=seconds, reverse=True)
+    # A GPU's kernels are listed too, but their time is that of the operators which started them.
+    operators = [event for event in recorded.key_averages() if event.device_type == DeviceType.CPU]
+    events = sorted(operators, key=seconds, reverse=True)
     total = sum(map(seconds, events))
     spent = {event.key: seconds(event) for event in events[:_SHOWN]}
     spent["all others"] = total - sum(spent.values())

@@ -48,6 +48,10 @@ class Timing:
         first, _, third = statistics.quantiles(self.samples, n=4, method="inclusive")
         return first, third
 
+    def over(self, n: int) -> Timing:
+        """Of one of the n things that a call does."""
+        return Timing(tuple(sample / n for sample in self.samples))
+
 
 def timed(
     calls: Mapping[Key, Call], device: torch.device, repetitions: int, budget: float = math.inf
