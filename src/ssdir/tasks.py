@@ -207,7 +207,7 @@ class SSDIRTask(Task):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
         output = self.model(batch.images, generator, self.objective.needs_images, batch.answer)
-        losses = self.objective(output, batch.images)
+        losses = self.objective(output, batch.images, batch.grey)
         if self.teacher is not None:
             losses["teacher"] = distance_to_codes(self.teacher, output.objects, batch.images)
         objects, n_images = len(output.objects), len(batch.images)

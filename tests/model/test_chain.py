@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from ssdir.config import ModelConfig
 from ssdir.model import chain as module
-from ssdir.model.chain import chain, paint, places, unplaced
+from ssdir.model.chain import chain, paint, places
 from ssdir.model.decoder import WhatDecoder
 
 
 def layers_of(*widths: int, dtype: torch.dtype = torch.float64) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """One layer a width after the first, four rows out of one in all but the last."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(4 * b, a) for a, b in zip(widths[:-2], widths[1:-1], strict=True)] + [(widths[-1], widths[-2])]
+    shapes = [(4 * b, a) for a, b in itertools.pairwise(widths[:-1])] + [(widths[-1], widths[-2])]
     return [
         (
             torch.randn(o, a, generator=generator, dtype=dtype, requires_grad=True),
@@ -91,6 +93,11 @@ def test_bfloat16_is_within_its_rounding_and_the_result_is_float32():
         assert a.dtype == torch.float32 and float((a - b).norm() / b.norm()) < 0.02
 
 
-def test_unplaced_undoes_places():
-    rows = torch.randn(3 * 4**2, 5)
-    assert torch.equal(unplaced(places(rows, 3, 2), 2), rows)
+@pytest.mark.parametrize("doublings", [0, 1, 2, 3])
+def test_places_puts_blocks_in_blocks(doublings):
+    n, side = 2, 2**doublings
+    rows = torch.randn(n * side**2, 5)
+    blocks = rows.view(n, *[2] * (2 * doublings), 5)
+    vertical, horizontal = range(1, 2 * doublings + 1, 2), range(2, 2 * doublings + 1, 2)
+    expected = blocks.permute(0, 2 * doublings + 1, *vertical, *horizontal).reshape(n, 5, side, side)
+    assert torch.equal(places(rows, n, doublings), expected)

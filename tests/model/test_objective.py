@@ -7,9 +7,11 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
+from ssdir.boxes import pixels_inside
 from ssdir.config import ModelConfig, ObjectiveConfig
+from ssdir.model import chain
 from ssdir.model.latents import CellLatents, Objects
-from ssdir.model.objective import CLAMP, Objective, cell_kl, inside_boxes
+from ssdir.model.objective import CLAMP, Objective, cell_kl, inside_boxes, object_error
 from ssdir.model.render import crop
 from ssdir.model.ssdir import SSDIROutput
 
@@ -153,6 +155,39 @@ def test_perfect_patches_reach_the_entropy_of_the_target():
     term = Objective(ObjectiveConfig(), ModelConfig())(out, pictures(1))["objects"]
     entropy = -(target * target.log() + (1 - target) * (1 - target).log()).mean()
     torch.testing.assert_close(term, entropy)
+
+
+def test_object_error_in_chunks_has_the_gradients_of_torch(monkeypatch):
+    monkeypatch.setattr(chain, "CHUNK_CPU", 2)
+    found = objects(boxes=torch.rand(5, 4, generator=torch.Generator().manual_seed(7)) * 0.8 + 0.1)
+    logits = 4 * torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    logits.requires_grad_()
+    images = pictures().double()
+    assert torch.autograd.gradcheck(lambda logits: object_error(logits, found, images), logits)
+    rows, columns = pixels_inside(found.boxes, 4)
+    assert not rows.all()
+    weight = (rows[:, :, None] & columns[:, None, :])[:, None].expand_as(logits).double()
+    expected = (
+        functional.binary_cross_entropy_with_logits(
+            logits, crop(images, found.boxes, found.image_index, 4), weight, reduction="sum"
+        )
+        / weight.sum()
+    )
+    error = object_error(logits, found, images)
+    torch.testing.assert_close(error, expected)
+    for a, b in zip(
+        torch.autograd.grad(3 * error, logits), torch.autograd.grad(3 * expected, logits), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_grey_images_need_one_channel_only():
+    grey = pictures()[:, :1].expand(-1, 3, -1, -1)
+    out = output(objects(), torch.rand(2, 3, 16, 16))
+    objective = Objective(ObjectiveConfig(), ModelConfig())
+    three, one = objective(out, grey), objective(out, grey, grey=True)
+    for name, value in three.items():
+        torch.testing.assert_close(one[name], value)
 
 
 def test_no_objects_give_finite_terms_and_a_gradient():

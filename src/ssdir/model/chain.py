@@ -7,14 +7,15 @@ result are kept: the backward pass computes each chunk again. Memory then grows 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 CHUNK_CPU = 16
 """Objects at a time on a CPU: their activations (4 MB in float32 at full size) should fit its cache."""
@@ -29,8 +30,8 @@ def chain(rows: Float[Tensor, "r a"], layers: Layers) -> Float[Tensor, "q c"]:
     """Linear layers with ReLU between them; every layer's output is cut into rows of the next one's input."""
     for index, (matrix, bias) in enumerate(layers):
         if index:
-            rows = functional.relu(rows).view(-1, matrix.shape[1])
-        rows = functional.linear(rows, matrix, bias)
+            rows = rows.relu().view(-1, matrix.shape[1])
+        rows = torch.nn.functional.linear(rows, matrix, bias)
     return rows
 
 
@@ -57,11 +58,15 @@ class _Paint(torch.autograd.Function):
     def forward(ctx: Any, n: int, doublings: int, kind: torch.dtype, rows: Tensor, *flat: Tensor) -> Tensor:
         ctx.sizes = n, doublings, kind
         ctx.save_for_backward(rows, *flat)
-        layers = _layers(flat, kind)
+        *hidden, (matrix, bias) = _layers(flat, kind)
         side = 2**doublings
-        patches = rows.new_empty(n, len(flat[-1]), side, side, dtype=_result(kind))
-        for some, mine in _chunks(rows, n):
-            patches[some] = places(_activations(rows[mine].to(kind), layers)[-1], -1, doublings)
+        order, _ = _orders(doublings, rows.device)
+        patches = rows.new_empty(n, len(bias), side, side, dtype=_result(kind))
+        for some in chunks(n, rows.device):
+            last = _activations(rows[_rows_of(some, rows, n)].to(kind), hidden)[-1]
+            # A plane a channel: putting planes in order is many times faster than rows of three numbers.
+            planes = torch.addmm(bias[:, None], matrix, last.view(-1, matrix.shape[1]).t())
+            patches[some] = _arranged(planes, order)
         return patches
 
     @staticmethod
@@ -70,24 +75,28 @@ class _Paint(torch.autograd.Function):
         rows, *flat = ctx.saved_tensors
         n, doublings, kind = ctx.sizes
         for_rows, *for_layers = ctx.needs_input_grad[3:]
-        layers = _layers(flat, kind)
+        *hidden, (last_matrix, _) = _layers(flat, kind)
+        _, inverse = _orders(doublings, rows.device)
         of_rows = torch.empty_like(rows) if for_rows else None
         totals = [torch.zeros_like(tensor) if any(for_layers) else None for tensor in flat]
-        for some, mine in _chunks(rows, n):
-            inputs = _activations(rows[mine].to(kind), layers)
-            slope = unplaced(gradient[some].to(kind), doublings)
-            for index in range(len(layers) - 1, -1, -1):
-                matrix, _ = layers[index]
-                rows_in = inputs[index].view(-1, matrix.shape[1])
+        for some in chunks(n, rows.device):
+            mine = _rows_of(some, rows, n)
+            found = _activations(rows[mine].to(kind), hidden)
+            planes = _disarranged(gradient[some].to(kind), inverse)
+            last = found[-1].view(-1, last_matrix.shape[1])
+            _add(totals[-2], totals[-1], planes, last)
+            slope = planes.t() @ last_matrix
+            for index in range(len(hidden) - 1, -1, -1):
+                slope = _through_relu(slope, found[index + 1])
+                matrix = hidden[index][0]
+                rows_in = found[index].view(-1, matrix.shape[1])
                 slope = slope.view(len(rows_in), -1)
-                _add(totals[2 * index], totals[2 * index + 1], slope, rows_in)
+                _add(totals[2 * index], totals[2 * index + 1], slope.t(), rows_in)
                 if index == 0 and of_rows is None:
                     break
                 slope = slope @ matrix
-                if index:
-                    slope = torch.ops.aten.threshold_backward(slope, rows_in, 0)
             if of_rows is not None:
-                of_rows[mine] = slope
+                of_rows[mine] = slope.view_as(of_rows[mine])
         return None, None, None, of_rows, *totals
 
 
@@ -95,35 +104,44 @@ def _layers(flat: Sequence[Tensor], kind: torch.dtype) -> list[tuple[Tensor, Ten
     return [(matrix.to(kind), bias.to(kind)) for matrix, bias in zip(flat[::2], flat[1::2], strict=True)]
 
 
-def _activations(rows: Tensor, layers: Layers) -> list[Tensor]:
-    """The input of every layer, after its ReLU, and the output of the last."""
+def _activations(rows: Tensor, hidden: Layers) -> list[Tensor]:
+    """The rows, and what every hidden layer makes of them, after its ReLU."""
     found = [rows]
-    for index, (matrix, bias) in enumerate(layers):
-        if index:
-            found[-1].relu_()
-        found.append(torch.addmm(bias, found[-1].view(-1, matrix.shape[1]), matrix.t()))
+    for matrix, bias in hidden:
+        found.append(torch.addmm(bias, found[-1].view(-1, matrix.shape[1]), matrix.t()).relu_())
     return found
 
 
+def _through_relu(slope: Tensor, result: Tensor) -> Tensor:
+    """The gradient before a ReLU, in the memory of the one after it."""
+    slope = slope.view_as(result)
+    return torch.ops.aten.threshold_backward.grad_input(slope, result, 0, grad_input=slope)
+
+
 def _add(of_matrix: Tensor | None, of_bias: Tensor | None, slope: Tensor, rows: Tensor) -> None:
-    """A chunk's part of the gradients of a layer's matrix and bias, summed in the parameters' own type."""
+    """A chunk's part of the gradients of a layer's matrix and bias, summed in the parameters' own type.
+
+    ``slope`` is "o r", ``rows`` "r a".
+    """
     if of_matrix is None or of_bias is None:
         return
     if of_matrix.dtype == slope.dtype:
-        of_matrix.addmm_(slope.t(), rows)
+        of_matrix.addmm_(slope, rows)
     else:
-        of_matrix.add_(slope.t() @ rows)
-    of_bias.add_(slope.sum(0))
+        of_matrix.add_(slope @ rows)
+    of_bias.add_(slope.sum(1))
 
 
-def _chunks(rows: Tensor, n: int) -> list[tuple[slice, slice]]:
-    """Which objects, and which rows, belong to each chunk."""
-    step = CHUNK_CPU if rows.device.type == "cpu" else CHUNK_GPU
+def chunks(n: int, device: torch.device) -> list[slice]:
+    """So many objects in parts that stay in a CPU's cache, or keep a GPU busy."""
+    step = CHUNK_CPU if device.type == "cpu" else CHUNK_GPU
+    return [slice(first, min(first + step, n)) for first in range(0, n, step)]
+
+
+def _rows_of(some: slice, rows: Tensor, n: int) -> slice:
+    """The rows of some of n objects."""
     each = len(rows) // n
-    return [
-        (slice(first, min(first + step, n)), slice(first * each, min(first + step, n) * each))
-        for first in range(0, n, step)
-    ]
+    return slice(some.start * each, some.stop * each)
 
 
 def _result(kind: torch.dtype) -> torch.dtype:
@@ -131,21 +149,39 @@ def _result(kind: torch.dtype) -> torch.dtype:
 
 
 def places(rows: Float[Tensor, "r c"], n: int, doublings: int) -> Float[Tensor, "n c p p"]:
-    """Images out of rows whose positions are ordered block by block, the coarsest block first."""
-    side = 2**doublings
-    blocks = rows.view(n, *([2, 2] * doublings), rows.shape[-1])
-    vertical, horizontal = range(1, 2 * doublings + 1, 2), range(2, 2 * doublings + 1, 2)
-    return blocks.permute(0, 2 * doublings + 1, *vertical, *horizontal).reshape(len(blocks), -1, side, side)
+    """Images out of rows whose positions are ordered block by block, the coarsest block first.
 
-
-def unplaced(images: Float[Tensor, "n c p p"], doublings: int) -> Float[Tensor, "r c"]:
-    """The inverse of :func:`places`.
-
-    >>> rows = torch.arange(32.0).view(16, 2)
-    >>> bool((unplaced(places(rows, 1, 2), 2) == rows).all())
-    True
+    >>> places(torch.arange(16.0)[:, None], 1, 2)[0, 0]
+    tensor([[ 0.,  1.,  4.,  5.],
+            [ 2.,  3.,  6.,  7.],
+            [ 8.,  9., 12., 13.],
+            [10., 11., 14., 15.]])
     """
-    n, channels = images.shape[:2]
-    blocks = images.reshape(n, channels, *([2] * 2 * doublings))
-    paired = [axis for level in range(doublings) for axis in (2 + level, 2 + doublings + level)]
-    return blocks.permute(0, *paired, 1).reshape(-1, channels)
+    return _arranged(rows.t().reshape(rows.shape[1], -1), block_order(doublings, rows.device))
+
+
+def _arranged(planes: Float[Tensor, "c r"], order: Int[Tensor, " q"]) -> Float[Tensor, "n c p p"]:
+    """:func:`places` of a plane a channel."""
+    side = math.isqrt(len(order))
+    blocks = planes.view(len(planes), -1, len(order)).index_select(2, order)
+    return blocks.transpose(0, 1).unflatten(2, (side, side))
+
+
+def _disarranged(images: Float[Tensor, "n c p p"], inverse: Int[Tensor, " q"]) -> Float[Tensor, "c r"]:
+    """The inverse of :func:`_arranged`, of the inverse order."""
+    return images.flatten(2).index_select(2, inverse).transpose(0, 1).flatten(1)
+
+
+@functools.lru_cache(maxsize=32)
+def _orders(doublings: int, device: torch.device) -> tuple[Int[Tensor, " q"], Int[Tensor, " q"]]:
+    """:func:`block_order` and its inverse."""
+    order = block_order(doublings, device)
+    return order, torch.argsort(order)
+
+
+def block_order(doublings: int, device: torch.device) -> Int[Tensor, " q"]:
+    """Where each pixel, row by row, is found among positions that are ordered block by block."""
+    side = 2**doublings
+    steps = torch.arange(side)
+    spread = sum((steps >> level & 1) << 2 * level for level in range(doublings)) + 0 * steps
+    return (2 * spread[:, None] + spread).flatten().to(device)
