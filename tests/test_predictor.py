@@ -16,9 +16,10 @@ from ssdir.cli import main
 from ssdir.config import ConfigError, DetectorConfig, ModelConfig
 from ssdir.data.images import read_image
 from ssdir.detector.ssd import Detector
+from ssdir.figures.dataset import show_dataset
 from ssdir.figures.style import PALETTE
 from ssdir.model.ssdir import SSDIR
-from ssdir.predictor import predict, show_dataset
+from ssdir.predictor import predict
 from ssdir.randomness import seeded
 from ssdir.storage import DataError, read_json
 

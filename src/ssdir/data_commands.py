@@ -150,7 +150,7 @@ class DataShow:
     """How many images."""
 
     def run(self) -> int:
-        from ssdir.predictor import show_dataset
+        from ssdir.figures.dataset import show_dataset
 
         print(show_dataset(self.folder, self.out, self.split, self.first, self.count))
         return 0

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ssdir.config import ConfigError
 from ssdir.console import Progress, no_progress
-from ssdir.data.folder import open_split, splits
 from ssdir.data.images import IMAGE_SUFFIXES, read_image
 from ssdir.figures.overlay import draw_boxes, to_picture
 from ssdir.machine import choose_device
@@ -114,44 +112,6 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
     side = network.detector.config.image_size
     to_picture(network.render(objects, side)[0]).save(folder / "reconstruction.png")
     write_json(folder / "objects.json", {"width": width, "height": height, "objects": rows})
-
-
-def show_dataset(folder: Path, out: Path, split: str | None = None, first: int = 0, count: int = 12) -> Path:
-    """Draw ``count`` images of a split with their boxes and classes into one picture.
-
-    Raises:
-        ConfigError: ``first`` is negative or ``count`` not positive.
-        DataError: the folder has no such split, or no image at ``first``.
-    """
-    if first < 0 or count < 1:
-        raise ConfigError(
-            f"--first {first} --count {count}: give a first index from 0 on and at least one image"
-        )
-    if out.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"{out} is not the name of a picture; give --out a file that ends in .png or .jpg")
-    present = splits(folder)
-    name = split or next((item for item in ("test", "val", "train") if item in present), None)
-    if name is None or name not in present:
-        raise DataError(f"{folder} has no split {name or '(any)'}; it has {', '.join(present) or 'none'}")
-    opened = open_split(folder, name)
-    entries = opened.images[first : first + count]
-    if not entries:
-        raise DataError(f"{folder}: split {name} has {len(opened.images)} images; none at --first {first}")
-    tile, columns = 320, min(4, len(entries))
-    sheet = Image.new("RGB", (columns * tile, -(-len(entries) // columns) * tile), "white")
-    for place, entry in enumerate(entries):
-        rows = np.flatnonzero(opened.image_index == first + place)
-        boxes = opened.boxes_xywh[rows].astype(float)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = [opened.categories[label] for label in opened.labels[rows]]
-        scale = (tile - 8) / max(entry.width, entry.height)
-        pixels = Image.fromarray(read_image(entry.path))
-        small = pixels.resize((max(1, round(entry.width * scale)), max(1, round(entry.height * scale))))
-        drawn = draw_boxes(np.asarray(small), boxes * scale, labels)
-        sheet.paste(drawn, (place % columns * tile + 4, place // columns * tile + 4))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
-    return out
 
 
 def _files(images: Sequence[Path]) -> Iterator[Path]:

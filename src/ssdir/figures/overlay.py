@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
 from ssdir.figures.style import PALETTE
@@ -16,6 +16,8 @@ def draw_boxes(
     image: UInt8[np.ndarray, "h w 3"] | Float[Tensor, "3 h w"] | Image.Image,
     boxes_xyxy: np.ndarray | Tensor | Sequence[Sequence[float | int]],
     labels: Sequence[str] | None = None,
+    colours: Sequence[str] | None = None,
+    dashed: bool = False,
 ) -> Image.Image:
     """A copy of an image with boxes, each with its label in a corner.
 
@@ -23,9 +25,11 @@ def draw_boxes(
         image: bytes, a tensor in [0, 1], or a picture.
         boxes_xyxy: corners in pixels of this image, one row a box; a box may leave the image.
         labels: one text a box.
+        colours: one colour a box; else they repeat in the order of the boxes, or of the labels' first appearance.
+        dashed: broken lines.
 
     Returns:
-        An RGB picture of the same size. Colours repeat in the order of the boxes, or of the labels' first appearance.
+        An RGB picture of the same size.
 
     >>> picture = draw_boxes(np.zeros((20, 20, 3), np.uint8), [[2, 2, 18, 18]])
     >>> picture.getpixel((2, 10)), picture.getpixel((10, 10))
@@ -38,7 +42,8 @@ def draw_boxes(
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(9, min(picture.size) / 28)) if names else None
     for i, (left, top, right, bottom) in enumerate(rows.tolist()):
-        colour = PALETTE[(names.index(labels[i]) if labels is not None else i) % len(PALETTE)]
+        place = names.index(labels[i]) if labels is not None else i
+        colour = PALETTE[place % len(PALETTE)] if colours is None else colours[i]
         # A box [left, right) covers the pixels up to right - 1; one thinner than a pixel still shows as a line.
         edge = (
             round(left),
@@ -46,10 +51,34 @@ def draw_boxes(
             max(round(left), round(right) - 1),
             max(round(top), round(bottom) - 1),
         )
-        draw.rectangle(edge, outline=colour, width=width)
+        if dashed:
+            _draw_dashes(draw, edge, colour, width)
+        else:
+            draw.rectangle(edge, outline=colour, width=width)
         if labels is not None:
             _draw_label(draw, edge, labels[i], colour, font)
     return picture
+
+
+def draw_masks(
+    image: UInt8[np.ndarray, "h w 3"] | Float[Tensor, "3 h w"] | Image.Image,
+    ids: UInt8[np.ndarray, "h w"],
+    strength: float = 0.45,
+) -> Image.Image:
+    """A copy of an image with every object tinted in its colour.
+
+    Args:
+        image: bytes, a tensor in [0, 1], or a picture.
+        ids: of each pixel the number of its object, from 1 on; 0 stays as it is.
+        strength: share of the colour, in [0, 1].
+
+    >>> draw_masks(np.zeros((1, 2, 3), np.uint8), np.array([[0, 1]], np.uint8), 1.0).getpixel((1, 0))
+    (230, 159, 0)
+    """
+    pixels = np.asarray(to_picture(image)).astype(float)
+    colours = np.array([ImageColor.getrgb(colour) for colour in PALETTE], float)
+    tinted = (1 - strength) * pixels + strength * colours[(ids.astype(int) - 1) % len(PALETTE)]
+    return Image.fromarray(np.where(ids[..., None] > 0, tinted, pixels).round().astype(np.uint8))
 
 
 def to_picture(image: UInt8[np.ndarray, "h w 3"] | Float[Tensor, "3 h w"] | Image.Image) -> Image.Image:
@@ -66,6 +95,20 @@ def to_bytes(image: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return (
         (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     )
+
+
+def _draw_dashes(draw: ImageDraw.ImageDraw, edge: tuple[int, int, int, int], colour: str, width: int) -> None:
+    """A rectangle whose lines are broken every few pixels."""
+    left, top, right, bottom = edge
+    dash = 4 * width
+    for x in range(left, right + 1, 2 * dash):
+        end = min(x + dash - 1, right)
+        draw.rectangle((x, top, end, top + width - 1), fill=colour)
+        draw.rectangle((x, bottom - width + 1, end, bottom), fill=colour)
+    for y in range(top, bottom + 1, 2 * dash):
+        end = min(y + dash - 1, bottom)
+        draw.rectangle((left, y, left + width - 1, end), fill=colour)
+        draw.rectangle((right - width + 1, y, right, end), fill=colour)
 
 
 def _draw_label(
