@@ -41,6 +41,7 @@ from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.detector.backbone import Backbone
 from ssdir.detector.loss import match
 from ssdir.detector.ssd import Detector
+from ssdir.feed import Feed
 from ssdir.meters import FiniteGuard, TrainingError, Window
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
@@ -52,7 +53,7 @@ from ssdir.storage import DataError, load_tensors, read_json
 from ssdir.tasks import DetectorTask, SSDIRTask, Terms, with_boxes
 from ssdir.teaching import TeacherTask
 from ssdir.tracking import read_metrics
-from ssdir.train import _accelerator, _Feed, computes_in_bf16, train_detector, train_ssdir, train_teacher
+from ssdir.train import _accelerator, computes_in_bf16, train_detector, train_ssdir, train_teacher
 
 HERE = Path(__file__).parent
 
@@ -439,7 +440,7 @@ def test_images_read_ahead_are_the_same(data: Path) -> None:
     images = CachedDataset(data, "train", toy.SIDE)
     settings = replace(toy.SETTINGS, accumulate=2)
     feeds = [
-        _Feed(images, settings, SimpleNamespace(device=torch.device(kind), process_index=0, num_processes=1))
+        Feed(images, settings, SimpleNamespace(device=torch.device(kind), process_index=0, num_processes=1))
         for kind in ("cpu", "meta")
     ]
     for step in (3, 4, 5, 9):  # a jump, too

@@ -95,9 +95,9 @@ def load_run_config(path: str | Path) -> DetectorRun | TeacherRun | SSDIRRun:
 def changed_settings(old: Any, new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Name, old and new value of each setting in which two run descriptions differ.
 
-    Settings have their full names (``training.steps``); the data set counts by its fingerprints and not by the
-    folder it lies in, and the package's version does not count. The fingerprint of the image files counts where both
-    have one (runs of version 1 do not).
+    Settings have their full names (``training.steps``); a data set counts by its fingerprints and not by the
+    folder it lies in, scenes on the fly by what decides them, and the package's version does not count. The
+    fingerprint of the image files counts where both have one (runs of version 1 do not).
 
     >>> changed_settings({"config": {"training": {"steps": 5, "seed": 0}}}, {"config": {"training": {"steps": 9,
     ...                                                                                            "seed": 0}}})
@@ -117,7 +117,7 @@ def _settings(description: Any) -> dict[str, Any]:
         return {}
     kept = {key: value for key, value in description.items() if key not in ("config", "version", "data")}
     data = description.get("data", {})
-    kept["data"] = {name: data[name] for name in ("fingerprint", "image_files") if name in data}
+    kept["data"] = {name: data[name] for name in ("stream", "fingerprint", "image_files") if name in data}
     return {**_flat(description.get("config", {})), **_flat(kept)}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssdir.boxes import cxcywh_to_xyxy, iou_matrix
 from ssdir.config import MATCH_IOU, PRESENT_THRESHOLD, DetectorLossConfig, ObjectiveConfig, to_dict
 from ssdir.data.batch import Batch
-from ssdir.data.cache import CachedDataset
+from ssdir.data.streaming import Images
 from ssdir.detector.loss import MultiboxLoss
 from ssdir.detector.ssd import Detections, Detector
 from ssdir.figures.overlay import draw_boxes, to_picture
@@ -63,11 +63,11 @@ class Task(nn.Module, ABC):
         """The loss terms of a batch; all randomness comes from the generator."""
 
     @abstractmethod
-    def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
+    def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Figures on the first ``limit`` images, in eval mode and without gradients."""
 
     @abstractmethod
-    def picture(self, dataset: CachedDataset) -> Image.Image:
+    def picture(self, dataset: Images) -> Image.Image:
         """A few images of a data set and what the model makes of them."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Task(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _batches(self, dataset: CachedDataset, limit: int) -> Iterator[tuple[Batch, torch.Generator]]:
+    def _batches(self, dataset: Images, limit: int) -> Iterator[tuple[Batch, torch.Generator]]:
         """Batches for a validation, each with the same noise in every validation."""
         for number, batch in enumerate(dataset.batches(VALIDATION_BATCH, limit)):
             yield batch.to(self.device), generator_of(0, number, device=self.device)
@@ -138,7 +138,7 @@ class DetectorTask(Task):
             fired = (self.model.presence(output) > PRESENT_THRESHOLD).sum() / n_images
         return Terms(losses, {"fired_per_image": fired, "true_per_image": len(batch.boxes) / n_images})
 
-    def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
+    def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses; COCO AP where faster-coco-eval is installed; recall and precision at presence > 0.5."""
         losses = Means()
         found: list[Detections] = []
@@ -164,7 +164,7 @@ class DetectorTask(Task):
             | _recall_precision(boxes[objects], index[objects], true_boxes, true_index)
         )
 
-    def picture(self, dataset: CachedDataset) -> Image.Image:
+    def picture(self, dataset: Images) -> Image.Image:
         """Rows of: input, input with the true boxes, input with the boxes found."""
         batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
         found = self.model.detect(batch.images, score_threshold=PRESENT_THRESHOLD)
@@ -224,7 +224,7 @@ class SSDIRTask(Task):
                     health[f"{name}_to_noise"] = rms / sigma
         return Terms(losses, health)
 
-    def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
+    def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses, mean squared error of the reconstruction, and objects found an image."""
         means = Means()
         for batch, generator in self._batches(dataset, limit):
@@ -240,7 +240,7 @@ class SSDIRTask(Task):
             means.add(values, len(batch))
         return means.means()
 
-    def picture(self, dataset: CachedDataset) -> Image.Image:
+    def picture(self, dataset: Images) -> Image.Image:
         """Rows of: input, output, output with the boxes of the objects found."""
         batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
         objects = self.model.infer(batch.images)

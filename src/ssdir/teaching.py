@@ -13,7 +13,7 @@ from torch import Tensor
 from ssdir.boxes import xyxy_to_cxcywh
 from ssdir.config import ConfigError, ModelConfig, TeacherConfig, to_dict
 from ssdir.data.batch import Answer, Batch
-from ssdir.data.cache import CachedDataset
+from ssdir.data.streaming import Images
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.figures.overlay import to_picture
 from ssdir.model.pretrained import (
@@ -70,14 +70,14 @@ class TeacherTask(Task):
         found = self.detector.detections(output, self.present_threshold)
         return xyxy_to_cxcywh(found.boxes_xyxy), found.image_index
 
-    def validate(self, dataset: CachedDataset, limit: int) -> dict[str, float]:
+    def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         means = Means()
         for batch, generator in self._batches(dataset, limit):
             losses = self(batch, generator).losses
             means.add({"loss": self.weighted(losses), **losses}, len(batch))
         return means.means() if len(dataset) else {}
 
-    def picture(self, dataset: CachedDataset) -> Image.Image:
+    def picture(self, dataset: Images) -> Image.Image:
         """Crops above, and what the decoder makes of their codes below."""
         batch = dataset.batch(range(min(4, len(dataset)))).to(self.device)
         boxes, image_index = self.find(batch.images)

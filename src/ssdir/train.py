@@ -13,32 +13,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from ssdir.checkpoint import RunState
 from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, TrainingConfig, to_dict
-from ssdir.data.batch import Batch
-from ssdir.data.cache import CachedDataset, step_indices
-from ssdir.data.folder import open_split, splits
+from ssdir.data.cache import CachedDataset
+from ssdir.data.folder import open_split
+from ssdir.data.streaming import Images, StreamedScenes
 from ssdir.detector.cache import CacheSettings, FeatureCache, require_memory
+from ssdir.feed import Feed, describe_images, open_images
 from ssdir.health import Row
 from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.randomness import generator_of, seeded
-from ssdir.run_folder import (
-    check_run,
-    checkpoints,
-    dataset_fingerprint,
-    image_files_fingerprint,
-    remove_leftovers,
-)
+from ssdir.run_folder import check_run, checkpoints, remove_leftovers
 from ssdir.storage import atomic_open, write_json
 from ssdir.tasks import DetectorTask, SSDIRTask, Task, Terms
 from ssdir.tracking import Recorder
@@ -53,9 +46,10 @@ VERSION = 2
 def train(
     task: Task,
     run_config: DetectorRun | TeacherRun | SSDIRRun,
-    dataset: Path,
+    dataset: Path | StreamedScenes,
     out: Path,
     *,
+    validation: Path | None = None,
     resume: bool = False,
     allow_changed: Iterable[str] = (),
     track: Iterable[str] = (),
@@ -66,9 +60,11 @@ def train(
     Args:
         task: the network and its loss; trained in place.
         run_config: all settings of the run; they are saved with it.
-        dataset: a data set folder with a train split, and a val split for validation.
+        dataset: a data set folder with a train split, and a val split for validation; or scenes on the fly, drawn
+            at the task's image size.
         out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model. Several
             machines must see the same one: the first process writes it, all read it when they resume.
+        validation: for scenes on the fly, a data set folder whose val split validates; default their own val scenes.
         resume: go on where the last checkpoint stands, exactly; without any checkpoint, start.
         allow_changed: settings that may differ from the resumed run's, such as ``training.steps``.
         track: ``tensorboard`` and ``wandb``, beside metrics.csv.
@@ -85,9 +81,9 @@ def train(
     # The first process of every machine builds the cache, the others find it. Machines may have disks of their own;
     # where they share one, each writes the same file under a name of its own first.
     with accelerator.local_main_process_first():
-        images, validation = _open(dataset, task.image_size)
+        images, held_out = open_images(dataset, validation, task.image_size, settings.validation_images)
     cache = _cache_settings(task, images, accelerator, settings)
-    description = _describe(task, run_config, dataset, images, validation)
+    description = _describe(task, run_config, images, held_out)
     checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)
     accelerator.wait_for_everyone()
     if writes:
@@ -110,12 +106,12 @@ def train(
 
     console = console or Console()
     with (
-        _Feed(source, settings, accelerator) as feed,
+        Feed(source, settings, accelerator) as feed,
         Recorder(
             out, settings.steps, start, task.weights, console, track=track, config=description, active=writes
         ) as recorder,
     ):
-        for line in _opening(task, settings, images, validation, accelerator, start, run.notes):
+        for line in _opening(task, settings, images, held_out, accelerator, start, run.notes):
             recorder.display.say(line)
         task.train()
         for step in range(start, settings.steps):
@@ -156,7 +152,7 @@ def train(
                 row, columns = _row(task, settings, images, step, window.take(accelerator), clock)
                 if validates and writes:
                     with clock.paused():
-                        row |= _validate(task, average, validation, images, settings, out, done, recorder)
+                        row |= _validate(task, average, held_out, images, settings, out, done, recorder)
                 recorder.row(row, columns, clock.seconds_left(settings.steps - done))
             if saves and writes:
                 with clock.paused():
@@ -175,9 +171,10 @@ def train(
 
 def train_detector(
     run: DetectorRun,
-    data: Path,
+    data: Path | StreamedScenes,
     out: Path,
     *,
+    validation: Path | None = None,
     resume: bool = False,
     allow_changed: Iterable[str] = (),
     track: Iterable[str] = (),
@@ -185,13 +182,13 @@ def train_detector(
     imagenet_download: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Train an SSD detector on a data set folder; returns the run folder ``out``.
+    """Train an SSD detector on a data set; returns the run folder ``out``.
 
     The number of classes is the data set's, where the detector is not class-agnostic.
 
     Args:
         run: detector, loss and training settings.
-        data: data set folder.
+        data: data set folder, or scenes on the fly.
         out: run folder; other arguments as for :func:`train`.
         imagenet: file of the official ImageNet weights of VGG11-BN to start from; a resumed run needs it named again
             (it is read where no checkpoint is there yet).
@@ -202,7 +199,8 @@ def train_detector(
     """
     from ssdir.detector.ssd import Detector
 
-    categories = open_split(data, "train").categories
+    source = data if isinstance(data, StreamedScenes) else open_split(data, "train")
+    categories = source.categories
     if not run.detector.class_agnostic:
         run = replace(run, detector=replace(run.detector, n_classes=len(categories)))
     with seeded(run.training.seed):
@@ -213,16 +211,25 @@ def train_detector(
     # One file only passes for these weights (its hash is checked), so that its name identifies them.
     task = DetectorTask(detector, run.loss, categories, "imagenet" if from_imagenet else None)
     return train(
-        task, run, data, out, resume=resume, allow_changed=allow_changed, track=track, console=console
+        task,
+        run,
+        data,
+        out,
+        validation=validation,
+        resume=resume,
+        allow_changed=allow_changed,
+        track=track,
+        console=console,
     )
 
 
 def train_teacher(
     run: TeacherRun,
     detector: Path,
-    data: Path,
+    data: Path | StreamedScenes,
     out: Path,
     *,
+    validation: Path | None = None,
     resume: bool = False,
     allow_changed: Iterable[str] = (),
     track: Iterable[str] = (),
@@ -233,7 +240,7 @@ def train_teacher(
     Args:
         run: teacher and training settings, and the model that it will teach.
         detector: run folder (or saved model) of the detector.
-        data: data set folder; its boxes and labels are not used.
+        data: data set folder, or scenes on the fly; boxes and labels are not used.
         out: run folder; other arguments as for :func:`train`.
 
     Raises:
@@ -247,16 +254,25 @@ def train_teacher(
         teacher = Teacher(run.teacher, run.model)
     task = TeacherTask(load_detector(detector), teacher, run.model.present_threshold)
     return train(
-        task, run, data, out, resume=resume, allow_changed=allow_changed, track=track, console=console
+        task,
+        run,
+        data,
+        out,
+        validation=validation,
+        resume=resume,
+        allow_changed=allow_changed,
+        track=track,
+        console=console,
     )
 
 
 def train_ssdir(
     run: SSDIRRun,
     detector: Path,
-    data: Path,
+    data: Path | StreamedScenes,
     out: Path,
     *,
+    validation: Path | None = None,
     teacher: Path | None = None,
     resume: bool = False,
     allow_changed: Iterable[str] = (),
@@ -268,7 +284,7 @@ def train_ssdir(
     Args:
         run: model, objective and training settings.
         detector: run folder (or saved model) of the detector.
-        data: data set folder; its boxes and labels are not used.
+        data: data set folder, or scenes on the fly; boxes and labels are not used.
         out: run folder; other arguments as for :func:`train`.
         teacher: run folder of a teacher: the decoder starts as its, and ``objective.teacher`` weighs its codes.
 
@@ -293,7 +309,15 @@ def train_ssdir(
         model.decoder.load_state_dict(guide.decoder.state_dict())
     task = SSDIRTask(model, run.objective, guide)
     return train(
-        task, run, data, out, resume=resume, allow_changed=allow_changed, track=track, console=console
+        task,
+        run,
+        data,
+        out,
+        validation=validation,
+        resume=resume,
+        allow_changed=allow_changed,
+        track=track,
+        console=console,
     )
 
 
@@ -338,16 +362,8 @@ def _cpu_computes_in_bf16() -> bool:
     return cpuinfo.is_file() and "bf16" in cpuinfo.read_text()
 
 
-def _open(dataset: Path, image_size: int) -> tuple[CachedDataset, CachedDataset | None]:
-    """The train and, where there is one, the val split."""
-    images = CachedDataset(dataset, "train", image_size)
-    if "val" in splits(dataset) and open_split(dataset, "val").images:
-        return images, CachedDataset(dataset, "val", image_size)
-    return images, None
-
-
 def _cache_settings(
-    task: Task, images: object, accelerator: Accelerator, settings: TrainingConfig
+    task: Task, images: Images, accelerator: Accelerator, settings: TrainingConfig
 ) -> CacheSettings | None:
     """How the feature cache is made, or None without one; refused before anything is written.
 
@@ -380,44 +396,32 @@ def _cache_settings(
     return cache
 
 
-def _with_answers(
-    task: Task, images: CachedDataset, accelerator: Accelerator, cache: CacheSettings
-) -> FeatureCache:
+def _with_answers(task: Task, images: Images, accelerator: Accelerator, cache: CacheSettings) -> FeatureCache:
     """The images with what the detector says of them; the first process of a machine writes it to the disk for all."""
     frozen = task.frozen()
-    assert frozen is not None
+    assert frozen is not None and isinstance(images, CachedDataset)  # _cache_settings refuses all else
     if cache.place == "memory":
         return FeatureCache(images, frozen[0], cache)
     with accelerator.local_main_process_first():
         return FeatureCache(images, frozen[0], cache)
 
 
-def _describe(
-    task: Task, run_config: Any, dataset: Path, images: CachedDataset, validation: CachedDataset | None
-) -> dict[str, Any]:
+def _describe(task: Task, run_config: Any, images: Images, validation: Images | None) -> dict[str, Any]:
     """What ``config.json`` of the run says, and what resuming compares."""
     return {
         "kind": task.kind,
         "version": VERSION,
         "config": to_dict(run_config),
         **task.identity(),
-        "data": {
-            "folder": str(dataset.resolve()),
-            "fingerprint": dataset_fingerprint(dataset),
-            "image_files": image_files_fingerprint(
-                item.split for item in (images, validation) if item is not None
-            ),
-            "images": len(images),
-            "categories": list(images.categories),
-        },
+        "data": describe_images(images, validation),
     }
 
 
 def _opening(
     task: Task,
     settings: TrainingConfig,
-    images: CachedDataset,
-    validation: CachedDataset | None,
+    images: Images,
+    validation: Images | None,
     accelerator: Accelerator,
     start: int,
     notes: Sequence[str],
@@ -425,10 +429,13 @@ def _opening(
     """What a run says before its first step."""
     trained = sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    passes = f"{settings.steps * settings.batch_size / len(images):.1f} passes over {len(images):,}"
+    if isinstance(images, StreamedScenes):
+        passes = "scenes drawn on the fly, each once"
     processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     yield (
         f"training {task.kind}: {trained:,} parameters, {settings.steps:,} steps of {settings.batch_size} images "
-        f"({settings.steps * settings.batch_size / len(images):.1f} passes over {len(images):,}), "
+        f"({passes}), "
         f"{accelerator.device.type} {precision}{processes}"
     )
     if validation is None:
@@ -440,57 +447,13 @@ def _opening(
     yield from notes
 
 
-class _Feed:
-    """The micro-batches of a step: this process's share of the images, on its device.
-
-    Beside an accelerator the next step's images are read by a thread while this one computes; on the CPU they
-    would only take its cores.
-    """
-
-    def __init__(
-        self, images: CachedDataset | FeatureCache, settings: TrainingConfig, accelerator: Accelerator
-    ) -> None:
-        self.images, self.settings, self.device = images, settings, accelerator.device
-        self.process, self.processes = accelerator.process_index, accelerator.num_processes
-        self._thread = ThreadPoolExecutor(1) if self.device.type != "cpu" else None
-        self._next: tuple[int, Future[list[Batch]]] | None = None
-
-    def micro_batches(self, step: int) -> list[Batch]:
-        if self._thread is None:
-            return self._read(step)
-        ready = (
-            self._next[1] if self._next and self._next[0] == step else self._thread.submit(self._read, step)
-        )
-        batches = ready.result()
-        self._next = (step + 1, self._thread.submit(self._read, step + 1))
-        return [batch.to(self.device) for batch in batches]
-
-    def _read(self, step: int) -> list[Batch]:
-        chosen = step_indices(len(self.images), self.settings.batch_size, step, self.settings.seed)
-        mine = np.array_split(chosen, self.processes)[self.process]
-        batches = [self.images.batch(part) for part in np.array_split(mine, self.settings.accumulate)]
-        if self.settings.channels_last:
-            batches = [
-                replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
-                for batch in batches
-            ]
-        return batches
-
-    def __enter__(self) -> _Feed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
-
-
 # -- lines of metrics ------------------------------------------------------------------------------------------
 
 
 def _row(
     task: Task,
     settings: TrainingConfig,
-    images: CachedDataset,
+    images: Images,
     step: int,
     means: Mapping[str, float],
     clock: Clock,
@@ -519,8 +482,8 @@ def _row(
 def _validate(
     task: Task,
     average: MovingAverage,
-    validation: CachedDataset | None,
-    images: CachedDataset,
+    validation: Images | None,
+    images: Images,
     settings: TrainingConfig,
     out: Path,
     done: int,

@@ -65,7 +65,7 @@ def split_digits(train: Digits, test: Digits, split: str) -> Digits:
     Of each class, taken in file order, the first, third, ... test digit goes to ``val`` and the second, fourth, ...
     to ``test``: both halves hold all classes and, unlike MNIST's first and last 5,000, the same mixture of writers.
     """
-    _check_split(split)
+    check_split(split)
     if split == "train":
         return train
     first = 0 if split == "val" else 1
@@ -85,7 +85,7 @@ def make_scene(config: ScenesConfig, digits: Digits, split: str, index: int) -> 
     >>> scene.image.shape, len(scene.labels) == len(scene.boxes_xyxy)
     ((128, 128), True)
     """
-    _check_split(split)
+    check_split(split)
     if index < 0 or config.seed < 0:
         raise DataError(f"scene {index} of seed {config.seed}: neither may be negative")
     if len(digits) == 0:
@@ -133,7 +133,8 @@ def scene_draws(config: ScenesConfig, split: str, index: int) -> tuple[int, int,
     return rows, columns, random.random((n_digits, 5))
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+    """DataError where there is no such split of scenes."""
     if split not in SPLIT_NUMBER:
         raise DataError(f"there is no split {split!r} of scenes; choose train, val or test")
 

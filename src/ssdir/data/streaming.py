@@ -1,0 +1,263 @@
+"""Scenes on the fly: Multi-scale scattered MNIST drawn straight into training batches, without files.
+
+Scene i of a stream has the grid, digits, sizes and places of file i of a dataset with the same parameters, and is a
+pure function of (parameters, digits, split, index) like it; only the pixels are made otherwise. Digits are enlarged to
+patches with Pillow's bicubic filter and pasted bilinearly at the batch's own resolution, instead of being drawn at
+the scene's and squashed. What the processor does (layouts, picking digits) is small; pixels are made where they
+are needed: :meth:`StreamedScenes.draft` gives a :class:`Draft` of a few kB, and ``Draft.to(device)`` the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ssdir.boxes import xyxy_to_cxcywh
+from ssdir.config import ScenesConfig, to_dict
+from ssdir.data.batch import Batch
+from ssdir.data.cache import CachedDataset
+from ssdir.data.cubic import bicubic_filter
+from ssdir.data.digits import load_digits
+from ssdir.data.layout import Layouts, Outlines, lay_out
+from ssdir.data.multiscale_mnist import CLASSES, check_split, generator_version, split_digits
+from ssdir.model.render import paste  # the one step into a later room, which in turn needs none of this
+from ssdir.storage import DataError
+
+streaming_version = 1
+"""Raised whenever a streamed scene's pixels or boxes would change by more than rounding."""
+
+_BLOCK = 512
+"""Scenes laid out at a time: layouts of many cost far less a scene than those of one batch."""
+_PATCH_SIDES = (32, 64, 128, 256)
+"""Digits are enlarged to the first that their frame does not exceed in the batch's pixels."""
+_SOFTENING = 0.06
+"""Share that neighbouring patch pixels exchange, times what squashing takes off the side: bilinear sampling blurs a
+little less than squashing does. Chosen for the smallest difference to squashed files."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """All that scenes are drawn from, on the CPU."""
+
+    digits: tuple[UInt8[Tensor, "_ 28 28"], ...]
+    """By the side of the patch that they are enlarged to."""
+    frames: tuple[Float[Tensor, "_ 4"], ...]
+    """Their 28 x 28 frames: cxcywh as shares of the scene; may reach outside."""
+    scenes: tuple[Int[Tensor, " _"], ...]
+    """The image, 0..b-1, that each is in."""
+    image_size: int
+    boxes: Float[Tensor, "g 4"]
+    """As in :class:`~ssdir.data.batch.Batch`: boxes of the visible ink."""
+    labels: Int[Tensor, " g"]
+    image_index: Int[Tensor, " g"]
+    image_ids: tuple[int, ...]
+
+    softening: float
+    """Share that neighbouring pixels of a patch exchange."""
+
+    def pinned(self) -> Draft:
+        """The same in page-locked memory, from which copies to a CUDA device wait for nothing."""
+        return replace(
+            self,
+            digits=tuple(item.pin_memory() for item in self.digits),
+            frames=tuple(item.pin_memory() for item in self.frames),
+            scenes=tuple(item.pin_memory() for item in self.scenes),
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
+            image_index=self.image_index.pin_memory(),
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The scenes, drawn on a device."""
+        device = torch.device(device)
+        early = device.type != "cpu"  # from there on, what is copied is used in order
+        n, size = len(self.image_ids), self.image_size
+        with torch.no_grad():
+            images = torch.zeros(n, 1, size, size, device=device)
+            for side, *parts in zip(_PATCH_SIDES, self.digits, self.frames, self.scenes, strict=True):
+                digits, frames, scenes = (part.to(device, non_blocking=early) for part in parts)
+                if len(digits):
+                    patches = enlarged(digits, side, self.softening)
+                    images += paste(patches, frames, scenes, n, size)
+            images = images.clamp_(max=1).expand(-1, 3, -1, -1).contiguous()
+        return Batch(
+            images,
+            self.boxes.to(device, non_blocking=early),
+            self.labels.to(device, non_blocking=early),
+            self.image_index.to(device, non_blocking=early),
+            self.image_ids,
+            grey=True,
+        )
+
+
+class StreamedScenes:
+    """One split of scenes, drawn when a batch asks for them; takes the place of a dataset folder in training.
+
+    Args:
+        config: how scenes are drawn; ``n_train``, ``n_val`` and ``n_test`` say how many count as one pass, and any
+            index may be asked for.
+        image_size: side of the images in pixels; default the scenes' own.
+        digits: what :func:`~ssdir.data.digits.load_digits` takes.
+        split: ``train``, ``val`` or ``test``; decides the digits.
+
+    Raises:
+        DataError: no such split, no digits.
+
+    >>> scenes = StreamedScenes(ScenesConfig(), image_size=64)
+    >>> batch = scenes.batch([0, 123_456])
+    >>> batch.images.shape, batch.image_ids
+    (torch.Size([2, 3, 64, 64]), (1, 123457))
+    """
+
+    categories: tuple[str, ...] = CLASSES
+
+    def __init__(
+        self,
+        config: ScenesConfig,
+        image_size: int | None = None,
+        digits: str | Path = "embedded",
+        split: str = "train",
+    ) -> None:
+        check_split(split)
+        self.config, self.split = config, split
+        self.image_size = config.side if image_size is None else image_size
+        if self.image_size < 1:
+            raise DataError(f"image_size is {image_size}; it must be at least 1")
+        self._source = digits
+        train, test = load_digits(digits)
+        self._digits = split_digits(train, test, split)
+        if len(self._digits) == 0:
+            raise DataError(f"there are no digits for the scenes of {split!r}; use a larger set of digits")
+        self._checksums = {"train": train.checksum(), "test": test.checksum()}
+        self._outlines = Outlines(self._digits)
+        self._block = functools.lru_cache(maxsize=4)(self._lay_out_block)
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.categories)
+
+    @property
+    def image_ids(self) -> range:
+        """Those of one pass."""
+        return range(1, len(self) + 1)
+
+    def __len__(self) -> int:
+        """Scenes of one pass: as many as a dataset of these parameters has files."""
+        return {"train": self.config.n_train, "val": self.config.n_val, "test": self.config.n_test}[
+            self.split
+        ]
+
+    def resized(self, image_size: int) -> StreamedScenes:
+        """The same scenes at another resolution."""
+        other = copy.copy(self)
+        other.image_size = image_size
+        return other
+
+    def validation(self, n: int) -> StreamedScenes:
+        """The first ``n`` scenes of the val split, as a stream of their own."""
+        return StreamedScenes(replace(self.config, n_val=n), self.image_size, self._source, "val")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the scenes, as JSON values: parameters, checksums of the digits, versions."""
+        return {
+            "generator_version": generator_version,
+            "streaming_version": streaming_version,
+            "scenes": to_dict(self.config),
+            "digits": self._checksums,
+        }
+
+    def batch(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Batch:
+        """Some scenes, drawn on the CPU; any index from 0 up."""
+        return self.draft(indices).to("cpu")
+
+    def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """The scenes of one pass in order, or the first ``limit``; the last batch may be smaller."""
+        n = len(self) if limit is None else min(limit, len(self))
+        for start in range(0, n, batch_size):
+            yield self.batch(range(start, min(start + batch_size, n)))
+
+    def draft(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Draft:
+        """The same without pixels: what ``to(device)`` draws them from."""
+        chosen = np.asarray(indices, np.int64).reshape(-1)
+        layouts, side = self._layouts(chosen), self.config.side
+        sizes = layouts.sizes[:, None]
+        frames = np.concatenate([layouts.starts + sizes / 2, sizes, sizes], 1) / side
+        patch = np.searchsorted(_PATCH_SIDES[:-1], layouts.sizes * self.image_size / side)
+        rows = [np.flatnonzero(patch == number) for number in range(len(_PATCH_SIDES))]
+        return Draft(
+            tuple(torch.from_numpy(self._digits.images[layouts.digit_indices[row]]) for row in rows),
+            tuple(torch.from_numpy(frames[row]).float() for row in rows),
+            tuple(torch.from_numpy(layouts.scene[row]) for row in rows),
+            self.image_size,
+            xyxy_to_cxcywh(torch.from_numpy(layouts.boxes_xyxy / side).float()),
+            torch.from_numpy(self._digits.labels[layouts.digit_indices].astype(np.int64)),
+            torch.from_numpy(layouts.scene),
+            tuple((chosen + 1).tolist()),
+            _SOFTENING * max(0.0, 1 - self.image_size / side),
+        )
+
+    def _layouts(self, indices: Int[np.ndarray, " b"]) -> Layouts:
+        """Cut out of whole blocks of scenes."""
+        if (indices < 0).any():
+            raise DataError(f"scene {indices.min()}: an index may not be negative")
+        if len(indices) == 0:
+            return lay_out(self.config, self._digits, self._outlines, self.split, [])
+        numbers, within = np.divmod(indices, _BLOCK)
+        blocks = [self._block(number) for number in numbers.tolist()]
+        rows = [range(starts[i], starts[i + 1]) for (_, starts), i in zip(blocks, within, strict=True)]
+
+        def cut(name: str) -> np.ndarray:
+            return np.concatenate(
+                [
+                    getattr(block, name)[row.start : row.stop]
+                    for (block, _), row in zip(blocks, rows, strict=True)
+                ]
+            )
+
+        counts = np.array([len(row) for row in rows], np.int64)
+        return Layouts(
+            cut("digit_indices"),
+            cut("sizes"),
+            cut("starts"),
+            cut("boxes_xyxy"),
+            np.repeat(np.arange(len(rows)), counts),
+        )
+
+    def _lay_out_block(self, number: int) -> tuple[Layouts, list[int]]:
+        """Scenes [number * _BLOCK, (number + 1) * _BLOCK), and the row at which each begins."""
+        indices = range(number * _BLOCK, (number + 1) * _BLOCK)
+        layouts = lay_out(self.config, self._digits, self._outlines, self.split, indices)
+        return layouts, np.searchsorted(layouts.scene, np.arange(_BLOCK + 1)).tolist()
+
+
+def enlarged(digits: UInt8[Tensor, "m 28 28"], side: int, softening: float = 0.0) -> Float[Tensor, "m 1 p p"]:
+    """Digits resized with Pillow's bicubic filter, in [0, 1]; neighbours then exchange the share ``softening``."""
+    resize, soften = _matrices(side, softening, digits.device)
+    patches = (resize @ (digits.float() / 255) @ resize.T).clamp_(0, 1)
+    if softening > 0:
+        patches = soften @ patches @ soften.T
+    return patches[:, None]
+
+
+@functools.lru_cache(maxsize=32)
+def _matrices(
+    side: int, softening: float, device: torch.device
+) -> tuple[Float[Tensor, "p 28"], Float[Tensor, "p p"]]:
+    resize = torch.from_numpy(bicubic_filter(28, side).weights).float()
+    soften = torch.diag(torch.full((side,), 1 - 2 * softening))
+    for offset in (-1, 1):
+        soften += torch.diag(torch.full((side - 1,), softening), offset)
+    return resize.to(device), soften.to(device)
+
+
+Images: TypeAlias = CachedDataset | StreamedScenes
+"""What a training reads, or draws."""
