@@ -49,7 +49,10 @@ class Window:
             names = list(named)
             vector = torch.stack(
                 [
-                    torch.as_tensor(item, dtype=torch.float32, device=device).detach()
+                    item.detach().to(device, torch.float32)
+                    if isinstance(item, Tensor)
+                    # Filled on the device: it would wait for a number sent to it.
+                    else torch.full((), float(item), dtype=torch.float32, device=device)
                     for item in named.values()
                 ]
             )

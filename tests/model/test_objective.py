@@ -159,7 +159,9 @@ def test_perfect_patches_reach_the_entropy_of_the_target():
 
 def test_object_error_in_chunks_has_the_gradients_of_torch(monkeypatch):
     monkeypatch.setattr(chain, "CHUNK_CPU", 2)
-    found = objects(boxes=torch.rand(5, 4, generator=torch.Generator().manual_seed(7)) * 0.8 + 0.1)
+    boxes = torch.rand(5, 4, generator=torch.Generator().manual_seed(7)) * 0.8 + 0.1
+    boxes[3] = torch.tensor([0.05, 0.9, 0.4, 0.6])  # leaves the image
+    found = objects(boxes=boxes)
     logits = 4 * torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
     logits.requires_grad_()
     images = pictures().double()

@@ -42,8 +42,9 @@ def match(
     n_slots = n_images * len(priors)  # a slot is a prior of an image
     first_slot = image_index.long() * len(priors)
     overlap = iou(cxcywh_to_xyxy(boxes.float())[:, None], cxcywh_to_xyxy(priors.float()))
-    box, prior = torch.nonzero((overlap >= match_iou) & (overlap > 0), as_tuple=True)
-    matched = _best_row(first_slot[box] + prior, overlap[box, prior], box, n_slots)
+    enough = torch.where(overlap >= match_iou, overlap, 0)
+    slot = first_slot[:, None] + torch.arange(len(priors), device=overlap.device)
+    matched = _best_row(slot, enough, n_slots)
     owner = _owners(overlap, first_slot, n_slots)
     return torch.where(owner >= 0, owner, matched).reshape(n_images, len(priors))
 
@@ -55,31 +56,35 @@ def _owners(
 
     Boxes propose, all at once, to their favourite prior; a prior holds on to its best proposal, and the boxes it
     refuses propose to their next favourite (Gale and Shapley, 1962). Since both sides rank pairs by the same IoU,
-    there is one stable assignment, which is the greedy one. Two or three rounds as a rule; only the refused boxes
-    cost anything in a round.
+    there is one stable assignment, which is the greedy one. Two or three rounds as a rule; a round too many changes
+    nothing, so that a GPU is asked whether it was the last only after a few.
     """
-    offer, slot = overlap.new_zeros(len(overlap)), torch.zeros_like(first_slot)
-    asking = torch.arange(len(overlap), device=overlap.device)
+    rows = torch.arange(len(overlap), device=overlap.device)
     while True:
-        if len(asking) > 0:
-            offer[asking], prior = overlap[asking].max(dim=1)
-            slot[asking] = first_slot[asking] + prior
-        standing = torch.nonzero(offer > 0)[:, 0]
-        owner = _best_row(slot[standing], offer[standing], standing, n_slots)
-        asking = standing[owner[slot[standing]] != standing]
-        if len(asking) == 0:
+        for _ in range(_rounds_at_once(overlap.device)):
+            offer, prior = overlap.max(dim=1)
+            slot = first_slot + prior
+            owner = _best_row(slot[:, None], offer[:, None], n_slots)
+            refused = (offer > 0) & (owner[slot] != rows)
+            overlap.scatter_(1, prior[:, None], torch.where(refused, -1, offer)[:, None])
+        if not bool(refused.any()):
             return owner
-        overlap[asking, slot[asking] - first_slot[asking]] = -1.0
 
 
-def _best_row(
-    slot: Int[Tensor, " k"], value: Float[Tensor, " k"], row: Int[Tensor, " k"], n_slots: int
-) -> Int[Tensor, " slots"]:
-    """For each slot the row that offers it the highest value (ties: the lowest row); -1 where none offers any."""
-    highest = value.new_zeros(n_slots).scatter_reduce(0, slot, value, "amax")
-    best = value == highest[slot]
-    nobody = torch.iinfo(row.dtype).max
-    found = row.new_full((n_slots,), nobody).scatter_reduce(0, slot[best], row[best], "amin")
+def _rounds_at_once(device: torch.device) -> int:
+    """Rounds between two looks at whether they go on: looking is free on a CPU, elsewhere it waits for the device."""
+    return 1 if device.type == "cpu" else 4
+
+
+def _best_row(slot: Int[Tensor, "g k"], value: Float[Tensor, "g k"], n_slots: int) -> Int[Tensor, " slots"]:
+    """For each slot the row that offers it the highest value (ties: the lowest); -1 where none offers more than 0."""
+    flat = slot.flatten()
+    highest = value.new_zeros(n_slots).scatter_reduce(0, flat, value.flatten(), "amax")
+    best = (value > 0) & (value == highest.index_select(0, flat).view_as(value))
+    nobody = len(slot)
+    rows = torch.arange(nobody, device=slot.device)[:, None]
+    offered = torch.where(best, rows, nobody).flatten()
+    found = slot.new_full((n_slots,), nobody).scatter_reduce(0, flat, offered, "amin")
     return torch.where(found == nobody, -1, found)
 
 
@@ -119,24 +124,26 @@ class MultiboxLoss:
         with torch.autocast(output.logits.device.type, enabled=False):
             offsets, logits = output.offsets.float(), output.logits.float()
             sound = _sound(batch.boxes, detector.config.image_size)
-            boxes, labels = batch.boxes[sound].float(), batch.labels[sound]
-            rows = match(
-                detector.priors, boxes, batch.image_index[sound], len(batch.images), self.config.match_iou
-            )
+            boxes = torch.where(sound[:, None], batch.boxes.float(), 0)  # empty boxes match nothing
+            rows = match(detector.priors, boxes, batch.image_index, len(batch.images), self.config.match_iou)
             positive = rows >= 0
-            image, prior = torch.nonzero(positive, as_tuple=True)
-            matched = rows[image, prior]
-            targets = encode_offsets(boxes[matched], detector.priors[prior])
-            box = F.smooth_l1_loss(offsets[image, prior], targets, reduction="sum")
+            # All predictions are coded, not the positives alone, whose number a device would have to tell. A negative
+            # stands for its prior, from which it is no distance away.
+            row = rows % (len(boxes) + 1)
+            matched = torch.cat([boxes, boxes.new_zeros(1, 4)])[row]
+            targets = encode_offsets(
+                torch.where(positive[..., None], matched, detector.priors), detector.priors
+            )
+            box = F.smooth_l1_loss(torch.where(positive[..., None], offsets, 0), targets, reduction="sum")
             if detector.config.class_agnostic:
                 losses = F.binary_cross_entropy_with_logits(
                     logits[..., 0], positive.to(logits.dtype), reduction="none"
                 )
             else:
+                labels = torch.where(sound, batch.labels, 0)
                 _check_labels(labels, detector.config.n_classes)
-                classes = torch.zeros_like(rows)
-                classes[image, prior] = labels[matched].long() + 1  # 0 is background
-                losses = F.cross_entropy(logits.transpose(1, 2), classes, reduction="none")
+                classes = torch.cat([labels + 1, labels.new_zeros(1)])[row]  # 0 is background
+                losses = F.cross_entropy(logits.transpose(1, 2), classes.long(), reduction="none")
             losses = torch.where(positive, self.config.positive_weight * losses, losses)
             chosen = positive | hard_negatives(losses, positive, self.config.negatives_per_positive)
             n_positive = positive.sum().clamp(min=1)
@@ -150,8 +157,12 @@ def _sound(boxes: Float[Tensor, "g 4"], image_size: int) -> Bool[Tensor, " g"]:
 
 
 def _check_labels(labels: Int[Tensor, " g"], n_classes: int) -> None:
-    if len(labels) > 0 and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
+    """On the CPU; elsewhere a look would wait for the device, whose cross entropy stops at such labels anyway."""
+    if labels.device.type != "cpu" or len(labels) == 0:
+        return
+    low, high = int(labels.numpy().min()), int(labels.numpy().max())
+    if not 0 <= low <= high < n_classes:
         raise DataError(
-            f"the batch has labels {int(labels.min())}..{int(labels.max())}, but the detector has the classes "
+            f"the batch has labels {low}..{high}, but the detector has the classes "
             f"0..{n_classes - 1}; set detector.n_classes to the data set's number of categories"
         )
