@@ -16,23 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import generator, page, plots, profile, rendering, sweeps, training
+from benchmarks import generator, page, plots, profiling, rendering, sweeps, training
 from benchmarks.inputs import Setup, quick
 from benchmarks.machine import Limits, machine_name, measure_limits, where
 from benchmarks.results import Results, Row, quantity, ratio_in_words, target_in_words, verdict
 from ssdir.machine import choose_device
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "performance.md"
 Name = Literal[
     "paste", "growth", "crop", "covered", "merges",
     "steps", "objects", "detector", "loss", "inference", "throughput", "profile",
-    "generator",
+    "generator", "streaming",
     "sweep-objects", "sweep-sides", "sweep-batches",
 ]  # fmt: skip
 
@@ -49,7 +48,8 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "inference": training.inference,
     "throughput": training.throughput,
     "generator": generator.generator,
-    "profile": profile.profiles,
+    "streaming": generator.streaming,
+    "profile": profiling.profiles,
     "sweep-objects": sweeps.objects,
     "sweep-sides": sweeps.sides,
     "sweep-batches": sweeps.batches,
@@ -68,7 +68,7 @@ class Arguments:
     """auto (a GPU where there is one), cpu or cuda."""
     name: str | None = None
     """Name of the machine; default processor and cores, or the GPU."""
-    out: Path = HERE / "results"
+    out: Path = page.RESULTS
     """Folder of the results; those in benchmarks/results also go into docs/performance.md."""
     strict: bool = False
     """Exit with status 1 where a target does not hold."""
@@ -102,9 +102,10 @@ def run(arguments: Arguments, setup: Setup, console: Console) -> int:
             console.print(f"[dim]-- {benchmark}, after {time.perf_counter() - began:.0f} s[/dim]")
             keep(benchmark, measure(setup, limits))
             gc.collect()
+            torch.cuda.empty_cache()  # nothing without a GPU
     pictures = plots.draw(results.rows, arguments.out / name)
-    if arguments.out == HERE / "results" and not arguments.quick:
-        page.refresh(PAGE, arguments.out)
+    if arguments.out == page.RESULTS and not arguments.quick:
+        page.refresh(page.PAGE, page.RESULTS)
     console.print(_targets(results.rows))
     wrote = ", ".join(str(path) for path in (results.path, *pictures))
     console.print(f"{wrote}, after {time.perf_counter() - began:.0f} s", soft_wrap=True)

@@ -1,14 +1,22 @@
-"""Generation of scenes on one core against the straightforward form."""
+"""Generation of scenes on one core against the straightforward form; scenes drawn straight into batches."""
 
 from __future__ import annotations
+
+import io
+import itertools
+
+from PIL import Image
 
 from benchmarks.inputs import Setup
 from benchmarks.machine import Limits
 from benchmarks.results import Row, compared
 from benchmarks.straightforward_scenes import straightforward_png, straightforward_scene
-from benchmarks.timing import Call, Timing, timed
+from benchmarks.timing import Call, timed
+from benchmarks.training import best_settings, detector_step
 from ssdir.data.digits import load_digits
+from ssdir.data.images import read_image, squash
 from ssdir.data.multiscale_mnist import encode_png, make_scene, split_digits
+from ssdir.data.streaming import StreamedScenes
 
 
 def generator(setup: Setup, limits: Limits) -> list[Row]:
@@ -25,14 +33,47 @@ def generator(setup: Setup, limits: Limits) -> list[Row]:
 
     calls: dict[str, Call] = {"ours": ours, "straightforward": straightforward}
     times = timed(calls, setup.device, setup.repetitions, setup.budget)
-    each = {name: Timing(tuple(x / setup.generated for x in item.samples)) for name, item in times.items()}
+    each = {name: timing.over(setup.generated) for name, timing in times.items()}
     shapes = {"side": setup.scenes.side, "scenes": setup.generated}
+    name = "generator, one scene and its PNG, one core"
+    return [compared(name, each["ours"], each["straightforward"], shapes, target=5)]
+
+
+def streaming(setup: Setup, limits: Limits) -> list[Row]:
+    """Scenes drawn into batches, against those made as files and read again; whether training waits for them."""
+    digits, scenes = split_digits(*load_digits(), "train"), StreamedScenes(setup.scenes, setup.side)
+    counter = itertools.count()
+
+    def stream() -> None:
+        # Scenes that come again would be cheaper, so every call goes on with new ones.
+        first = next(counter) * setup.streamed
+        for start in range(first, first + setup.streamed, setup.loss_batch):
+            scenes.draft(range(start, start + setup.loss_batch)).to(setup.device)
+
+    def files() -> None:
+        for index in range(setup.generated):
+            written = encode_png(make_scene(setup.scenes, digits, "train", index).image)
+            squash(read_image(Image.open(io.BytesIO(written))), setup.side)
+
+    calls: dict[str, Call] = {"stream": stream, "files": files}
+    times = timed(calls, setup.device, setup.repetitions, setup.budget)
+    each = {"stream": times["stream"].over(setup.streamed), "files": times["files"].over(setup.generated)}
+    shapes = {"side": setup.side, "batch": setup.loss_batch}
+    on_gpu, settings = setup.device.type == "cuda", best_settings()
+    step = detector_step(setup, settings, setup.loss_batch if on_gpu else setup.batch)
+    step_time = timed({"step": step}, setup.device, min(setup.repetitions, 3), setup.budget)["step"]
+    training = step_time.over(setup.loss_batch if on_gpu else setup.batch)
     return [
         compared(
-            "generator, one scene and its PNG, one core",
-            each["ours"],
-            each["straightforward"],
+            "streamed scene, against one written, read and squashed", each["stream"], each["files"], shapes
+        ),
+        compared(
+            "streamed scenes against the detector's training",
+            1 / each["stream"].median,
+            1 / training.median,
             shapes,
-            target=5,
-        )
+            units="images/s",
+            ratio_is="ours / reference",
+            target=1 if on_gpu else None,
+        ),
     ]

@@ -58,7 +58,7 @@ class Setup:
     sweep_sides: tuple[int, ...] = (128, 200, 300, 512, 768, 1024)
     sweep_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     repetitions: int = 9
-    budget: float = 25.0
+    budget: float = 15.0
     """Seconds after which a comparison starts no further round."""
 
     def shapes(self, **others: int | str) -> dict[str, int | str]:

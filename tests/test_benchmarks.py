@@ -15,7 +15,7 @@ from benchmarks import (
     machine,
     page,
     plots,
-    profile,
+    profiling,
     reference,
     rendering,
     results,
@@ -259,5 +259,5 @@ def test_the_page_shows_the_results():
 
 
 def test_doctests():
-    for module in (page, plots, results, machine, timing, generator, profile, sweeps):
+    for module in (page, plots, results, machine, timing, generator, profiling, sweeps):
         assert doctest.testmod(module).failed == 0
