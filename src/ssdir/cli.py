@@ -23,9 +23,9 @@ from tyro.conf import Positional
 
 import ssdir
 from ssdir.command_tree import Node, Unprefixed, leaf, with_defaults
-from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
+from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun
 from ssdir.data_commands import data_commands
-from ssdir.presets import PRESETS
+from ssdir.presets import PRESETS, named_scenes
 
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -56,10 +56,16 @@ class Quickstart:
 class _Train:
     """What every training is told."""
 
-    data: Path
-    """Dataset folder: images/{train,val} and annotations/{train,val}.json."""
     out: Path
     """Run folder to make."""
+    data: Path | None = None
+    """Dataset folder: images/{train,val} and annotations/{train,val}.json. Beside --scenes: the folder whose val split
+    validates (default: val scenes on the fly)."""
+    scenes: tuple[str, ...] = ()
+    """Train on scenes drawn on the fly instead of files: a preset of ssdir data mnist-scenes, then perhaps parameters,
+    such as: main seed=3 grids=[[2,2],[3,3]]."""
+    digits: str = "embedded"
+    """Of the scenes: "embedded" or a folder with MNIST's four IDX files."""
     resume: bool = False
     """Continue the run in OUT exactly where its last checkpoint stands."""
     allow_changed: tuple[str, ...] = ()
@@ -69,7 +75,22 @@ class _Train:
 
     def loop_options(self) -> dict[str, Any]:
         """The options of :func:`ssdir.train.train` itself."""
-        return {"resume": self.resume, "allow_changed": self.allow_changed, "track": self.track}
+        options = {"resume": self.resume, "allow_changed": self.allow_changed, "track": self.track}
+        return options | ({"validation": self.data} if self.scenes else {})
+
+    def images(self) -> Any:
+        """What :func:`ssdir.train.train` trains on: the dataset folder, or scenes on the fly."""
+        if self.scenes:
+            from ssdir.data.streaming import StreamedScenes
+
+            return StreamedScenes(named_scenes(*self.scenes), digits=self.digits)
+        if self.data is None:
+            raise ConfigError(
+                "there is nothing to train on: name a dataset folder (--data DIR) or scenes (--scenes main)"
+            )
+        if self.digits != "embedded":
+            raise ConfigError("--digits is for scenes drawn on the fly; name them, too: --scenes main")
+        return self.data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +108,7 @@ class TrainDetector(_Train):
 
         train_detector(
             self.run_config,
-            self.data,
+            self.images(),
             self.out,
             **self.loop_options(),
             imagenet=self.imagenet,
@@ -110,7 +131,7 @@ class TrainTeacher(_Train):
         train_teacher(
             self.run_config,
             self.detector,
-            self.data,
+            self.images(),
             self.out,
             **self.loop_options(),
         )
@@ -133,7 +154,7 @@ class TrainSSDIR(_Train):
         train_ssdir(
             self.run_config,
             self.detector,
-            self.data,
+            self.images(),
             self.out,
             teacher=self.teacher,
             **self.loop_options(),

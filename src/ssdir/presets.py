@@ -6,6 +6,7 @@ material to the last digit; what that table is silent about (optimizer, schedule
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 from ssdir.config import (
@@ -20,7 +21,9 @@ from ssdir.config import (
     TeacherConfig,
     TeacherRun,
     TrainingConfig,
+    from_dict,
     perhaps,
+    to_dict,
 )
 
 
@@ -184,6 +187,30 @@ def scenes_presets() -> dict[str, tuple[str, ScenesConfig]]:
                     ),
                 )
     return named
+
+
+def named_scenes(name: str, *parameters: str) -> ScenesConfig:
+    """Scene parameters by the name of a preset and changes to them, each NAME=VALUE with a JSON value.
+
+    >>> named_scenes("main", "seed=3", "grids=[[2, 2]]").grids
+    ((2, 2),)
+
+    Raises:
+        ConfigError: an unknown preset or parameter, a value that it refuses.
+    """
+    presets = scenes_presets()
+    if name not in presets:
+        raise ConfigError(f"there are no scenes {name!r}{perhaps(name, sorted(presets))}")
+    values = to_dict(presets[name][1])
+    for parameter in parameters:
+        key, _, text = parameter.partition("=")
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                f"{parameter!r} is no parameter of scenes; write NAME=VALUE, such as seed=3 or grids=[[2,2],[3,3]]"
+            ) from error
+    return from_dict(ScenesConfig, values, "scenes")
 
 
 def preset(name: str) -> Preset:

@@ -182,6 +182,11 @@ def _dataset_of(run: Path) -> Path:
     file = run / "config.json"
     description = read_json(file) if file.exists() else None
     data = description.get("data") if isinstance(description, dict) else None
+    if isinstance(data, dict) and "stream" in data:
+        raise DataError(
+            f"{run} was trained on scenes drawn on the fly, and an evaluation reads files; make some (ssdir data "
+            "mnist-scenes) and name their folder with --data"
+        )
     if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
         raise DataError(f"{run} does not tell what it was trained on; name a dataset folder with --data")
     folder = Path(data["folder"])
