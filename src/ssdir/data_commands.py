@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -103,12 +104,92 @@ def _share(text: str) -> tuple[str, float]:
         raise ConfigError(f"--hold-out {text}: give a split and its share, such as val=0.1") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class WiderFace:
+    """Make a dataset of WIDER FACE from its official archives.
+
+    Left out: faces flagged invalid, boxes without size, and faces whose width is below --min-side-share of the
+    image's width or whose height is below that share of its height; then images without any face left. How many, and
+    why, is printed and written to dataset.json. JPEGs keep their bytes. A killed run continues where it stopped when
+    the same command is given again.
+    """
+
+    root: Path
+    """Folder with WIDER_train, WIDER_val and wider_face_split, each as .zip or unpacked."""
+    out: Path
+    """Folder of the dataset."""
+    min_side_share: float = 0.04
+    """Smallest share of the image's width, and of its height, that a face must have (sides, not areas)."""
+    workers: int | None = None
+    """Processes (default: one per core); the bytes do not depend on it."""
+
+    def run(self) -> int:
+        from ssdir.console import progress_bar
+        from ssdir.data.wider import make_wider_face
+
+        counts = make_wider_face(self.root, self.out, self.min_side_share, self.workers, progress_bar)
+        for split, count in counts.items():
+            print(f"{split}: {count.describe(self.min_side_share)}")
+        print(f"{self.out} (ssdir data show {self.out})")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConvert:
+    """Make a copy of a dataset in another format: COCO, YOLO or Hugging Face's imagefolder.
+
+    Reads COCO and YOLO; the classes and their names are found there. Image files are copied byte for byte. A killed
+    run continues where it stopped when the same command is given again.
+    """
+
+    source: Positional[Path]
+    """Dataset folder (COCO or YOLO), one COCO .json, or a data.yaml."""
+    to: Literal["coco", "yolo", "hf"]
+    """coco: images/ and annotations/; yolo: data.yaml, images/ and labels/; hf: {split}/metadata.jsonl."""
+    out: Path
+    """Folder to make."""
+    images: Path | None = None
+    """Folder of the images that a COCO file names (default: the usual places are looked through)."""
+    split: str | None = None
+    """Name of the split of a single COCO file (default: what its name speaks of, else train)."""
+    skip_missing: bool = False
+    """Leave out images that are listed but not on the disk; without it they are an error that lists them."""
+    workers: int | None = None
+    """Processes (default: one per core); the bytes do not depend on it."""
+
+    def run(self) -> int:
+        from ssdir.console import progress_bar
+        from ssdir.data.convert import convert
+
+        done = convert(
+            self.source,
+            self.to,
+            self.out,
+            self.images,
+            self.split,
+            self.skip_missing,
+            self.workers,
+            progress_bar,
+        )
+        for split, result in done.items():
+            left_out = [f"{number:,} objects: {reason}" for reason, number in result.dropped.items()]
+            left_out += [f"{result.missing:,} images: not on the disk"] if result.missing else []
+            print(
+                f"{split}: {result.images:,} images, {result.objects:,} objects"
+                f"{'; left out: ' if left_out else ''}{', '.join(left_out)}"
+            )
+            for note in result.notes:
+                print(f"note: {note}")
+        print(self.out)
+        return 0
+
+
 @dataclass(frozen=True)
 class DataCheck:
     """Tell what is wrong in a dataset folder, file by file; exit code 1 when something is."""
 
     folder: Positional[Path]
-    """images/{train,val,test} beside annotations/{train,val,test}.json."""
+    """A dataset folder: COCO (images/{train,val,test} beside annotations/{train,val,test}.json) or YOLO (data.yaml)."""
     json: bool = False
     """Print the problems as JSON."""
 
@@ -130,7 +211,8 @@ class DataCheck:
                 for name in splits(self.folder):
                     split = open_split(self.folder, name)
                     print(f"{name}: {len(split.images):,} images, {len(split.labels):,} objects")
-            print(f"{self.folder}: errors: {len(errors)}, warnings: {len(problems) - len(errors)}")
+            odd = sum(problem.severity == "warning" for problem in problems)
+            print(f"{self.folder}: errors: {len(errors)}, warnings: {odd}")
         return 1 if errors else 0
 
 
@@ -167,6 +249,8 @@ def data_commands() -> dict[str, Node]:
             "Generate Multi-scale scattered MNIST; name a preset.", words=scenes, noun="preset"
         ),
         "clevr": leaf(Clevr),
+        "wider-face": leaf(WiderFace),
+        "convert": leaf(DataConvert),
         "check": leaf(DataCheck),
         "show": leaf(DataShow),
     }

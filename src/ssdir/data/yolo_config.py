@@ -110,7 +110,8 @@ def read_config(path: Path) -> YoloConfig:
             names file and key.
     """
     try:
-        value = yaml.safe_load(path.read_text("utf-8-sig"))
+        # As text alone, so that classes called yes or 1.0 keep their names.
+        value = yaml.load(path.read_text("utf-8-sig"), yaml.BaseLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -120,7 +121,7 @@ def read_config(path: Path) -> YoloConfig:
     names = _names(path, value)
     places: dict[str, tuple[Path, ...]] = {}
     for key, split in _SPLIT_KEYS.items():
-        if value.get(key) is not None and split not in places:
+        if not _absent(value.get(key)) and split not in places:
             places[split] = _places(path, value, key)
     if not places:
         raise DataError(f"{path} names no images: give folders of them as `train:` and `val:`")
@@ -130,21 +131,21 @@ def read_config(path: Path) -> YoloConfig:
 def _names(path: Path, value: dict[str, Any]) -> tuple[str, ...]:
     names = value.get("names")
     if isinstance(names, dict):
-        numbers = sorted(number for number in names if isinstance(number, int))
-        if len(numbers) < len(names) or numbers != list(range(len(names))):
-            raise DataError(f"{path}: names must number the classes 0 to {len(names) - 1}, not {list(names)}")
-        names = [names[number] for number in numbers]
+        if set(names) != {str(number) for number in range(len(names))}:
+            raise DataError(
+                f"{path}: names must number the classes 0 to {len(names) - 1}, not {', '.join(names)}"
+            )
+        names = [names[str(number)] for number in range(len(names))]
     if not (isinstance(names, list) and names):
         raise DataError(f"{path}: names is missing; give the names of the classes as a list, class 0 first")
-    if any(isinstance(name, dict | list) or name is None for name in names):
+    if not all(isinstance(name, str) and name for name in names):
         raise DataError(f"{path}: names must be a list of names, not {names}")
-    names = [str(name) for name in names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(f"{path}: names has {repeated[0]!r} more than once; rename one")
-    if value.get("nc") is not None and value["nc"] != len(names):
+    if not _absent(value.get("nc")) and value["nc"] != str(len(names)):
         raise DataError(
-            f"{path}: nc is {value['nc']!r}, but there are {len(names)} names; correct one, or drop nc"
+            f"{path}: nc is {value['nc']}, but there are {len(names)} names; correct one, or drop nc"
         )
     return tuple(names)
 
@@ -156,9 +157,9 @@ def _places(path: Path, value: dict[str, Any], key: str) -> tuple[Path, ...]:
             f"{path}: {key} must be a folder, a .txt list, or a list of these, not {value[key]!r}"
         )
     root = value.get("path")
-    if root is not None and not isinstance(root, str):
+    if not (_absent(root) or isinstance(root, str)):
         raise DataError(f"{path}: path must be a folder, not {root!r}")
-    bases = [path.parent / root] if root else []
+    bases = [path.parent / root] if isinstance(root, str) and not _absent(root) else []
     return tuple(_place(item, [*bases, path.parent]) for item in given)
 
 
@@ -173,11 +174,16 @@ def _place(item: str, bases: list[Path]) -> Path:
 
 def _keypoint_numbers(path: Path, value: dict[str, Any]) -> int:
     shape = value.get("kpt_shape")
-    if shape is None:
+    if _absent(shape):
         return 0
-    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(item, int) for item in shape)):
+    if not (isinstance(shape, list) and len(shape) == 2 and all(str(item).isdecimal() for item in shape)):
         raise DataError(f"{path}: kpt_shape must be [points, 2 or 3], not {shape!r}")
-    return int(shape[0] * shape[1])
+    return int(shape[0]) * int(shape[1])
+
+
+def _absent(value: Any) -> bool:
+    """Whether a key is missing or has nothing after it."""
+    return value is None or value in ("", "~", "null")
 
 
 def _one_line(error: yaml.YAMLError) -> str:
