@@ -66,27 +66,26 @@ def timed(
         repetitions: measurements of each call.
         budget: seconds after which no further round starts; one round is always measured.
     """
-    repeats = {name: _warm_up(call, device) for name, call in calls.items()}
+    for call in calls.values():
+        call()  # compiles, allocates, fills caches
+    repeats = dict.fromkeys(calls, 1)
     samples: dict[Key, list[float]] = {name: [] for name in calls}
     gc.collect()
     began = time.perf_counter()
     for done in range(1, repetitions + 1):
         for name, call in calls.items():
-            samples[name].append(_seconds(call, device, repeats[name]) / repeats[name])
+            seconds = _seconds(call, device, repeats[name])
+            if done == 1 and seconds < SHORTEST / 2:
+                repeats[name] = math.ceil(SHORTEST / max(seconds, 1e-6))
+                seconds = _seconds(call, device, repeats[name])
+            samples[name].append(seconds / repeats[name])
         spent = time.perf_counter() - began
         if spent * (done + 1) / done > budget:
             break
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 
-def _warm_up(call: Call, device: torch.device) -> int:
-    """How often to repeat a call inside a measurement."""
-    first = _seconds(call, device)
-    # A long first call may have compiled something, or it is simply long; either way it is called once at a time.
-    return 1 if first > 1 else max(1, math.ceil(SHORTEST / max(_seconds(call, device), 1e-7)))
-
-
-def _seconds(call: Call, device: torch.device, repeats: int = 1) -> float:
+def _seconds(call: Call, device: torch.device, repeats: int) -> float:
     """Seconds of ``repeats`` calls in a row."""
     if device.type != "cuda":
         began = time.perf_counter()

@@ -196,6 +196,15 @@ def test_quartiles():
     assert Timing((4.0, 1.0, 3.0, 2.0)).spread == (1.75, 3.25)
 
 
+def test_a_reference_that_does_not_fit_is_left_out(monkeypatch):
+    needed = reference.paste_bytes(2 * 3, 3, 32)
+    monkeypatch.setattr(sweeps, "free_memory", lambda device: needed / 0.6 + 1)
+    rows = sweeps.sides(TINY, LIMITS)
+    assert {row.shapes["side"]: row.reference is not None for row in rows} == {32: True, 64: False}
+    assert {row.note for row in rows if row.reference is None} == {"reference: does not fit in 0 GB"}
+    assert all(row.ours > 0 for row in rows)
+
+
 # -- inputs and references ---------------------------------------------------------------------------------------
 
 
