@@ -40,7 +40,7 @@ def open_images(
     if isinstance(source, StreamedScenes):
         if len(source) == 0:
             raise ConfigError("scenes.n_train is 0; it says how many scenes count as one pass (an epoch)")
-        images = source.resized(image_size)
+        images = source.at_size(image_size)
         if validation is not None:
             if not _has_val(validation):
                 raise ConfigError(

@@ -22,7 +22,7 @@ from ssdir.data.multiscale_mnist import INK, scene_draws
 OUTLINE = 112
 """Side, in samples, of the resized frame that outlines are read from."""
 _NONE = 255
-_AT_ONCE = 1_000  # digits resized at a time when outlines are made
+_AT_ONCE = 20  # digits resized at a time when outlines are made: what fits the cache
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,10 @@ class Outlines:
         """First and last inked column of each row; first 255 and last 0 where a row has none."""
         self.of_columns = np.empty((n, 2, OUTLINE), np.uint8)
         """The same for the rows of each column."""
-        weights = bicubic_filter(digits.images.shape[1], OUTLINE).weights.astype(np.float32)
         for start in range(0, n, _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            resized = weights @ digits.images[part].astype(np.float32) @ weights.T
-            ink = resized >= INK - 0.5  # what rounds to INK
+            resized = _resized(digits.images[part])
+            ink = resized >= INK
             self.of_rows[part] = _first_and_last(ink)
             self.of_columns[part] = _first_and_last(ink.transpose(0, 2, 1))
             for axis in (0, 1):
@@ -120,6 +119,13 @@ class Outlines:
         return boxes, some & (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
+def _resized(images: UInt8[np.ndarray, "n 28 28"]) -> UInt8[np.ndarray, "n samples samples"]:
+    """To outline samples, as :func:`~ssdir.data.cubic.enlarge` does it: exact, the same on every machine."""
+    weights = bicubic_filter(images.shape[1], OUTLINE).weights
+    wide = np.floor((images @ weights.T + 0.5).clip(0, 255))
+    return (weights @ wide + 0.5).clip(0, 255).astype(np.uint8)
+
+
 def _first_and_last(ink: Bool[np.ndarray, "n lines samples"]) -> UInt8[np.ndarray, "n 2 lines"]:
     some = ink.any(2)
     last = ink.shape[2] - 1 - ink[:, :, ::-1].argmax(2)
@@ -131,7 +137,8 @@ def _crossings(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Where profiles first and last cross the ink's threshold, as shares of their length; 1 and 0 where never."""
     n, samples = profile.shape
-    level = INK - 0.5
+    # Lines between samples lie above the curve at its foot, where ink ends; so much higher, they meet it on average.
+    level = INK + 1
     padded = np.zeros((n, samples + 2))
     padded[:, 1:-1] = profile
     some, row = (profile >= level).any(1), np.arange(n)

@@ -37,8 +37,9 @@ streaming_version = 1
 
 _BLOCK = 512
 """Scenes laid out at a time: layouts of many cost far less a scene than those of one batch."""
-_PATCH_SIDES = (32, 64, 128, 256)
-"""Digits are enlarged to the first that their frame does not exceed in the batch's pixels."""
+_PATCH_SIDES = (4, 8, 16, 32, 64, 128, 256)
+"""Digits are enlarged (or shrunk) to the first of these that their frame does not exceed in the batch's pixels, or,
+where scenes are not squashed, to the first of twice that side: bilinear sampling then blurs least."""
 _SOFTENING = 0.06
 """Share that neighbouring patch pixels exchange, times what squashing takes off the side: bilinear sampling blurs a
 little less than squashing does. Chosen for the smallest difference to squashed files."""
@@ -48,29 +49,30 @@ little less than squashing does. Chosen for the smallest difference to squashed 
 class Draft:
     """All that scenes are drawn from, on the CPU."""
 
-    digits: tuple[UInt8[Tensor, "_ 28 28"], ...]
-    """By the side of the patch that they are enlarged to."""
-    frames: tuple[Float[Tensor, "_ 4"], ...]
+    digits: UInt8[Tensor, "m 28 28"]
+    """Sorted by the side of the patch that they are resized to."""
+    frames: Float[Tensor, "m 4"]
     """Their 28 x 28 frames: cxcywh as shares of the scene; may reach outside."""
-    scenes: tuple[Int[Tensor, " _"], ...]
+    scenes: Int[Tensor, " m"]
     """The image, 0..b-1, that each is in."""
+    counts: tuple[int, ...]
+    """How many digits there are for each patch side."""
+    softening: float
+    """Share that neighbouring pixels of a patch exchange."""
     image_size: int
     boxes: Float[Tensor, "g 4"]
-    """As in :class:`~ssdir.data.batch.Batch`: boxes of the visible ink."""
+    """This and the following as in :class:`~ssdir.data.batch.Batch`; boxes are those of the visible ink."""
     labels: Int[Tensor, " g"]
     image_index: Int[Tensor, " g"]
     image_ids: tuple[int, ...]
-
-    softening: float
-    """Share that neighbouring pixels of a patch exchange."""
 
     def pinned(self) -> Draft:
         """The same in page-locked memory, from which copies to a CUDA device wait for nothing."""
         return replace(
             self,
-            digits=tuple(item.pin_memory() for item in self.digits),
-            frames=tuple(item.pin_memory() for item in self.frames),
-            scenes=tuple(item.pin_memory() for item in self.scenes),
+            digits=self.digits.pin_memory(),
+            frames=self.frames.pin_memory(),
+            scenes=self.scenes.pin_memory(),
             boxes=self.boxes.pin_memory(),
             labels=self.labels.pin_memory(),
             image_index=self.image_index.pin_memory(),
@@ -79,24 +81,20 @@ class Draft:
     def to(self, device: torch.device | str) -> Batch:
         """The scenes, drawn on a device."""
         device = torch.device(device)
-        early = device.type != "cpu"  # from there on, what is copied is used in order
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=device.type != "cpu")
+
         n, size = len(self.image_ids), self.image_size
         with torch.no_grad():
             images = torch.zeros(n, 1, size, size, device=device)
-            for side, *parts in zip(_PATCH_SIDES, self.digits, self.frames, self.scenes, strict=True):
-                digits, frames, scenes = (part.to(device, non_blocking=early) for part in parts)
+            parts = [moved(item).split(self.counts) for item in (self.digits, self.frames, self.scenes)]
+            for side, digits, frames, scenes in zip(_PATCH_SIDES, *parts, strict=True):
                 if len(digits):
-                    patches = enlarged(digits, side, self.softening)
-                    images += paste(patches, frames, scenes, n, size)
+                    images += paste(patches_of(digits, side, self.softening), frames, scenes, n, size)
             images = images.clamp_(max=1).expand(-1, 3, -1, -1).contiguous()
-        return Batch(
-            images,
-            self.boxes.to(device, non_blocking=early),
-            self.labels.to(device, non_blocking=early),
-            self.image_index.to(device, non_blocking=early),
-            self.image_ids,
-            grey=True,
-        )
+        boxes, labels, image_index = moved(self.boxes), moved(self.labels), moved(self.image_index)
+        return Batch(images, boxes, labels, image_index, self.image_ids, grey=True)
 
 
 class StreamedScenes:
@@ -152,11 +150,10 @@ class StreamedScenes:
 
     def __len__(self) -> int:
         """Scenes of one pass: as many as a dataset of these parameters has files."""
-        return {"train": self.config.n_train, "val": self.config.n_val, "test": self.config.n_test}[
-            self.split
-        ]
+        config = self.config
+        return {"train": config.n_train, "val": config.n_val, "test": config.n_test}[self.split]
 
-    def resized(self, image_size: int) -> StreamedScenes:
+    def at_size(self, image_size: int) -> StreamedScenes:
         """The same scenes at another resolution."""
         other = copy.copy(self)
         other.image_size = image_size
@@ -188,21 +185,22 @@ class StreamedScenes:
     def draft(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Draft:
         """The same without pixels: what ``to(device)`` draws them from."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
-        layouts, side = self._layouts(chosen), self.config.side
+        layouts, shrink = self._layouts(chosen), self.image_size / self.config.side
         sizes = layouts.sizes[:, None]
-        frames = np.concatenate([layouts.starts + sizes / 2, sizes, sizes], 1) / side
-        patch = np.searchsorted(_PATCH_SIDES[:-1], layouts.sizes * self.image_size / side)
-        rows = [np.flatnonzero(patch == number) for number in range(len(_PATCH_SIDES))]
+        frames = np.concatenate([layouts.starts + sizes / 2, sizes, sizes], 1) / self.config.side
+        patch = np.searchsorted(_PATCH_SIDES[:-1], layouts.sizes * shrink * (1 if shrink < 1 else 2))
+        order = np.argsort(patch, kind="stable")
         return Draft(
-            tuple(torch.from_numpy(self._digits.images[layouts.digit_indices[row]]) for row in rows),
-            tuple(torch.from_numpy(frames[row]).float() for row in rows),
-            tuple(torch.from_numpy(layouts.scene[row]) for row in rows),
+            torch.from_numpy(self._digits.images[layouts.digit_indices[order]]),
+            torch.from_numpy(frames[order]).float(),
+            torch.from_numpy(layouts.scene[order]),
+            tuple(np.bincount(patch, minlength=len(_PATCH_SIDES)).tolist()),
+            _SOFTENING * max(0.0, 1 - shrink),
             self.image_size,
-            xyxy_to_cxcywh(torch.from_numpy(layouts.boxes_xyxy / side).float()),
+            xyxy_to_cxcywh(torch.from_numpy(layouts.boxes_xyxy / self.config.side).float()),
             torch.from_numpy(self._digits.labels[layouts.digit_indices].astype(np.int64)),
             torch.from_numpy(layouts.scene),
             tuple((chosen + 1).tolist()),
-            _SOFTENING * max(0.0, 1 - self.image_size / side),
         )
 
     def _layouts(self, indices: Int[np.ndarray, " b"]) -> Layouts:
@@ -239,7 +237,9 @@ class StreamedScenes:
         return layouts, np.searchsorted(layouts.scene, np.arange(_BLOCK + 1)).tolist()
 
 
-def enlarged(digits: UInt8[Tensor, "m 28 28"], side: int, softening: float = 0.0) -> Float[Tensor, "m 1 p p"]:
+def patches_of(
+    digits: UInt8[Tensor, "m 28 28"], side: int, softening: float = 0.0
+) -> Float[Tensor, "m 1 p p"]:
     """Digits resized with Pillow's bicubic filter, in [0, 1]; neighbours then exchange the share ``softening``."""
     resize, soften = _matrices(side, softening, digits.device)
     patches = (resize @ (digits.float() / 255) @ resize.T).clamp_(0, 1)
