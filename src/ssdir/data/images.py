@@ -17,8 +17,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -84,7 +85,7 @@ class Header(NamedTuple):
     """EXIF's: 1 is upright as stored; from 5 on, width and height change places."""
 
 
-def read_header(source: str | Path | IO[bytes], name: str | None = None) -> Header:
+def read_header(source: str | Path | BytesIO, name: str | None = None) -> Header:
     """The header of an image file; ``name`` is what errors call one that is no file of its own.
 
     Raises as :func:`read_image` does, but finds only what is wrong with the header.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ WIDER_VERSION = 1
 """Raised whenever the made files would change."""
 MIN_SIDE_SHARE = 0.04
 CATEGORIES = ("face",)
+_HEADER_BYTES = 1 << 16
 SPLITS = ("train", "val")  # the official test split has no boxes
 
 
@@ -192,7 +194,11 @@ class _Part:
         if self._archive is None:
             return read_header(self._folder / name)
         with _zip_faults(self.path, name), self._archive.open(self._entries[name]) as stream:
-            return read_header(stream, self.place(name))
+            start = stream.read(_HEADER_BYTES)
+        try:
+            return read_header(BytesIO(start), self.place(name))
+        except DataError:  # what comes before the size may be long
+            return read_header(BytesIO(self.read(name)), self.place(name))
 
 
 @contextmanager
