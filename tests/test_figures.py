@@ -9,7 +9,7 @@ from torch import Tensor
 from ssdir.figures.curves import group_columns, loss_curves, precision_recall, smooth
 from ssdir.figures.gallery import draw_figures, draw_loss_curves
 from ssdir.figures.latents import latent_map, latent_traversals, layout
-from ssdir.figures.overlay import draw_boxes, to_bytes
+from ssdir.figures.overlay import draw_boxes, draw_masks, to_bytes
 from ssdir.figures.sheet import Scene, scene_sheet, spread_over_sizes
 from ssdir.figures.style import PALETTE, save
 from ssdir.model.latents import Objects
@@ -65,6 +65,31 @@ def test_equal_labels_share_a_colour_and_different_boxes_do_not():
     assert labelled.getpixel((10, 70)) == labelled.getpixel((110, 70)) != labelled.getpixel((60, 70))
     assert np.asarray(labelled)[30:50].any()  # the labels stand above the boxes
     assert not np.asarray(draw_boxes(image, boxes))[30:50].any()
+
+
+def test_dashes_lie_on_the_frame_and_leave_gaps():
+    black = np.zeros((60, 80, 3), np.uint8)
+    frame, dashes = (
+        np.asarray(draw_boxes(black, [[10, 20, 60, 50]], dashed=dashed)).any(axis=2)
+        for dashed in (False, True)
+    )
+    assert (frame | ~dashes).all() and 0.4 < dashes.sum() / frame.sum() < 0.65
+    assert dashes[20, 10] and not dashes[20, 14]
+
+
+def test_colours_of_ones_own():
+    drawn = draw_boxes(np.zeros((90, 90, 3), np.uint8), [[5, 40, 20, 80]], ["a"], colours=["#123456"])
+    assert drawn.getpixel((5, 60)) == (0x12, 0x34, 0x56)
+
+
+def test_masks_tint_their_objects_alone():
+    ids = np.zeros((4, 6), np.uint8)
+    ids[1, 2], ids[3, 5], ids[0, 0] = 1, 2, len(PALETTE) + 1
+    tinted = np.asarray(draw_masks(np.full((4, 6, 3), 100, np.uint8), ids, 0.25)).astype(int)
+    for place, colour in (((1, 2), 0), ((3, 5), 1), ((0, 0), 0)):
+        expected = 75 + 0.25 * np.array(hex_to_rgb(PALETTE[colour]))
+        assert np.abs(tinted[place] - expected).max() <= 0.5
+    assert (tinted[ids == 0] == 100).all()
 
 
 def test_no_boxes_and_pictures_of_other_modes():
