@@ -1,0 +1,181 @@
+"""The separable warp in plain PyTorch: windows of many objects at a time, forwards and backwards.
+
+Rows of a window are blends of two rows of the patch, columns a matrix product. (Gathering the four neighbours of each
+pixel does less arithmetic, and is slower also for windows much smaller than the patch: it reads single numbers.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssdir.model.kernels import windows
+from ssdir.model.kernels.windows import zeros
+
+
+class Taps(NamedTuple):
+    """The two pixels of the patch between which each pixel of the windows lies, along one axis: all "j w"."""
+
+    low: Tensor
+    high: Tensor
+    low_weight: Tensor
+    """0 where the pixel is not covered, or lies before the patch's first."""
+    high_weight: Tensor
+    low_inside: Tensor
+    """1 where the weight can differ from 0."""
+    high_inside: Tensor
+    inside: Tensor
+    """Covered: the patch coordinate lies in (-1, p)."""
+    distance: Tensor
+    """From the box's centre, in shares of the image."""
+
+
+class Window(NamedTuple):
+    """What the operators need of a group of objects."""
+
+    objects: Tensor
+    rows: Taps
+    columns: Taps
+    start: Tensor
+    """Where each row of each window begins in an image's flat plane: "j h"."""
+    width: int
+
+    def pixels(self, first: Tensor) -> Tensor:
+        """Positions of all pixels from those of their rows' first: one dimension more."""
+        return first[..., None] + torch.arange(self.width, device=first.device)
+
+
+def warp(patches: Tensor, window: Window, weights: Tensor | None) -> Tensor:
+    """The windows' pixels: "j h c w"."""
+    blended = _blend(*_patch_rows(patches, window), window.rows)
+    if weights is not None:
+        blended *= weights[window.objects, None, None, None]
+    n, h, channels, p = blended.shape
+    columns = _matrix(window.columns, p).transpose(1, 2)
+    return torch.bmm(blended.view(n, h * channels, p), columns).view(n, h, channels, -1)
+
+
+class Gradients:
+    """Sums of what each group of objects contributes; what is not asked for stays empty."""
+
+    def __init__(
+        self, patches: Tensor, boxes: Tensor, of_patches: bool, of_boxes: bool, of_weights: bool
+    ) -> None:
+        self.patches = zeros(patches.shape if of_patches else (0,), patches)
+        self.boxes = torch.zeros_like(boxes) if of_boxes else boxes.new_empty(0)
+        self.weights = boxes.new_zeros(len(boxes)) if of_weights else boxes.new_empty(0)
+        self.asked = of_patches, of_boxes, of_weights
+
+    def add(
+        self, window: Window, grad: Tensor, patches: Tensor, boxes: Tensor, weights: Tensor | None
+    ) -> None:
+        """``grad``: of the windows' pixels, "j h c w"."""
+        of_patches, of_boxes, of_weights = self.asked
+        objects, p = window.objects, patches.shape[-1]
+        scale = None if weights is None else weights[objects]
+        into = self.patches if of_patches else None
+        of_weight, by_row, by_column = _pull(patches, window, grad, scale, into, of_boxes or of_weights)
+        if of_weights:
+            self.weights.index_copy_(0, objects, of_weight)
+        if of_boxes:
+            sides = boxes.index_select(0, objects)[:, 2:]
+            both = [(by_column, window.columns.distance), (by_row, window.rows.distance)]
+            of_centre = torch.stack([slope.sum(1) for slope, _ in both], 1) * (-p / sides)
+            of_side = torch.stack([(slope * distance).sum(1) for slope, distance in both], 1)
+            found = torch.cat([of_centre, of_side * (-p / sides.square())], 1)
+            self.boxes.index_copy_(0, objects, found if scale is None else found * scale[:, None])
+
+
+Pulled = tuple[Tensor, Tensor, Tensor]
+"""Gradients of the weights "j" and of the patch coordinates of the windows' rows "j h" and columns "j w"."""
+
+
+def _pull(
+    patches: Tensor, window: Window, grad: Tensor, scale: Tensor | None, into: Tensor | None, further: bool
+) -> Pulled:
+    n, h, channels, w = grad.shape
+    p, rows, columns = patches.shape[-1], window.rows, window.columns
+    grad = grad.view(n, h * channels, w)
+    at_taps = torch.bmm(grad, _matrix(columns, p)).view(n, h, channels, p)
+    if into is not None:
+        vertical = _matrix(rows, p)
+        if scale is not None:
+            vertical *= scale[:, None, None]
+        found = torch.bmm(vertical.transpose(1, 2), at_taps.view(n, h, channels * p))
+        into.index_copy_(0, window.objects, found.view(n, p, channels, p).transpose(1, 2))
+    if not further:
+        return grad, grad, grad
+    low, high = _patch_rows(patches, window)
+    blended = _blend(low, high, rows)
+    by_tap = torch.bmm(grad.transpose(1, 2), blended.view(n, h * channels, p))
+    by_column = by_tap.gather(2, columns.high[..., None])[..., 0] * columns.high_inside
+    by_column -= by_tap.gather(2, columns.low[..., None])[..., 0] * columns.low_inside
+    steps = high.mul_(rows.high_inside[..., None, None]).sub_(low.mul_(rows.low_inside[..., None, None]))
+    return (at_taps * blended).sum((1, 2, 3)), (at_taps * steps).sum((2, 3)), by_column
+
+
+def windows_of(patches: Tensor, boxes: Tensor, size: int) -> Iterator[Window]:
+    channels, p = patches.shape[1:3]
+    rows, columns = windows.touched_by_paste(boxes, p, size)
+    groups = windows.groups(
+        rows, columns, size, size, boxes.device, lambda h, w: h * channels * (3 * p + 2 * w) + (h + w) * p
+    )
+    return (_window(group, boxes, p, size) for group in groups)
+
+
+def _window(group: windows.Group, boxes: Tensor, p: int, size: int) -> Window:
+    cx, cy, w, h = boxes.index_select(0, group.objects).unbind(1)
+    rows = _taps(cy, h, group.top, group.height, p, size)
+    columns = _taps(cx, w, group.left, group.width, p, size)
+    steps = torch.arange(group.height, device=boxes.device)
+    start = (group.top[:, None] + steps) * size + group.left[:, None]
+    return Window(group.objects, rows, columns, start, group.width)
+
+
+def _taps(centre: Tensor, side: Tensor, first: Tensor, count: int, p: int, size: int) -> Taps:
+    pixels = first[:, None] + torch.arange(count, device=first.device)
+    distance = (pixels.to(centre.dtype) + 0.5) / size - centre[:, None]
+    u = (distance / side[:, None] + 0.5) * p - 0.5
+    inside = (u > -1) & (u < p)
+    u = torch.where(inside, u, -0.5)
+    low = u.floor()
+    part = u - low
+    low_inside, high_inside = inside & (low >= 0), inside & (low < p - 1)
+    low_weight, high_weight = (1 - part) * low_inside, part * high_inside
+    low = low.long()
+    return Taps(
+        low.clamp(min=0),
+        (low + 1).clamp(max=p - 1),
+        low_weight,
+        high_weight,
+        low_inside.to(u.dtype),
+        high_inside.to(u.dtype),
+        inside,
+        distance,
+    )
+
+
+def _patch_rows(patches: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """The two rows of the patch around each row of the windows: "j h c p"."""
+    channels, p = patches.shape[1:3]
+    planes = window.objects[:, None] * channels + torch.arange(channels, device=patches.device)
+    flat = patches.view(-1, p)
+    low, high = (planes[:, None] * p + tap[..., None] for tap in (window.rows.low, window.rows.high))
+    return (
+        flat.index_select(0, low.flatten()).view(*low.shape, p),
+        flat.index_select(0, high.flatten()).view(*low.shape, p),
+    )
+
+
+def _blend(low: Tensor, high: Tensor, rows: Taps) -> Tensor:
+    return (low * rows.low_weight[..., None, None]).addcmul_(high, rows.high_weight[..., None, None])
+
+
+def _matrix(taps: Taps, p: int) -> Tensor:
+    """The weights as banded matrices: "j w p"."""
+    matrix = taps.low_weight.new_zeros(*taps.low.shape, p)
+    matrix.scatter_(2, taps.low[..., None], taps.low_weight[..., None])
+    return matrix.scatter_add_(2, taps.high[..., None], taps.high_weight[..., None])
