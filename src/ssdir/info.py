@@ -21,7 +21,7 @@ from ssdir.presets import PRESETS, preset
 from ssdir.train import computes_in_bf16
 
 PACKAGES = (
-    "ssdir", "torch", "numpy", "pillow", "safetensors", "tyro", "rich", "accelerate", "jaxtyping",
+    "ssdir", "torch", "numpy", "pillow", "pyyaml", "safetensors", "tyro", "rich", "accelerate", "jaxtyping",
     "scikit-learn", "faster-coco-eval", "matplotlib", "tensorboard", "wandb",
 )  # fmt: skip
 

@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ssdir.data.folder import open_split, splits
-from ssdir.data.split import clip_boxes
+from ssdir.data.cache import CachedDataset
+from ssdir.data.check import check
+from ssdir.data.coco_files import annotation_files
+from ssdir.data.folder import annotations_digest, open_split, splits
+from ssdir.data.split import clip_boxes, require_images
 from ssdir.storage import DataError
 
 GOOD: dict[str, Any] = {
@@ -183,3 +187,153 @@ def test_not_an_object_and_not_json(tmp_path: Path) -> None:
     (tmp_path / "annotations" / "train.json").write_text('{"images": [')
     with pytest.raises(DataError, match=r"train\.json is not valid JSON"):
         open_split(tmp_path, "train")
+
+
+def _image(path: Path, width: int = 40, height: int = 20) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height)).save(path)
+
+
+def _value(*names: str, categories: tuple[str, ...] = ("cat", "dog")) -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": place + 5, "file_name": name, "width": 40.0, "height": 20}
+            for place, name in enumerate(names)
+        ],
+        "categories": [{"id": 3 * place, "name": name} for place, name in enumerate(categories)],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 0, "bbox": [1, 2, 30, 4]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("annotations", "image", "file_name", "split"),
+    [
+        ("annotations/train.json", "images/train/a.jpg", "a.jpg", "train"),
+        ("annotations/instances_train2017.json", "train2017/a.jpg", "a.jpg", "train"),
+        ("annotations/instances_val2017.json", "images/val2017/a.jpg", "a.jpg", "val"),
+        ("annotations/instances_default.json", "images/a.jpg", "a.jpg", "train"),  # CVAT
+        ("annotations/instances_Train.json", "images/Train/a.jpg", "a.jpg", "train"),
+        ("annotations/night.json", "images/night/a.jpg", "a.jpg", "night"),
+        ("train/_annotations.coco.json", "train/a.jpg", "a.jpg", "train"),  # Roboflow
+        ("valid/_annotations.coco.json", "valid/a.jpg", "a.jpg", "val"),
+        ("result.json", "images/a.jpg", "images/a.jpg", "train"),  # Label Studio
+        ("result.json", "images/a.jpg", "images\\a.jpg", "train"),  # ... on Windows
+        ("result.json", "images/a.jpg", "/home/me/media/upload/a.jpg", "train"),
+        ("labels.json", "data/a.jpg", "a.jpg", "train"),  # FiftyOne
+        ("my_val_set.json", "a.jpg", "a.jpg", "val"),
+        ("annotations/train.json", "images/a.jpg", "a.jpg", "train"),
+        ("annotations/train.json", "sub/a.jpg", "sub/a.jpg", "train"),
+    ],
+)
+def test_layouts_of_other_tools(
+    tmp_path: Path, annotations: str, image: str, file_name: str, split: str
+) -> None:
+    path = tmp_path / annotations
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_value(file_name)))
+    _image(tmp_path / image)
+    assert splits(tmp_path) == [split]
+    opened = open_split(tmp_path, split)
+    assert opened.images[0].path.resolve() == (tmp_path / image).resolve() and opened.source == path
+    assert opened.boxes_xywh.tolist() == [[1, 2, 30, 4]] and opened.images[0].width == 40
+    assert [problem for problem in check(tmp_path) if problem.file.name != "dataset.json"] == []
+    batch = CachedDataset(tmp_path, split, 8).batch([0])
+    assert batch.labels.tolist() == [0] and annotations_digest(tmp_path, split) is not None
+
+
+def test_of_cocos_own_files_the_instances_are_taken(tmp_path: Path) -> None:
+    names = ("captions_train2017", "instances_train2017", "person_keypoints_train2017", "instances_val2017")
+    for name in (*names, "image_info_test2017"):
+        write_coco(tmp_path, GOOD, name)
+    assert annotation_files(tmp_path) == {
+        "train": tmp_path / "annotations/instances_train2017.json",
+        "val": tmp_path / "annotations/instances_val2017.json",
+    }
+    write_coco(tmp_path, GOOD, "train")
+    assert annotation_files(tmp_path)["train"].name == "train.json"
+
+
+def test_files_that_speak_of_one_split_alike_keep_their_names(tmp_path: Path) -> None:
+    for name in ("train_a", "train_b", "val"):
+        write_coco(tmp_path, GOOD, name)
+    assert splits(tmp_path) == ["val", "train_a", "train_b"]
+
+
+def test_the_place_with_most_of_the_images_is_taken(tmp_path: Path) -> None:
+    write_coco(tmp_path, _value("a.jpg", "b.jpg", "c.jpg"))
+    _image(tmp_path / "images/train/a.jpg")
+    for name in ("a.jpg", "b.jpg"):
+        _image(tmp_path / "images" / name)
+    split = open_split(tmp_path, "train")
+    assert {entry.path.parent for entry in split.images} == {tmp_path / "images"}
+    with pytest.raises(
+        DataError, match=r"(?s)1 of the 3 images that .*train\.json lists .*c\.jpg.*--skip-missing"
+    ):
+        require_images(split)
+    split = open_split(tmp_path, "train", skip_missing=True)
+    assert [entry.path.name for entry in split.images] == ["a.jpg", "b.jpg"]
+    assert [path.name for path in split.missing] == ["c.jpg"] and len(split.labels) == 1
+
+
+def test_a_long_list_of_missing_images_is_cut(tmp_path: Path) -> None:
+    write_coco(tmp_path, _value(*(f"{number}.jpg" for number in range(25))))
+    with pytest.raises(DataError, match="25 of the 25 images") as caught:
+        require_images(open_split(tmp_path, "train"))
+    assert str(caught.value).count(".jpg") == 10 and "and 15 more" in str(caught.value)
+
+
+def test_all_splits_have_the_classes_of_the_first(tmp_path: Path) -> None:
+    write_coco(tmp_path, _value("a.jpg", categories=("cat", "dog", "owl")), "train")
+    write_coco(tmp_path, _value("b.jpg", categories=("owl", "cat")), "val")
+    split = open_split(tmp_path, "val")
+    assert split.categories == ("cat", "dog", "owl") and split.labels.tolist() == [2]
+    write_coco(tmp_path, _value("b.jpg", categories=("newt",)), "val")
+    with pytest.raises(DataError, match=r"val\.json: the category 'newt' is not in .*train\.json"):
+        open_split(tmp_path, "val")
+    assert any("'newt' is not in" in problem.message for problem in check(tmp_path))
+    write_coco(tmp_path, {}, "train")
+    with pytest.raises(DataError, match=r"train\.json: the list 'images' is missing; correct it first"):
+        open_split(tmp_path, "val")
+
+
+def test_two_categories_of_one_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"categories\[1\] has the name 'cat', which an earlier one has too"):
+        open_split(write_coco(tmp_path, _value("a.jpg", categories=("cat", "cat"))), "train")
+
+
+def test_the_heading_of_roboflow_is_no_class(tmp_path: Path) -> None:
+    value = _value("a.jpg", categories=("pets", "cat", "dog"))
+    value["categories"][0]["supercategory"] = "none"
+    for category in value["categories"][1:]:
+        category["supercategory"] = "pets"
+    value["annotations"][0]["category_id"] = 3
+    split = open_split(write_coco(tmp_path, value), "train")
+    assert split.categories == ("cat", "dog") and split.labels.tolist() == [0]
+    assert split.notes == ("the category 'pets' heads others and has no object: it is not made a class",)
+    value["annotations"][0]["category_id"] = 0  # an object makes it one
+    assert open_split(write_coco(tmp_path, value), "train").categories == ("pets", "cat", "dog")
+    official = _value("a.jpg", categories=("person", "cat"))
+    for category, above in zip(official["categories"], ("person", "animal"), strict=True):
+        category["supercategory"] = above
+    assert open_split(write_coco(tmp_path, official), "train").categories == ("person", "cat")
+
+
+def test_masks_are_noted(tmp_path: Path) -> None:
+    value = copy.deepcopy(GOOD)
+    value["annotations"][0]["segmentation"] = {"counts": "abc", "size": [10, 10]}
+    value["annotations"][0]["attributes"] = {"colour": "red"}
+    split = open_split(write_coco(tmp_path, value), "train", attributes=True)
+    assert split.notes == (
+        "2 annotations have a segmentation (1 of them run-length encoded), which is not used: boxes alone are",
+    )
+    assert split.attributes == [{}, {"colour": "red"}, {}]
+    notes = [problem for problem in check(tmp_path) if problem.severity == "note"]
+    assert len(notes) == 1 and "segmentation" in notes[0].message
+
+
+def test_folders_without_annotations_say_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no split 'train' .*annotations/\{split\}\.json.*data\.yaml"):
+        open_split(tmp_path, "train")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/metadata.jsonl").write_text("{}")
+    assert "imagefolder of Hugging Face" in check(tmp_path)[0].message

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssdir.data.images import open_image, read_image, squash
+from ssdir.data.images import image_size, open_image, read_header, read_image, squash
 from ssdir.storage import DataError
 
 GREY = np.array([[0, 10, 128], [200, 254, 255]], np.uint8)
@@ -184,3 +185,29 @@ def test_squash_is_exact_at_its_size_and_averages_below() -> None:
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     assert np.abs(squash(_three(board), 8).astype(float) - 127.5).max() <= 2
     assert squash(np.zeros((10, 30, 3), np.uint8), 7).shape == (7, 7, 3)
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_headers_tell_the_upright_size_without_decoding(
+    tmp_path: Path, orientation: int | None, ending: str
+) -> None:
+    path, image = tmp_path / f"a.{ending}", Image.new("RGB", (30, 20))
+    exif = image.getexif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    assert image_size(path) == open_image(path).size
+    assert read_header(path) == read_header(BytesIO(path.read_bytes())) == (30, 20, orientation or 1)
+
+
+def test_headers_of_damaged_files(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    assert image_size(tmp_path / "half.png") == (50, 40)
+    with pytest.raises(DataError, match="entry 7 cannot be read as an image"):
+        read_header(BytesIO(data[:10]), "entry 7")
+    with pytest.raises(DataError, match=r"none\.png does not exist"):
+        image_size(tmp_path / "none.png")

@@ -91,7 +91,10 @@ def read_header(source: str | Path | BytesIO, name: str | None = None) -> Header
     Raises as :func:`read_image` does, but finds only what is wrong with the header.
     """
     with _faults_named(name or str(source)), Image.open(source) as image:
-        return Header(image.width, image.height, int(image.getexif().get(_EXIF_ORIENTATION, 1)))
+        # Of a PNG without such metadata before its pixels, Pillow would decode these in search of some behind them.
+        plain = image.format == "PNG" and not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp"}
+        orientation = 1 if plain else int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        return Header(image.width, image.height, orientation)
 
 
 def image_size(source: str | Path) -> tuple[int, int]:
