@@ -133,7 +133,7 @@ def _first_and_last(ink: Bool[np.ndarray, "n lines samples"]) -> UInt8[np.ndarra
 
 
 def _crossings(
-    profile: Float[np.ndarray, "n samples"],
+    profile: UInt8[np.ndarray, "n samples"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Where profiles first and last cross the ink's threshold, as shares of their length; 1 and 0 where never."""
     n, samples = profile.shape

@@ -26,7 +26,7 @@ from ssdir.config import ScenesConfig, to_dict
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.cubic import bicubic_filter
-from ssdir.data.digits import load_digits
+from ssdir.data.digits import Digits, load_digits
 from ssdir.data.layout import Layouts, Outlines, lay_out
 from ssdir.data.multiscale_mnist import CLASSES, check_split, generator_version, split_digits
 from ssdir.model.render import paste  # the one step into a later room, which in turn needs none of this
@@ -132,11 +132,11 @@ class StreamedScenes:
             raise DataError(f"image_size is {image_size}; it must be at least 1")
         self._source = digits
         train, test = load_digits(digits)
+        self._checksums = {"train": train.checksum(), "test": test.checksum()}
         self._digits = split_digits(train, test, split)
         if len(self._digits) == 0:
             raise DataError(f"there are no digits for the scenes of {split!r}; use a larger set of digits")
-        self._checksums = {"train": train.checksum(), "test": test.checksum()}
-        self._outlines = Outlines(self._digits)
+        self._outlines = _outlines(_Same(self._digits))
         self._block = functools.lru_cache(maxsize=4)(self._lay_out_block)
 
     @property
@@ -235,6 +235,25 @@ class StreamedScenes:
         indices = range(number * _BLOCK, (number + 1) * _BLOCK)
         layouts = lay_out(self.config, self._digits, self._outlines, self.split, indices)
         return layouts, np.searchsorted(layouts.scene, np.arange(_BLOCK + 1)).tolist()
+
+
+class _Same:
+    """Digits that are the same wherever they were read, for a cache."""
+
+    def __init__(self, digits: Digits) -> None:
+        self.digits, self.checksum = digits, digits.checksum()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.checksum == self.checksum
+
+    def __hash__(self) -> int:
+        return hash(self.checksum)
+
+
+@functools.lru_cache(maxsize=4)
+def _outlines(same: _Same) -> Outlines:
+    """Kept, since making them takes half a second for the embedded digits and five for all of MNIST."""
+    return Outlines(same.digits)
 
 
 def patches_of(
