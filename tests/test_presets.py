@@ -36,6 +36,16 @@ def test_presets_hold_the_papers_table(column: int, name: str) -> None:
     assert detector.class_agnostic
 
 
+@pytest.mark.parametrize("name", ["mnist", "clevr", "wider", "quickstart"])
+def test_the_detector_is_asked_once_where_little_is_kept(name: str) -> None:
+    chosen = preset(name)
+    for run in (chosen.ssdir, chosen.teacher):
+        if run is not None:
+            small = run.model.clone_backbone
+            assert run.training.feature_cache == ("disk" if small else "off")
+    assert chosen.detector.training.feature_cache == "off"
+
+
 def test_main_scenes_hold_the_papers_table() -> None:
     main = scenes_presets()["main"][1]
     assert main.grids == tuple((side, side) for side in range(2, 7))
