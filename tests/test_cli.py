@@ -132,3 +132,33 @@ def test_infer_and_show_name_what_they_need(capsys: pytest.CaptureFixture[str], 
     assert "name images" in capsys.readouterr().err
     assert main(["data", "show", str(tmp_path), "--out", str(tmp_path)]) == 1
     assert ".png" in capsys.readouterr().err
+
+
+def test_scenes_on_the_fly_are_named_like_scene_presets() -> None:
+    words = "train detector mnist --out O --scenes quickstart seed=3 grids=[[2,2]] --data D"
+    command = parse(words.split())
+    images = command.images()
+    assert (images.config.side, images.config.seed, images.config.grids) == (128, 3, ((2, 2),))
+    assert command.loop_options()["validation"] == Path("D")
+    command = parse("train ssdir mnist --detector R --out O --data D".split())
+    assert command.images() == Path("D") and "validation" not in command.loop_options()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "nothing to train on: name a dataset folder (--data DIR) or scenes (--scenes main)"),
+        ("--scenes mian", "perhaps you meant 'main'"),
+        ("--scenes main sied=3", "perhaps you meant 'side'"),
+        ("--scenes main side", "write NAME=VALUE, such as seed=3"),
+        ("--scenes main side=3", "scenes.side is 3; it must be at least 8 pixels"),
+        ("--scenes main --digits nowhere", "nowhere is not a folder"),
+        ("--data D --digits nowhere", "--digits is for scenes drawn on the fly"),
+    ],
+)
+def test_what_there_is_to_train_on_is_asked_for(
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["train", "detector", "quickstart", "--out", str(tmp_path / "run"), *words.split()])
+    assert code == 1 and message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
