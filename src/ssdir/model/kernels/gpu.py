@@ -11,9 +11,9 @@ patches written.
   and second cache serve. Channels are taken four at a time, so that coordinates and weights are computed once for them.
 * **Nothing waits for the host.** Grids follow from shapes; which objects touch a tile, and how many source pixels a
   patch pixel has, programs find out themselves. Only :func:`covered` has to ask for its number of rows.
-* **Many objects.** One small launch lists the objects of each image; the program of a tile looks at 128 of its image's
-  boxes at a time, one a thread, and draws those that touch the tile. So 5000 boxes cost a tile 40 steps of two
-  dependent loads: tens of microseconds for the whole image, about what reading that many patches takes anyway.
+* **Many objects.** One small launch lists the objects of each image; the program of a tile looks at 256 of its image's
+  boxes at a time, one a thread, and draws those that touch the tile. So 5000 boxes cost a tile 20 steps of one load
+  each: tens of microseconds for the whole image, about what reading that many patches takes anyway.
 * **Large boxes.** Where a patch pixel has many source pixels, neighbouring threads share them, so that what a warp
   reads lies side by side; boxes' gradients are split among several programs an object.
 
@@ -36,13 +36,17 @@ from torch import Tensor
 from ssdir.model.kernels import gpu_pixels, gpu_warp
 
 TILE_Y, TILE_X = 16, 32
-"""Pixels of an image that one program draws; with four channels, 16 sums for each of its 128 threads."""
-CHUNK = 128
+"""Pixels of an image that one program draws with its 256 threads: up to 8 sums each, for four channels."""
+CHUNK = 256
 """Boxes that a program looks at together."""
 BLOCK = 256
 """Pixels of a patch that one program collects."""
-PART, TOGETHER = 16, 32
-"""Pixels of a patch, and source pixels of each, that are taken together where a patch pixel has many."""
+FEW = 48
+"""Up to so many source pixels for a patch pixel, one thread walks over them; above, neighbouring threads share them.
+Neighbouring patch pixels read source pixels far apart where boxes are large, those of one patch pixel lie side by
+side: counting the cache lines that a warp touches, both walks cost the same at about 50 (a box of 3.5 patch sides)."""
+PART, TOGETHER = 8, 32
+"""Pixels of a patch, and source pixels of each, that are taken together where threads share them."""
 PIXELS = 512
 """Covered pixels of an object that a program takes together."""
 PROGRAMS = 4096
@@ -206,11 +210,13 @@ def _compose(
     n_images, channels, height, width = images.shape
     order = image_index.new_empty(len(boxes), dtype=torch.int32)
     starts = order.new_empty(n_images + 1)
-    _launch(gpu_warp.sort_by_image, n_images + 1, order, starts, image_index, len(boxes), BLOCK=1024)
+    placed = torch.empty_like(boxes)
+    inputs = (order, starts, placed, image_index, boxes, len(boxes))
+    _launch(gpu_warp.sort_by_image, n_images + 1, *inputs, BLOCK=1024)
     _launch(
         gpu_warp.compose,
         n_images * triton.cdiv(height, TILE_Y) * triton.cdiv(width, TILE_X) * _channel_blocks(channels),
-        *(images, patches, boxes, weights, order, starts),
+        *(images, patches, weights, order, starts, placed),
         *(channels, patches.shape[-1], height, width),
         CROP=crop,
         BORDER=border,
@@ -219,6 +225,7 @@ def _compose(
         TILE_Y=TILE_Y,
         TILE_X=TILE_X,
         CHUNK=CHUNK,
+        num_warps=8,
     )
 
 
@@ -253,6 +260,7 @@ def _collect(
         AVERAGE=average,
         CHANNELS=_channels_together(channels),
         BLOCK=BLOCK,
+        FEW=FEW,
         PART=PART,
         TOGETHER=TOGETHER,
     )

@@ -23,16 +23,14 @@ from ssdir.model.kernels.gpu_axis import (
     within,
 )
 
-FEW = tl.constexpr(48)
-"""Up to so many source pixels for a patch pixel, one thread walks over them; above, neighbouring threads share them.
-Neighbouring patch pixels read source pixels far apart where boxes are large, those of one patch pixel lie side by
-side: counting the cache lines that a warp touches, both walks cost the same at about 50 (a box of 3.5 patch sides)."""
-
 
 @triton.jit
 @no_type_check
-def sort_by_image(order, starts, image_index, m, BLOCK: tl.constexpr):
-    """order[starts[i]:starts[i + 1]] are the objects of image i, rising. One program an image, and one for the end."""
+def sort_by_image(order, starts, placed, image_index, boxes, m, BLOCK: tl.constexpr):
+    """order[starts[i]:starts[i + 1]] are the objects of image i, rising, and ``placed`` their boxes.
+
+    One program an image, which counts the objects before its own, and one for the end.
+    """
     image = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     place = image * 0
@@ -42,8 +40,12 @@ def sort_by_image(order, starts, image_index, m, BLOCK: tl.constexpr):
     tl.store(starts + image, place)
     for first in range(0, m, BLOCK):
         mine = tl.load(image_index + first + lane, mask=first + lane < m, other=-1) == image
-        rank = tl.cumsum(mine.to(tl.int32), 0)
-        tl.store(order + place + rank - 1, first + lane, mask=mine)
+        rank = place + tl.cumsum(mine.to(tl.int32), 0) - 1
+        tl.store(order + rank, first + lane, mask=mine)
+        for part in tl.static_range(4):
+            tl.store(
+                placed + 4 * rank + part, tl.load(boxes + 4 * (first + lane) + part, mask=mine), mask=mine
+            )
         place += tl.sum(mine.to(tl.int32))
 
 
@@ -62,13 +64,13 @@ def _pasted(patch, channel, C, y, x, box, p, height, width):
     for down in tl.static_range(2):
         i = above.to(tl.int32) + down
         weight_y = 1 - tl.abs(v - (above + down))
-        row = patch + channel[:, None] * (p * p) + i[None, :] * p
+        row = channel[:, None] * (p * p) + i[None, :] * p
         row_there = (channel < C)[:, None] & ((i >= 0) & (i < p))[None, :]
         for along in tl.static_range(2):
             j = left.to(tl.int32) + along
             weight_x = 1 - tl.abs(u - (left + along))
             there = row_there[:, :, None] & ((j >= 0) & (j < p))[None, None, :]
-            tap = tl.load(row[:, :, None] + j[None, None, :], mask=there, other=0.0)
+            tap = tl.load(patch + (row[:, :, None] + j[None, None, :]), mask=there, other=0.0)
             pasted += tap * (weight_y[:, None] * weight_x[None, :])[None, :, :]
     return pasted
 
@@ -90,17 +92,19 @@ def _returned(grad, channel, C, y, x, box, p, height, width, AVERAGE: tl.constex
         weight_y = crop_weight(i.to(cx.dtype), fy, cy, h, p, height, average_y, BORDER)
         weight_x = crop_weight(j.to(cx.dtype), fx, cx, w, p, width, average_x, BORDER)
         there = (k // most < rows)[:, None] & (k % most < columns)[None, :]
-        place = grad + channel[:, None, None] * (p * p) + (i[:, None] * p + j[None, :])[None, :, :]
-        tap = tl.load(place, mask=(channel < C)[:, None, None] & there[None, :, :], other=0.0)
+        place = channel[:, None, None] * (p * p) + (i[:, None] * p + j[None, :])[None, :, :]
+        tap = tl.load(grad + place, mask=(channel < C)[:, None, None] & there[None, :, :], other=0.0)
         returned += tap * (weight_y[:, None] * weight_x[None, :])[None, :, :]
     return returned
 
 
 @triton.jit
 @no_type_check
-def _touches(boxes, m, top, bottom, left, right, p, height, width, CROP: tl.constexpr, BORDER: tl.constexpr):
-    """Which of the objects m (a vector) touch a tile; its bottom and right are outside."""
-    cx, cy, w, h, alive = load_box(boxes, m)
+def _touches(
+    placed, slot, top, bottom, left, right, p, height, width, CROP: tl.constexpr, BORDER: tl.constexpr
+):
+    """Which of the placed boxes at the slots (a vector) touch a tile; its bottom and right are outside."""
+    cx, cy, w, h, alive = load_box(placed, slot)
     first_row, last_row = touched(cy, h, p, height, CROP, BORDER)
     first_column, last_column = touched(cx, w, p, width, CROP, BORDER)
     rows = (first_row <= last_row) & (first_row < bottom) & (last_row >= top)
@@ -113,10 +117,10 @@ def _touches(boxes, m, top, bottom, left, right, p, height, width, CROP: tl.cons
 def compose(
     images,
     patches,
-    boxes,
     weights,
     order,
     starts,
+    placed,
     C,
     p,
     height,
@@ -137,7 +141,7 @@ def compose(
     blocks, tiles_x = tl.cdiv(C, CHANNELS), tl.cdiv(width, TILE_X)
     tiles = tl.cdiv(height, TILE_Y) * tiles_x
     image, tile = tl.program_id(0) // blocks // tiles, tl.program_id(0) // blocks % tiles
-    channel = (tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)).to(tl.int64)
+    channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     top, left = tile // tiles_x * TILE_Y, tile % tiles_x * TILE_X
     y, x = top + tl.arange(0, TILE_Y), left + tl.arange(0, TILE_X)
 
@@ -145,13 +149,13 @@ def compose(
     total = tl.zeros([CHANNELS, TILE_Y, TILE_X], dtype=images.dtype.element_ty)
     end = tl.load(starts + image + 1)
     for first in range(tl.load(starts + image), end, CHUNK):
-        some = tl.load(order + first + lane, mask=first + lane < end, other=0).to(tl.int64)
-        hits = _touches(boxes, some, top, top + TILE_Y, left, left + TILE_X, p, height, width, CROP, BORDER)
+        slot = tl.minimum(first + lane, end - 1)
+        hits = _touches(placed, slot, top, top + TILE_Y, left, left + TILE_X, p, height, width, CROP, BORDER)
         hits &= first + lane < end
         hit = tl.min(tl.where(hits, lane, CHUNK))
         while hit < CHUNK:
             m = tl.load(order + first + hit).to(tl.int64)
-            patch, box = patches + m * C * p * p, load_box(boxes, m)
+            patch, box = patches + m * C * p * p, load_box(placed, first + hit)
             if CROP:
                 drawn = _returned(patch, channel, C, y, x, box, p, height, width, AVERAGE, BORDER)
             else:
@@ -261,8 +265,8 @@ def _gather(
         there = (channel < C)[:, None, None] & ((down < rows[:, None]) & (along < columns[:, None]))[
             None, :, :
         ]
-        place = channel[:, None, None] * strides[2] + (y * strides[0] + x * strides[1])[None, :, :]
-        value = tl.load(values + place, mask=there, other=0.0)
+        plane = values + channel[:, None, None].to(tl.int64) * strides[2]
+        value = tl.load(plane + (y * strides[0] + x * strides[1])[None, :, :], mask=there, other=0.0)
         weight = _tap_weight(k[:, None], y, x, box, p, height, width, CROP, BORDER, AVERAGE)
         sums += value * weight[None, :, :]
     return tl.sum(sums, 2)
@@ -270,13 +274,13 @@ def _gather(
 
 @triton.jit
 @no_type_check
-def _keep(patches, product, originals, sums, weight, m, channel, C, k, p, PRODUCT: tl.constexpr):
+def _keep(patches, products, product, originals, sums, weight, m, channel, C, k, p):
     """Writes the patch pixels; returns ``product`` plus their product with the originals, where that is asked for."""
     place = (m * C + channel)[:, None] * (p * p) + k[None, :]
     inside = (channel < C)[:, None] & (k < p * p)[None, :]
     if patches is not None:
         tl.store(patches + place, sums * weight, mask=inside)
-    if PRODUCT:
+    if products is not None:
         product += tl.sum(sums * tl.load(originals + place, mask=inside, other=0.0))
     return product
 
@@ -302,10 +306,14 @@ def collect(
     AVERAGE: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
     PART: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
     """BLOCK pixels of one object's patch (and CHANNELS of its channels), each from its source pixels.
+
+    Up to FEW source pixels, a thread walks over those of its patch pixel; above, PART patch pixels are taken at a time
+    and neighbouring threads share the source pixels, TOGETHER at a time.
 
     ``products``: beside or instead of the patches, the sum over these pixels of original * (collected, without the
     weight). A paste is linear in its patches, so over all blocks that is the gradient of the object's weight.
@@ -313,7 +321,7 @@ def collect(
     blocks, tiles = tl.cdiv(C, CHANNELS), tl.cdiv(p * p, BLOCK)
     m = (tl.program_id(0) // blocks // tiles).to(tl.int64)
     begin = tl.program_id(0) // blocks % tiles * BLOCK
-    channel = (tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)).to(tl.int64)
+    channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     box = load_box(boxes, m)
     source = _source(values, image_index, windows, offsets, m, C, height, width)
     weight = box[0] * 0 + 1
@@ -323,14 +331,13 @@ def collect(
     k = begin + tl.arange(0, BLOCK)
     _, rows, _, columns = supports(k, box, p, height, width, source[2], CROP, BORDER, AVERAGE)
     product = box[0] * 0
-    PRODUCT: tl.constexpr = products is not None
     if tl.max(rows) * tl.max(columns) <= FEW:
         sums = _gather(source, box, channel, C, k, p, height, width, CROP, BORDER, AVERAGE, 1)
-        product = _keep(patches, product, originals, sums, weight, m, channel, C, k, p, PRODUCT)
+        product = _keep(patches, products, product, originals, sums, weight, m, channel, C, k, p)
     else:
-        for part in range(0, BLOCK, PART):
-            k = begin + part + tl.arange(0, PART)
-            sums = _gather(source, box, channel, C, k, p, height, width, CROP, BORDER, AVERAGE, TOGETHER)
-            product = _keep(patches, product, originals, sums, weight, m, channel, C, k, p, PRODUCT)
-    if PRODUCT:
+        for first in range(begin, tl.minimum(begin + BLOCK, p * p), PART):
+            few = first + tl.arange(0, PART)
+            part = _gather(source, box, channel, C, few, p, height, width, CROP, BORDER, AVERAGE, TOGETHER)
+            product = _keep(patches, products, product, originals, part, weight, m, channel, C, few, p)
+    if products is not None:
         tl.store(products + tl.program_id(0), product)
