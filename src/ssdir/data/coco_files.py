@@ -16,7 +16,6 @@ finds the file. Where no image is found so, names that were absolute on another 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -38,7 +37,7 @@ def annotation_files(folder: Path) -> dict[str, Path]:
         split, files = split_in(item.name), _json_files(item)
         roboflow = [path for path in files if path.name == "_annotations.coco.json"]
         chosen = roboflow or (files if len(files) == 1 else [])
-        if split is not None and split == split_in(re.sub(r"\d", "", item.name)) and chosen:
+        if split is not None and chosen:
             of_split.setdefault(split, chosen[0])
     if of_split:
         return of_split
