@@ -11,14 +11,28 @@ an object's pixels lie in it: at ``base + channel * plane + row * line + column 
 
 from __future__ import annotations
 
-from typing import no_type_check
+from collections.abc import Callable
+from typing import Any, no_type_check
 
 import numpy as np
 from numba import njit
 
-compiled = njit(cache=True, nogil=True, error_model="numpy")
-loose = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+LOOSE = {"contract", "reassoc", "nsz"}
 """Sums may be reordered and products fused; NaN and infinity keep their meaning."""
+
+
+def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Callable[..., Any]:
+    """Machine code at the first call; kept on disk, unless there is no folder where numba may write."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    try:
+        return njit(function, cache=True, **options)
+    except RuntimeError:
+        return njit(function, **options)
+
+
+def loose(function: Callable[..., Any]) -> Callable[..., Any]:
+    """:func:`compiled`, with fast-math as far as it changes no decisions."""
+    return compiled(function, LOOSE)
 
 
 @compiled

@@ -1,0 +1,129 @@
+"""The compiled kernels alone: threads, forks, a folder that cannot be written to, indices out of range."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+numba = pytest.importorskip("numba")
+
+from ssdir.model.kernels import compiled, loops, threads
+from ssdir.model.kernels.choice import use_kernels
+from ssdir.model.render import covered, crop, paste
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def everything() -> list[torch.Tensor]:
+    """All results and gradients of a scene large enough for several threads."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(60, 4, generator=generator) * torch.tensor([1.0, 1.0, 0.4, 0.4])
+    patches, weights = (torch.rand(*shape, generator=generator) for shape in ((60, 3, 24, 24), (60,)))
+    index = torch.randint(0, 3, (60,), generator=generator)
+    images = torch.rand(3, 3, 150, 150, generator=generator)
+    leaves = [value.requires_grad_() for value in (patches, boxes, weights, images)]
+    with use_kernels("compiled"):
+        drawn = paste(patches, boxes, index, 3, 150, weights)
+        values, objects, pixels = covered(patches, boxes, index, 3, 150)
+        crops = crop(images, boxes, index, 24)
+        total = drawn.square().sum() + values.square().sum() + crops.square().sum()
+        return [drawn, values, objects, pixels, crops, *torch.autograd.grad(total, leaves)]
+
+
+def test_the_same_bytes_on_any_number_of_threads(set_threads):
+    results = []
+    for n in (1, 2, 3, 2):
+        set_threads(n)
+        results.append(everything())
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_work_is_shared_in_whole_and_only_when_it_is_much(set_threads):
+    set_threads(2)
+    taken: list[tuple[int, int, str]] = []
+
+    def run(first: int, last: int) -> None:
+        taken.append((first, last, threading.current_thread().name))
+
+    threads.share(run, 10, 10**6)
+    assert sorted(task for first, last, _ in taken for task in range(first, last)) == list(range(10))
+    assert all(name.startswith("ssdir") for _, _, name in taken)
+    taken.clear()
+    threads.share(run, 10, 100)
+    threads.share(run, 0, 10**6)
+    assert taken == [(0, 10, threading.current_thread().name), (0, 0, threading.current_thread().name)]
+
+
+def test_errors_in_a_thread_reach_the_caller(set_threads):
+    set_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        threads.share(lambda first, last: 1 // (first // 100), 10, 10**6)
+
+
+def test_several_python_threads_may_draw_at_once(set_threads):
+    set_threads(2)
+    expected, found = everything(), []
+    workers = [threading.Thread(target=lambda: found.append(everything())) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 3
+    assert all(torch.equal(a, b) for result in found for a, b in zip(expected, result, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_draws_with_threads_of_its_own():
+    program = (
+        "import os, torch; torch.set_num_threads(2)\n"
+        "from ssdir.model.kernels.compiled import paste\n"
+        "given = torch.ones(80, 1, 8, 8), torch.full((80, 4), 0.5), torch.zeros(80, dtype=torch.long), None, 1, 100\n"
+        "before = paste(*given)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if torch.equal(paste(*given), before) else 1)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_loops_work_where_nothing_can_be_kept_on_disk():
+    """numba refuses to keep functions for which it finds no folder: those of no file, for one."""
+    made: dict[str, Any] = {}
+    exec(compile("def double(x): return 2 * x", "<nowhere>", "exec"), made)
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(made["double"], cache=True)
+    assert loops.compiled(made["double"])(21) == 42
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_an_image_that_is_not_there_is_an_error_and_not_memory_of_others(index):
+    patches, boxes = torch.ones(1, 1, 2, 2), torch.full((1, 4), 0.5)
+    where = torch.tensor([index])
+    with pytest.raises(IndexError, match=f"{index}.*2 images"):
+        compiled.paste(patches, boxes, where, None, 2, 8)
+    with pytest.raises(IndexError, match="2 images"):
+        compiled.paste_backward(torch.ones(2, 1, 8, 8), patches, boxes, where, None, True, True, True)
+    with pytest.raises(IndexError, match="2 images"):
+        compiled.crop(torch.ones(2, 1, 8, 8), boxes, where, 4, True, True)
+    with pytest.raises(IndexError, match="2 images"):
+        compiled.crop_backward(
+            torch.ones(1, 1, 4, 4), torch.ones(2, 1, 8, 8), boxes, where, True, True, True, True
+        )
+
+
+def test_numba_is_not_imported_before_something_is_drawn():
+    program = "import sys, ssdir, ssdir.model.render; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
