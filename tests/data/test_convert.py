@@ -232,25 +232,31 @@ def test_a_finished_folder_is_left_alone_and_others_refused(coco: Path, tmp_path
 KILLED = """
 import os, signal, sys
 from ssdir.data import convert, making
-making._CHUNK = 2
-left, write = int(sys.argv[4]), making.atomic_write
-def killing(*arguments, **named):
-    global left
-    left -= 1
-    if left < 0:
+write = making.atomic_write
+def killing(path, *arguments, **named):
+    if path.name == sys.argv[4]:
         os.kill(os.getpid(), signal.SIGKILL)
-    write(*arguments, **named)
+    write(path, *arguments, **named)
 making.atomic_write = convert.atomic_write = killing
 convert.convert(sys.argv[1], sys.argv[2], sys.argv[3], workers=1)
 """
 
 
-@pytest.mark.parametrize(("to", "writes"), [("yolo", 0), ("yolo", 5), ("yolo", 17), ("coco", 9), ("hf", 14)])
-def test_killed_and_resumed(coco: Path, tmp_path: Path, to: Any, writes: int) -> None:
-    """Nine images and their five records, then labels and cards are written; a kill comes before one of them."""
+@pytest.mark.parametrize(
+    ("to", "before"),
+    [
+        ("yolo", "im 0.jpg"),  # the first image
+        ("yolo", "train_00000.json"),  # a record of finished images
+        ("yolo", "im 3.txt"),
+        ("yolo", "data.yaml"),
+        ("coco", "b.png"),  # the last image
+        ("hf", "README.md"),
+    ],
+)
+def test_killed_and_resumed(coco: Path, tmp_path: Path, to: Any, before: str) -> None:
     out = tmp_path / "out"
     source = str(Path(ssdir.__file__).parents[1])
-    arguments = [sys.executable, "-c", KILLED, str(coco), to, str(out), str(writes)]
+    arguments = [sys.executable, "-c", KILLED, str(coco), to, str(out), before]
     killed = subprocess.run(arguments, env={"PYTHONPATH": source}, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     with pytest.raises(DataError, match="is unfinished"):

@@ -384,7 +384,6 @@ def test_other_faults(root: Path, tmp_path: Path) -> None:
 
 def test_killed_and_resumed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wider_face(root, tmp_path / "whole")
-    monkeypatch.setattr(making, "_CHUNK", 1)
     write, left = making.atomic_write, 2
 
     def stop_later(path: Path, *arguments: Any, **named: Any) -> None:
