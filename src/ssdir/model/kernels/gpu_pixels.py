@@ -80,7 +80,7 @@ def _taps(plane, v, u, there, p):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 @no_type_check
 def list_covered(
     values,
@@ -116,7 +116,7 @@ def list_covered(
             tl.store(values + (offset + k) * C + c, value, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 @no_type_check
 def box_sums(
     sums,

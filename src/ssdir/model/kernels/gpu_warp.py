@@ -24,7 +24,7 @@ from ssdir.model.kernels.gpu_axis import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])  # it changes from step to step
 @no_type_check
 def sort_by_image(order, starts, placed, image_index, boxes, m, BLOCK: tl.constexpr):
     """order[starts[i]:starts[i + 1]] are the objects of image i, rising, and ``placed`` their boxes.
@@ -199,7 +199,7 @@ def _source(values, image_index, windows, offsets, m, C, height, width):
     else:
         top, rows, left, columns = load_window(windows, m)
         begin = values + (tl.load(offsets + m) - top.to(tl.int64) * columns - left) * C
-        strides = columns * C, C, 1
+        strides = columns.to(tl.int64) * C, C, 1
         exists = top, top + rows, left, left + columns
     return begin, strides, exists
 
