@@ -115,7 +115,7 @@ def test_a_step_of_ssdir_waits_once_for_the_number_of_objects(region, clone, mer
 @pytest.mark.parametrize("n_boxes", [0, 7])
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_a_step_of_the_detector_waits_once_for_its_matching(n_boxes, class_agnostic, tmp_path, monkeypatch):
-    monkeypatch.setattr(loss, "_rounds_at_once", lambda device: 4)  # as on a GPU
+    monkeypatch.setattr(loss, "_looking_is_free", lambda device: False)  # as on a GPU
     task = DetectorTask(detector(class_agnostic=class_agnostic), DetectorLossConfig())
     assert waits_of_a_step(task, scenes(n_boxes), tmp_path) == ["aten::_local_scalar_dense"]
 

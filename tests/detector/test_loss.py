@@ -11,6 +11,7 @@ import torch
 from ssdir.boxes import cxcywh_to_xyxy, encode_offsets, iou_matrix
 from ssdir.config import DetectorConfig, DetectorLossConfig
 from ssdir.data.batch import Batch
+from ssdir.detector import loss
 from ssdir.detector.loss import MultiboxLoss, hard_negatives, match
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.storage import DataError
@@ -300,3 +301,18 @@ def test_loss_is_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = loss(detector, output, batch)
     assert low == plain and low["score"].dtype == torch.float32
+
+
+def test_matching_without_looking_at_numbers_is_the_same(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    config = DetectorConfig(image_size=64, width=0.125, maps=(1, 2), min_sizes=(80.0, 150.0), max_sizes=())
+    priors = Detector(config).priors
+    for n_boxes in (0, 1, 40):  # 40 boxes compete for few priors: many rounds
+        centres = torch.rand(n_boxes, 2, generator=generator) * 0.3 + 0.3
+        boxes = torch.cat([centres, torch.rand(n_boxes, 2, generator=generator) * 0.2 + 0.3], dim=1)
+        index = torch.arange(n_boxes) % 2
+        monkeypatch.setattr(loss, "_looking_is_free", lambda device: True)
+        expected = match(priors, boxes, index, 2, 0.5)
+        monkeypatch.setattr(loss, "_looking_is_free", lambda device: False)
+        assert torch.equal(match(priors, boxes, index, 2, 0.5), expected)
+        assert int((expected >= 0).sum()) >= min(n_boxes, 20)

@@ -42,9 +42,14 @@ def match(
     n_slots = n_images * len(priors)  # a slot is a prior of an image
     first_slot = image_index.long() * len(priors)
     overlap = iou(cxcywh_to_xyxy(boxes.float())[:, None], cxcywh_to_xyxy(priors.float()))
-    enough = torch.where(overlap >= match_iou, overlap, 0)
-    slot = first_slot[:, None] + torch.arange(len(priors), device=overlap.device)
-    matched = _best_row(slot, enough, n_slots)
+    rows = torch.arange(len(boxes), device=overlap.device)[:, None]
+    slots = first_slot[:, None] + torch.arange(len(priors), device=overlap.device)
+    offers = torch.where(overlap >= match_iou, overlap, 0).flatten()
+    slot, row = slots.flatten(), rows.expand_as(overlap).flatten()
+    if _looking_is_free(overlap.device):  # few pairs overlap enough
+        chosen = offers.nonzero()[:, 0]
+        slot, offers, row = (item.index_select(0, chosen) for item in (slot, offers, row))
+    matched = _best_row(slot, offers, row, n_slots)
     owner = _owners(overlap, first_slot, n_slots)
     return torch.where(owner >= 0, owner, matched).reshape(n_images, len(priors))
 
@@ -61,30 +66,29 @@ def _owners(
     """
     rows = torch.arange(len(overlap), device=overlap.device)
     while True:
-        for _ in range(_rounds_at_once(overlap.device)):
+        for _ in range(1 if _looking_is_free(overlap.device) else 4):
             offer, prior = overlap.max(dim=1)
             slot = first_slot + prior
-            owner = _best_row(slot[:, None], offer[:, None], n_slots)
+            owner = _best_row(slot, offer, rows, n_slots)
             refused = (offer > 0) & (owner[slot] != rows)
             overlap.scatter_(1, prior[:, None], torch.where(refused, -1, offer)[:, None])
         if not bool(refused.any()):
             return owner
 
 
-def _rounds_at_once(device: torch.device) -> int:
-    """Rounds between two looks at whether they go on: looking is free on a CPU, elsewhere it waits for the device."""
-    return 1 if device.type == "cpu" else 4
+def _looking_is_free(device: torch.device) -> bool:
+    """Whether numbers may steer the work: on a CPU they are there, elsewhere the processor waits for them."""
+    return device.type == "cpu"
 
 
-def _best_row(slot: Int[Tensor, "g k"], value: Float[Tensor, "g k"], n_slots: int) -> Int[Tensor, " slots"]:
+def _best_row(
+    slot: Int[Tensor, " k"], value: Float[Tensor, " k"], row: Int[Tensor, " k"], n_slots: int
+) -> Int[Tensor, " slots"]:
     """For each slot the row that offers it the highest value (ties: the lowest); -1 where none offers more than 0."""
-    flat = slot.flatten()
-    highest = value.new_zeros(n_slots).scatter_reduce(0, flat, value.flatten(), "amax")
-    best = (value > 0) & (value == highest.index_select(0, flat).view_as(value))
-    nobody = len(slot)
-    rows = torch.arange(nobody, device=slot.device)[:, None]
-    offered = torch.where(best, rows, nobody).flatten()
-    found = slot.new_full((n_slots,), nobody).scatter_reduce(0, flat, offered, "amin")
+    highest = value.new_zeros(n_slots).scatter_reduce(0, slot, value, "amax")
+    best = (value > 0) & (value == highest.index_select(0, slot))
+    nobody = torch.iinfo(row.dtype).max
+    found = row.new_full((n_slots,), nobody).scatter_reduce(0, slot, torch.where(best, row, nobody), "amin")
     return torch.where(found == nobody, -1, found)
 
 
