@@ -78,12 +78,14 @@ def make_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     annotate: Annotate | None = None,
+    chunk: int = _CHUNK,
 ) -> None:
     """Make ``splits`` (name -> number of images; those with none are left out) in ``folder``.
 
     ``identity`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is called
     once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the annotations:
-    COCO's, unless told otherwise.
+    COCO's, unless told otherwise. Every ``chunk`` images what is done is noted down; a killed run loses at most so many
+    for each worker.
     """
     splits = {name: number for name, number in splits.items() if number > 0}
     if not splits:
@@ -91,19 +93,19 @@ def make_dataset(
     if not _begin(folder, identity):
         return
     total = sum(splits.values())
-    waiting = [chunk for chunk in _chunks(splits) if not _is_finished(folder, chunk)]
-    done = total - sum(len(chunk.indices) for chunk in waiting)
+    waiting = [part for part in _chunks(splits, chunk) if not _is_finished(folder, part)]
+    done = total - sum(len(part.indices) for part in waiting)
     if progress is not None:
         progress(done, total)
     # Unless told otherwise, a process must be worth its start (about a second).
     workers = min(workers, len(waiting)) if workers else min(available_cores(), len(waiting) // 2)
     if waiting:
         _check_space(folder, waiting, prepare)
-        for chunk in _run(folder, waiting, prepare, workers):
-            done += len(chunk.indices)
+        for finished in _run(folder, waiting, prepare, workers):
+            done += len(finished.indices)
             if progress is not None:
                 progress(done, total)
-    _finish(folder, identity, splits, categories, annotate or _write_coco)
+    _finish(folder, identity, splits, categories, annotate or write_coco, chunk)
 
 
 class _Chunk(NamedTuple):
@@ -120,11 +122,11 @@ def mask_path(folder: Path, split: str, file_name: str) -> Path:
     return (folder / "masks" / split / file_name).with_suffix(".png")
 
 
-def _chunks(splits: dict[str, int]) -> list[_Chunk]:
+def _chunks(splits: dict[str, int], size: int) -> list[_Chunk]:
     return [
-        _Chunk(split, number, range(start, min(start + _CHUNK, total)))
+        _Chunk(split, number, range(start, min(start + size, total)))
         for split, total in splits.items()
-        for number, start in enumerate(range(0, total, _CHUNK))
+        for number, start in enumerate(range(0, total, size))
     ]
 
 
@@ -199,7 +201,7 @@ def _files(image: dict[str, Any]) -> list[dict[str, Any]]:
 def _check_space(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw]) -> None:
     """Estimate the space from a few images; files take whole blocks of 4 kB."""
     draw, chunk = prepare(), waiting[0]
-    sample = [draw(chunk.split, index) for index in chunk.indices[:8]]
+    sample = [draw(chunk.split, index) for index in chunk.indices[: max(len(chunk.indices) // 8, 1)]]
     objects = sum(len(drawn.objects) for drawn in sample)
     files = [file for drawn in sample for file in (drawn.png, drawn.mask) if file is not None]
     each = (sum(-(-len(file) // 4096) * 4096 for file in files) + 500 * objects) / len(sample) + 300
@@ -306,10 +308,11 @@ def _finish(
     splits: dict[str, int],
     categories: tuple[str, ...],
     annotate: Annotate,
+    chunk: int,
 ) -> None:
     """Write annotations, then the manifest, and remove the records."""
     records: dict[str, Records] = {
-        split: functools.partial(_records, folder, _chunks({split: number}))
+        split: functools.partial(_records, folder, _chunks({split: number}, chunk))
         for split, number in splits.items()
     }
     summary = annotate(folder, records, categories)
@@ -318,7 +321,8 @@ def _finish(
     shutil.rmtree(folder / MAKING)
 
 
-def _write_coco(folder: Path, records: dict[str, Records], categories: tuple[str, ...]) -> dict[str, Any]:
+def write_coco(folder: Path, records: dict[str, Records], categories: tuple[str, ...]) -> dict[str, Any]:
+    """COCO files of all splits; an :data:`Annotate`."""
     return {split: _write_annotations(folder, split, of, categories) for split, of in records.items()}
 
 

@@ -1,0 +1,144 @@
+"""CLEVR-like datasets: scenes placed by CLEVR's rules, rendered, with exact boxes and masks.
+
+The folder is a dataset folder of this package and one of CLEVR at once: ``images/{split}/CLEVR_{split}_NUMBER.png`` and
+``scenes/CLEVR_{split}_scenes.json`` are where programmes for CLEVR look for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from ssdir.config import ConfigError, to_dict
+from ssdir.data.clevr import annotate
+from ssdir.data.clevr_geometry import SHAPES
+from ssdir.data.clevr_placement import make_scene, scene_json
+from ssdir.data.clevr_render import mitsuba, render
+from ssdir.data.making import Drawn, Records, make_dataset, write_coco
+from ssdir.data.png import encode_png
+from ssdir.storage import atomic_open
+
+generator_version = 1
+"""Raised whenever the pixels or annotations of a scene would change."""
+_CHUNK = 4  # images between records: each takes seconds
+
+
+@dataclass(frozen=True)
+class ClevrLikeConfig:
+    """Scenes rendered like CLEVR's."""
+
+    n_train: int = 600
+    """Images for training."""
+    n_val: int = 100
+    """Images for validation."""
+    n_test: int = 100
+    """Images for testing."""
+    width: int = 480
+    """Width of the images, pixels; CLEVR's is 480."""
+    height: int = 320
+    """Height of the images, pixels; CLEVR's is 320."""
+    samples: int = 32
+    """Paths of light per pixel: time grows with them, noise falls."""
+    seed: int = 0
+    """Other seeds give other scenes."""
+    masks: bool = False
+    """Write masks/SPLIT/NAME.png too: which object each pixel shows."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_train", "n_val", "n_test", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it may not be negative")
+        for name in ("width", "height"):
+            if not 16 <= getattr(self, name) <= 4096:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 16 to 4096 pixels")
+        if not 0.5 <= self.height / self.width <= 2:
+            raise ConfigError(
+                f"images of {self.width} x {self.height} are too narrow for CLEVR's scenes; neither side may be more "
+                "than twice the other"
+            )
+        if self.samples < 2:
+            raise ConfigError(f"samples is {self.samples}; take at least 2")
+
+
+def generate(
+    config: ClevrLikeConfig,
+    folder: str | Path,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Make a whole dataset folder, with ``scenes/`` in CLEVR's own format beside the annotations.
+
+    ``workers`` defaults to the number of cores, and does not change the files' bytes. Killed at any moment and called
+    again, it goes on; a finished folder is left as it is.
+
+    Raises:
+        DataError: Mitsuba is not installed, the folder holds something else, or the disk is too full.
+    """
+    mitsuba()
+    identity = {
+        "kind": "clevr-like",
+        "generator_version": generator_version,
+        "scenes": to_dict(config),
+        "renderer": {name: version(name) for name in ("mitsuba", "drjit")},
+    }
+    splits = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
+    make_dataset(
+        Path(folder),
+        identity,
+        splits,
+        SHAPES,
+        functools.partial(_prepare, config),
+        workers,
+        progress,
+        functools.partial(_annotate, config),
+        chunk=_CHUNK,
+    )
+
+
+def _prepare(config: ClevrLikeConfig) -> Callable[[str, int], Drawn]:
+    return functools.partial(_draw, config)
+
+
+def _draw(config: ClevrLikeConfig, split: str, index: int) -> Drawn:
+    width, height = config.width, config.height
+    scene = make_scene(config.seed, split, index, width, height)
+    image = render(scene, width, height, config.samples)
+    objects, ids = annotate(scene.content, scene.camera, width, height)
+    attributes = {
+        "image_index": index,
+        "camera_location": scene.camera.round(7).tolist(),
+        "lamp_jitter": scene.lamp_jitter.round(7).tolist(),
+    }
+    mask = encode_png(ids) if config.masks else None
+    return Drawn(_png(image), width, height, objects, attributes, scene.content.image_filename, mask)
+
+
+def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _annotate(
+    config: ClevrLikeConfig, folder: Path, records: dict[str, Records], categories: tuple[str, ...]
+) -> dict[str, Any]:
+    """COCO's annotations, and CLEVR's scene files, one line a scene."""
+    for split, of_split in records.items():
+        info = json.dumps({"split": split, "version": f"clevr-like {generator_version}"})
+        with atomic_open(folder / "scenes" / f"CLEVR_{split}_scenes.json") as file:
+            file.write(f'{{"info": {info},\n"scenes": ['.encode())
+            for index, _ in of_split():
+                scene = make_scene(config.seed, split, index, config.width, config.height)
+                file.write(f"{',' if index else ''}\n{json.dumps(scene_json(scene, split))}".encode())
+            file.write(b"]}\n")
+    return write_coco(folder, records, categories)
