@@ -1,18 +1,19 @@
 """Rendering: patches pasted at boxes, boxes cropped out of images, and the two merges.
 
 :func:`covered` is the primitive, :func:`paste` its scatter-add, :func:`crop` the inverse warp. Never are ``m`` whole
-images held: work and memory follow the area that the boxes cover (see :mod:`ssdir.model.warp`). All of it is plain
-autograd in float32 or wider, also under autocast, and deterministic on the CPU.
+images held: work and memory follow the area that the boxes cover. All three are operators of their own
+(:mod:`ssdir.model.kernels.ops`), which ``torch.compile`` and ``torch.export`` take whole; plain PyTorch, compiled or
+Triton code computes them (:mod:`ssdir.model.kernels.choice`). Everything is in float32 or wider, also under autocast,
+and deterministic on the CPU.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from ssdir.model.kernels import ops
 
@@ -44,7 +45,8 @@ def paste(
     tensor([0., 1., 1., 0.])
     """
     with torch.autocast(patches.device.type, enabled=False):
-        patches, boxes, weights = _common(patches, boxes, weights)
+        patches, boxes = _common(patches, boxes)
+        weights = None if weights is None else weights.to(patches.dtype)
         return ops.paste(patches, boxes, image_index.long(), weights, n_images, size)
 
 
@@ -58,8 +60,8 @@ def covered(
     """The warped patches at the covered pixels only: values, their object, their pixel.
 
     Covered are the pixels where a warped patch can differ from zero: those whose patch coordinate lies in (-1, p)
-    on both axes. ``pixel`` is (image * size + row) * size + column. The pairs have no particular order (the same every
-    time). Arguments as for :func:`paste`.
+    on both axes. ``pixel`` is (image * size + row) * size + column. The pairs of an object fill a rectangle; the order
+    is by object, row and column. Arguments as for :func:`paste`; differentiable in patches and boxes.
 
     >>> values, objects, pixels = covered(
     ...     torch.ones(1, 1, 2, 2), torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([0]), 1, 4)
@@ -141,22 +143,20 @@ def occlusion_merge(
     colours v_i / a_i by the weights e_i a_i, over black. So a lone object equals plain :func:`paste`, edges
     included, however far it is; nothing is dimmed, and an image changes continuously as boxes move.
     """
-    channels, n_pixels = patches.shape[1], n_images * size * size
+    channels, p, n_pixels = patches.shape[1], patches.shape[-1], n_images * size * size
     with torch.autocast(patches.device.type, enabled=False):
-        patches, boxes, depth = _common(patches, boxes, depth)
-        # A last channel of ones: what it is warped to is the object's cover of the pixel.
-        values, objects, pixels = covered(
-            functional.pad(patches, (0, 0, 0, 0, 0, 1), value=1.0), boxes, image_index, n_images, size
-        )
-        here = depth[objects]
-        power = (here - _segment_max(here, pixels, n_pixels)[pixels]).exp()
-        *planes, cover = values.unbind(1)
+        patches, boxes = _common(patches, boxes)
+        depth = depth.to(patches.dtype)
+        values, objects, pixels = covered(patches, boxes, image_index, n_images, size)
+        cover = _cover(boxes, image_index, objects, pixels, p, size)
+        here = depth.index_select(0, objects)
+        nearest = _segment_max(here, pixels, n_pixels).index_select(0, pixels)
+        power = (here - nearest).exp()
         # Sums over objects of e v (one plane a channel), of e a, and of a.
-        sums = [
+        *colours, weights, total = [
             patches.new_zeros(n_pixels).index_add(0, pixels, plane)
-            for plane in (*(plane * power for plane in planes), cover * power, cover)
+            for plane in (*(values * power[:, None]).unbind(1), cover * power, cover)
         ]
-        *colours, weights, total = sums
         scale = total.clamp(max=1) / torch.where(weights > 0, weights, 1)
         images = torch.stack([plane * scale for plane in colours])
         images = images.view(channels, n_images, size, size).transpose(0, 1)
@@ -177,18 +177,35 @@ def merge(
     return merges[kind](patches, boxes, depth, image_index, n_images, size)
 
 
+def _cover(
+    boxes: Float[Tensor, "m 4"],
+    image_index: Int[Tensor, " m"],
+    objects: Int[Tensor, " q"],
+    pixels: Int[Tensor, " q"],
+    p: int,
+    size: int,
+) -> Float[Tensor, " q"]:
+    """What an all-ones patch of side ``p`` shows at each of the pairs of :func:`covered`: 1, less at its edges."""
+    line = pixels.div(size, rounding_mode="floor")
+    row = line - (image_index * size).index_select(0, objects)
+    cover = boxes.new_ones(len(pixels))
+    for pixel, centre, side in ((pixels - line * size, 0, 2), (row, 1, 3)):
+        centres, sides = (boxes[:, part].index_select(0, objects) for part in (centre, side))
+        u = (((pixel.to(boxes.dtype) + 0.5) / size - centres) / sides + 0.5) * p - 0.5
+        cover = cover * torch.minimum(u + 1, p - u).clamp(0, 1)
+    return cover
+
+
 def _segment_max(scores: Float[Tensor, " q"], segment: Int[Tensor, " q"], n: int) -> Float[Tensor, " n"]:
     """Largest score of each segment, without a gradient: softmax does not depend on it."""
     lowest = scores.new_full((n,), -torch.inf)
     return lowest.scatter_reduce(0, segment, scores.detach(), "amax")
 
 
-def _common(*tensors: Tensor | None) -> Any:
-    """All in one real type, float32 at least: half precision cannot hold pixel coordinates."""
-    kind = torch.float32
-    for tensor in tensors:
-        kind = kind if tensor is None else torch.promote_types(kind, tensor.dtype)
-    return [tensor if tensor is None else tensor.to(kind) for tensor in tensors]
+def _common(values: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one real type, float32 at least: half precision cannot hold pixel coordinates."""
+    kind = torch.promote_types(_real(values), _real(boxes))
+    return values.to(kind), boxes.to(kind)
 
 
 def _real(values: Tensor) -> torch.dtype:

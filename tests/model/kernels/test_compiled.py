@@ -8,10 +8,9 @@ import sys
 import threading
 from typing import Any
 
+import numba
 import pytest
 import torch
-
-numba = pytest.importorskip("numba")
 
 from ssdir.model.kernels import compiled, loops, threads
 from ssdir.model.kernels.choice import use_kernels
