@@ -281,3 +281,15 @@ def test_a_checkpoint_tells_the_settings_of_its_run(tmp_path: Path) -> None:
         load_run_config(folder)
     with pytest.raises(DataError, match=r"neither run\.json nor config\.json"):
         load_run_config(tmp_path)
+
+
+def test_a_setting_that_an_older_run_did_not_know_has_its_default() -> None:
+    """A run begun before a setting existed goes on without naming it, as long as it keeps the default."""
+    new = {"kind": "detector", "config": to_dict(DetectorRun())}
+    old = {"kind": "detector", "config": {**new["config"], "training": {**new["config"]["training"]}}}
+    del old["config"]["training"]["feature_cache"]
+    assert changed_settings(old, new) == []
+    other = replace(DetectorRun(), training=replace(DetectorRun().training, feature_cache="disk"))
+    assert changed_settings(old, {"kind": "detector", "config": to_dict(other)}) == [
+        ("training.feature_cache", "off", "disk")
+    ]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, from_dict
+from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, from_dict, to_dict
 from ssdir.data.folder import annotations_digest
 from ssdir.data.split import Split, require_images
 from ssdir.storage import DataError, read_json
@@ -97,7 +97,8 @@ def changed_settings(old: Any, new: Mapping[str, Any]) -> list[tuple[str, Any, A
 
     Settings have their full names (``training.steps``); a data set counts by its fingerprints and not by the
     folder it lies in, scenes on the fly by what decides them, and the package's version does not count. The
-    fingerprint of the image files counts where both have one (runs of version 1 do not).
+    fingerprint of the image files counts where both have one (runs of version 1 do not). A setting that did not exist
+    when the older run began has its default.
 
     >>> changed_settings({"config": {"training": {"steps": 5, "seed": 0}}}, {"config": {"training": {"steps": 9,
     ...                                                                                            "seed": 0}}})
@@ -118,7 +119,18 @@ def _settings(description: Any) -> dict[str, Any]:
     kept = {key: value for key, value in description.items() if key not in ("config", "version", "data")}
     data = description.get("data", {})
     kept["data"] = {name: data[name] for name in ("stream", "fingerprint", "image_files") if name in data}
-    return {**_flat(description.get("config", {})), **_flat(kept)}
+    return {**_flat(_complete(description)), **_flat(kept)}
+
+
+def _complete(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's settings, with the defaults of those that an older version did not know."""
+    values, kind = description.get("config", {}), description.get("kind")
+    if kind not in _CONFIGS:
+        return values
+    try:
+        return to_dict(from_dict(_CONFIGS[kind], values))
+    except ConfigError:  # of a newer version, or damaged: compared as it stands
+        return values
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -52,6 +52,7 @@ def test_layout_and_manifest(made: Path) -> None:
         "numpy",
         "pillow",
         "python",
+        "zlib",
     }
     assert splits(made) == ["train", "val", "test"]
     assert check(made) == []

@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -78,13 +79,13 @@ def make_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     annotate: Annotate | None = None,
-    chunk: int = _CHUNK,
+    chunk: int | None = None,
 ) -> None:
     """Make ``splits`` (name -> number of images; those with none are left out) in ``folder``.
 
     ``identity`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is called
     once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the annotations:
-    COCO's, unless told otherwise. Every ``chunk`` images what is done is noted down; a killed run loses at most so many
+    COCO's, unless told otherwise. Every ``chunk`` (64) images what is done is noted down; a killed run loses at most so many
     for each worker.
     """
     splits = {name: number for name, number in splits.items() if number > 0}
@@ -92,7 +93,7 @@ def make_dataset(
         raise DataError(f"nothing to make in {folder}: every split has 0 images")
     if not _begin(folder, identity):
         return
-    total = sum(splits.values())
+    total, chunk = sum(splits.values()), _CHUNK if chunk is None else chunk
     waiting = [part for part in _chunks(splits, chunk) if not _is_finished(folder, part)]
     done = total - sum(len(part.indices) for part in waiting)
     if progress is not None:
@@ -316,7 +317,8 @@ def _finish(
         for split, number in splits.items()
     }
     summary = annotate(folder, records, categories)
-    versions = {name: version(name) for name in ("numpy", "pillow")} | {"python": platform.python_version()}
+    versions = {name: version(name) for name in ("numpy", "pillow")}
+    versions |= {"python": platform.python_version(), "zlib": zlib.ZLIB_RUNTIME_VERSION}
     write_json(folder / MANIFEST, {**identity, "versions": versions, "splits": summary})
     shutil.rmtree(folder / MAKING)
 
