@@ -85,8 +85,8 @@ def make_dataset(
 
     ``identity`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is called
     once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the annotations:
-    COCO's, unless told otherwise. Every ``chunk`` (64) images what is done is noted down; a killed run loses at most so many
-    for each worker.
+    COCO's, unless told otherwise. What is done is noted down every ``chunk`` (64) images; a killed run loses at most
+    so many for each worker.
     """
     splits = {name: number for name, number in splits.items() if number > 0}
     if not splits:
