@@ -1,7 +1,7 @@
 """The operators on the CPU, compiled by numba (``pip install "ssdir[fast]"``).
 
 The same bytes on any number of threads: every pixel and every gradient is summed by one thread, in the objects' order.
-The loops are compiled once, at the first call, and kept beside the package or in the user's cache.
+The loops are compiled at the first call (all of them together in about ten seconds) and kept on disk.
 """
 
 from __future__ import annotations

@@ -1,9 +1,18 @@
 """The operators ``ssdir::paste``, ``ssdir::covered`` and ``ssdir::crop`` with their backward passes.
 
-Registered with PyTorch, so that ``torch.compile`` and ``torch.export`` take each as one node. All take float32 or
-float64 tensors of one type (:mod:`ssdir.model.render` casts), ``image_index`` in any order, boxes as cxcywh. What
-computes them is chosen in :mod:`ssdir.model.kernels.choice`; each implementation offers the same six functions, which
-know nothing of autograd and autocast and get contiguous tensors. Gradients that nobody needs are not computed.
+Registered with PyTorch, so that ``torch.compile`` and ``torch.export`` take each as one node. Gradients are written
+out, once differentiable, and those that nobody needs are not computed. All tensors are float32 or float64 of one type
+(:mod:`ssdir.model.render` casts), ``image_index`` is int64 in any order. What computes them is chosen in
+:mod:`ssdir.model.kernels.choice`; every implementation offers the same six functions, which know nothing of autograd
+and autocast and get contiguous tensors:
+
+    paste(patches "m c p p", boxes "m 4", image_index "m", weights "m" | None, n_images, size) -> "n c size size"
+    paste_backward(grad "n c size size", patches, boxes, image_index, weights, of_patches, of_boxes, of_weights)
+        -> their gradients, each empty where it is not asked for (here and below)
+    covered(patches, boxes, image_index, size) -> values "q c", objects "q", pixels "q": by object, row and column
+    covered_backward(grad_values "q c", patches, boxes, image_index, objects, pixels, size, of_patches, of_boxes)
+    crop(images "b c h w", boxes, image_index, size, border, antialias) -> "m c size size"
+    crop_backward(grad "m c size size", images, boxes, image_index, border, antialias, of_images, of_boxes)
 """
 
 from __future__ import annotations
