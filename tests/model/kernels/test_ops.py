@@ -98,6 +98,26 @@ def test_crop_and_its_gradients_equal_the_dense_form(kind, name, padding):
         torch.testing.assert_close(ours_of, theirs_of, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_antialiased_crops_and_their_gradients_are_the_same_by_all_kernels(name, padding):
+    """That the averages are right is for the tests of rendering to say."""
+    m, low, high, _ = SCENES[name]
+    _, boxes, index, _ = scene(m, low, high, seed=3)
+    images = torch.rand(4, 2, 21, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    inputs = images.requires_grad_(), boxes.requires_grad_()
+    pull = torch.randn(m, 2, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = []
+    for kind in KINDS:
+        with use_kernels(kind):
+            found = crop(images, boxes, index, 5, padding)
+            results.append((found, *torch.autograd.grad(found, inputs, pull)))
+    assert results[0][0].abs().max() > 0.1 or name == "far"
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize("side", [0.05, 0.01, 0.002])
 def test_single_precision_is_as_exact_as_the_boxes_allow(kind, side):
     """Coordinates are divided by the box's side, and so are their rounding errors."""
