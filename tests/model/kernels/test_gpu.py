@@ -211,7 +211,10 @@ def test_boxes_without_sides_outside_or_not_finite_show_nothing(large_steps):
     broken = [[nan, 0.5, 0.3, 0.3], [0.5, 0.5, inf, 0.3], [0.5, -inf, 0.3, 0.3]]
     boxes = torch.tensor(seen + outside + dead + broken, device=DEVICE)
     m = len(boxes)
-    patches, index = torch.rand(m, 1, 3, 3, device=DEVICE), torch.zeros(m, dtype=torch.long, device=DEVICE)
+    patches, index = (
+        rand_like(torch.empty(m, 1, 3, 3, device=DEVICE)),
+        torch.zeros(m, dtype=torch.long, device=DEVICE),
+    )
     images = gpu.paste(patches, boxes, index, None, 1, 9)
     assert torch.equal(images, gpu.paste(patches[:2], boxes[:2], index[:2], None, 1, 9))
     assert images.abs().max() > 0
@@ -220,9 +223,7 @@ def test_boxes_without_sides_outside_or_not_finite_show_nothing(large_steps):
     )
     values, objects, pixels = gpu.covered(patches, boxes, index, 9)
     assert set(objects.tolist()) == {0, 1}
-    of_values = gpu.covered_backward(
-        rand_like(values), patches, boxes, index, objects, pixels, 16, True, True
-    )
+    of_values = gpu.covered_backward(rand_like(values), patches, boxes, index, objects, pixels, 9, True, True)
     for found in (to_patches, to_boxes, *of_values):
         assert found[:2].flatten(1).abs().amax(1).gt(0).all()
         assert found[2:].eq(0).all()
