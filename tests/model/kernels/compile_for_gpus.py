@@ -1,8 +1,8 @@
 """Compiles the Triton programs for real devices, as calls of the operators would; needs no GPU.
 
-A script, for a process in which Triton does not interpret: ``compile_for_gpus.py 90 float32 3 1`` compiles for sm_90 in
-float32 with 3 channels, with weights, averages and without the border (0: the other way round). Prints one JSON object
-a program.
+A script, for a process in which Triton does not interpret. ``compile_for_gpus.py 90:float32:3:1`` compiles for sm_90 in
+float32 with 3 channels, with weights, averages and without the border (0: the other way round); more arguments, more
+such sets. Prints one JSON object a program.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def compile_instead(target: GPUTarget) -> None:
 
 
 if __name__ == "__main__":
-    capability, dtype, channels, main = sys.argv[1:]
-    compile_instead(GPUTarget("cuda", int(capability), 32))
-    every_operator(getattr(torch, dtype), int(channels), main == "1")
+    for chosen in sys.argv[1:]:
+        capability, dtype, channels, main = chosen.split(":")
+        compile_instead(GPUTarget("cuda", int(capability), 32))
+        every_operator(getattr(torch, dtype), int(channels), main == "1")

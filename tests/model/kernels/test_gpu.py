@@ -310,20 +310,12 @@ def test_gradients_through_the_registered_operators(large_steps):
         check(lambda x, b: render.crop(x, b, index, 2, "border"), images, boxes)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "target"), [(("90", "float32", "3", "1"), 90), (("80", "float32", "1", "0"), 80)]
-)
-def test_every_program_compiles_for_real_devices(arguments, target, tmp_path):
+def test_every_program_compiles_for_real_devices(tmp_path):
     script = Path(__file__).with_name("compile_for_gpus.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, str(script), "90:float32:3:1", "80:float32:1:0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     made = [json.loads(line) for line in done.stdout.splitlines()]
     names = {
@@ -335,5 +327,6 @@ def test_every_program_compiles_for_real_devices(arguments, target, tmp_path):
         "box_sums",
         "crop_box_sums",
     }
-    assert {program["name"] for program in made} == names
-    assert all(program["target"] == target and program["bytes"] > 1000 for program in made)
+    for target in (80, 90):
+        assert {program["name"] for program in made if program["target"] == target} == names
+    assert all(program["bytes"] > 1000 for program in made)
