@@ -99,6 +99,40 @@ class ScenesConfig:
 
 
 @dataclass(frozen=True)
+class ClevrLikeConfig:
+    """CLEVR-like scenes: how many, and how they are rendered."""
+
+    width: int = 480
+    """Width of the images in pixels; CLEVR's is 480."""
+    height: int = 320
+    """Height of the images in pixels; CLEVR's is 320."""
+    samples: int = 24
+    """Paths of light per pixel: time grows with them, noise falls."""
+    n_train: int = 600
+    """Training scenes."""
+    n_val: int = 100
+    """Validation scenes."""
+    n_test: int = 100
+    """Test scenes."""
+    seed: int = 0
+    """Every scene is a pure function of (seed, split, index)."""
+    masks: bool = False
+    """Write masks/{split}/NAME.png too: which object each pixel shows."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            _require(16 <= side <= 4096, f"scenes.{name} is {side}; it must be 16 to 4096 pixels")
+        _require(
+            0.5 <= self.height / self.width <= 2,
+            f"scenes of {self.width} x {self.height} pixels are too narrow; no side may be over twice the other",
+        )
+        _require(self.samples >= 2, f"scenes.samples is {self.samples}; it must be at least 2")
+        _require(self.seed >= 0, "scenes.seed must not be negative")
+        _require(min(self.n_train, self.n_val, self.n_test) >= 0, "numbers of scenes must not be negative")
+
+
+@dataclass(frozen=True)
 class DetectorConfig:
     """The SSD detector: VGG11-BN pyramid, priors, box and score heads ("Convolutional backbone")."""
 

@@ -11,7 +11,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from ssdir.command_tree import Node, Unprefixed, leaf, with_defaults
-from ssdir.config import ConfigError, ScenesConfig
+from ssdir.config import ClevrLikeConfig, ConfigError, ScenesConfig
 from ssdir.presets import scenes_presets
 
 
@@ -93,6 +93,31 @@ class Clevr:
         )
         made = ", ".join(f"{split} {number:,}" for split, number in counts.items())
         print(f"scenes in {self.out}: {made} (ssdir data show {self.out})")
+        return 0
+
+
+@dataclass(frozen=True)
+class ClevrLike:
+    """Render scenes like CLEVR's, with exact boxes (needs the extra [render]).
+
+    Scenes are placed by CLEVR's rules. The folder is a dataset and, with scenes/, one in CLEVR's own layout. A killed
+    run continues where it stopped when the same command is given again.
+    """
+
+    out: Path
+    """Folder of the dataset."""
+    scenes: Unprefixed[ClevrLikeConfig] = dataclasses.field(default_factory=ClevrLikeConfig)
+    workers: int | None = None
+    """Processes (default: one per core); the bytes do not depend on it."""
+
+    def run(self) -> int:
+        from ssdir.console import progress_bar
+        from ssdir.data.clevr_like import generate
+
+        total = self.scenes.n_train + self.scenes.n_val + self.scenes.n_test
+        with progress_bar("rendering scenes", total) as progress:
+            generate(self.scenes, self.out, workers=self.workers, progress=progress)
+        print(f"{total:,} scenes in {self.out} (ssdir data show {self.out})")
         return 0
 
 
@@ -249,6 +274,7 @@ def data_commands() -> dict[str, Node]:
             "Generate Multi-scale scattered MNIST; name a preset.", words=scenes, noun="preset"
         ),
         "clevr": leaf(Clevr),
+        "clevr-like": leaf(ClevrLike),
         "wider-face": leaf(WiderFace),
         "convert": leaf(DataConvert),
         "check": leaf(DataCheck),

@@ -10,7 +10,6 @@ import functools
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ssdir.config import ConfigError, to_dict
+from ssdir.config import ClevrLikeConfig, to_dict
 from ssdir.data.clevr import annotate
 from ssdir.data.clevr_geometry import SHAPES
 from ssdir.data.clevr_placement import make_scene, scene_json
@@ -31,43 +30,6 @@ from ssdir.storage import atomic_open
 generator_version = 1
 """Raised whenever the pixels or annotations of a scene would change."""
 _CHUNK = 4  # images between records: each takes seconds
-
-
-@dataclass(frozen=True)
-class ClevrLikeConfig:
-    """Scenes rendered like CLEVR's."""
-
-    n_train: int = 600
-    """Images for training."""
-    n_val: int = 100
-    """Images for validation."""
-    n_test: int = 100
-    """Images for testing."""
-    width: int = 480
-    """Width of the images, pixels; CLEVR's is 480."""
-    height: int = 320
-    """Height of the images, pixels; CLEVR's is 320."""
-    samples: int = 32
-    """Paths of light per pixel: time grows with them, noise falls."""
-    seed: int = 0
-    """Other seeds give other scenes."""
-    masks: bool = False
-    """Write masks/SPLIT/NAME.png too: which object each pixel shows."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_train", "n_val", "n_test", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it may not be negative")
-        for name in ("width", "height"):
-            if not 16 <= getattr(self, name) <= 4096:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 16 to 4096 pixels")
-        if not 0.5 <= self.height / self.width <= 2:
-            raise ConfigError(
-                f"images of {self.width} x {self.height} are too narrow for CLEVR's scenes; neither side may be more "
-                "than twice the other"
-            )
-        if self.samples < 2:
-            raise ConfigError(f"samples is {self.samples}; take at least 2")
 
 
 def generate(
