@@ -130,6 +130,7 @@ def test_environment_names_versions_and_devices(capsys: pytest.CaptureFixture[st
     assert facts["torch_threads"] == torch.get_num_threads()
     assert set(facts["presets"]) == set(PRESETS)
     assert isinstance(facts["bf16"], bool)
+    assert facts["kernels"] in ("plain", "compiled", "triton")
     assert main(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == facts
     assert main(["info"]) == 0

@@ -14,15 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssdir.detector.ssd import Detector
-from ssdir.machine import available_cores
+from ssdir.machine import available_cores, choose_device
 from ssdir.model.decoder import WhatDecoder
+from ssdir.model.kernels.choice import kernels_for
 from ssdir.model.ssdir import SSDIR
 from ssdir.presets import PRESETS, preset
 from ssdir.train import computes_in_bf16
 
 PACKAGES = (
     "ssdir", "torch", "numpy", "pillow", "pyyaml", "safetensors", "tyro", "rich", "accelerate", "jaxtyping",
-    "scikit-learn", "faster-coco-eval", "matplotlib", "tensorboard", "wandb",
+    "numba", "triton", "scikit-learn", "faster-coco-eval", "matplotlib", "mitsuba", "tensorboard", "wandb",
 )  # fmt: skip
 
 PARTS = (
@@ -59,6 +60,7 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "bf16": computes_in_bf16("auto"),
         "cuda": torch.version.cuda,
+        "kernels": kernels_for(choose_device()),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "presets": sorted(PRESETS),
     }
