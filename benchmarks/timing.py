@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 Call = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 
 SHORTEST = 0.02
 """Calls that take less are repeated inside a measurement until it takes about this long, in seconds."""
@@ -100,6 +102,12 @@ def _seconds(call: Call, device: torch.device, repeats: int) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000
+
+
+def in_fresh_process(measure: Callable[..., Result], *arguments: Any) -> Result:
+    """What a module's function returns in a new process, whose memory nobody has used before."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ssdir.data.cache import CachedDataset
 from ssdir.detector.cache import CacheSettings, FeatureCache
 from ssdir.detector.loss import MultiboxLoss
 from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.machine import keep_freed_memory
 from ssdir.model.ssdir import SSDIR
 from ssdir.optim import make_optimizer
 from ssdir.randomness import generator_of
@@ -45,6 +46,8 @@ class Step:
 
     def __init__(self, setup: Setup, task: Task, settings: TrainingConfig, read: Callable[[], Batch]) -> None:
         self.task, self.settings, self.device, self.count = task, settings, setup.device, 0
+        if self.device.type == "cpu":
+            keep_freed_memory()  # as the loop does
         if settings.channels_last:
             torch.nn.utils.convert_conv2d_weight_memory_format(task.model, torch.channels_last)
         task.to(setup.device).train()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +16,7 @@ import pytest
 from ssdir.config import ScenesConfig
 from ssdir.data import cache, check, making
 from ssdir.data.multiscale_mnist import generate
-from ssdir.machine import available_cores, user_cache_folder
+from ssdir.machine import available_cores, keep_freed_memory, user_cache_folder
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not pin processes")
@@ -76,3 +79,41 @@ def test_work_is_shared_out_over_the_cores_of_this_process(
     else:
         cache.CachedDataset(tmp_path / "data", "test", 16)
     assert asked == [1]
+
+
+FAULTS = """
+import resource, sys, torch
+from ssdir.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+for _ in range(3):  # the library's own threshold settles
+    torch.ones(25_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    torch.ones(25_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept() -> None:
+    """100 MB taken and freed again and again: fresh each time by default, the same pages when they are kept."""
+
+    def faults(argument: str) -> int:
+        environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+        found = subprocess.run(
+            [sys.executable, "-c", FAULTS, argument],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        return int(found.stdout)
+
+    assert faults("keep") < 100
+    assert faults("default") > 100
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
+    assert not keep_freed_memory()

@@ -1,7 +1,7 @@
 """What makes a processor wait for its accelerator: at most one such operation in a training step.
 
-Counted on the CPU by the operations that would wait on a GPU; those of ``ssdir::`` (rendering) count as one opaque
-operation each.
+Counted on the CPU by the operations that would wait on a GPU. Of those of ``ssdir::`` (rendering), each one opaque
+operation here, ``covered`` alone waits.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ WAITING = {
     "aten::unique_consecutive",
     "aten::unique_dim",
     "aten::repeat_interleave",
+    "ssdir::covered",
 }
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
@@ -105,11 +106,12 @@ def waits_of_a_step(task: Task, batch: Batch, tmp_path: Any) -> list[str]:
 
 @pytest.mark.parametrize("region", ["all", "boxes"])
 @pytest.mark.parametrize("clone", [False, True])
-@pytest.mark.parametrize("merge", ["softmax", "occlusion"])
-def test_a_step_of_ssdir_waits_once_for_the_number_of_objects(region, clone, merge, tmp_path):
+@pytest.mark.parametrize(("merge", "waits"), [("softmax", 1), ("occlusion", 2)])
+def test_a_step_of_ssdir_waits_once_for_the_number_of_objects(region, clone, merge, waits, tmp_path):
+    """The occlusion merge waits once more, for the number of covered pixels."""
     model = SSDIR(detector(), ModelConfig(**{**MODEL.__dict__, "clone_backbone": clone, "merge": merge}))
     task = SSDIRTask(model, ObjectiveConfig(image_region=region))
-    assert waits_of_a_step(task, scenes(), tmp_path) == ["aten::nonzero"]
+    assert waits_of_a_step(task, scenes(), tmp_path) == ["aten::nonzero", "ssdir::covered"][:waits]
 
 
 @pytest.mark.parametrize("n_boxes", [0, 7])

@@ -113,10 +113,12 @@ class Feed:
             chosen = step_indices(len(self.images), size, step, self.settings.seed)
         mine = np.array_split(chosen, self.processes)[self.process]
         parts = np.array_split(mine, self.settings.accumulate)
+        read: list[Batch | Draft]
         if isinstance(self.images, StreamedScenes):
-            drafts = [self.images.draft(part) for part in parts]
-            return [draft.pinned() if self.device.type == "cuda" else draft for draft in drafts]
-        return [self._ordered(self.images.batch(part)) for part in parts]
+            read = [self.images.draft(part) for part in parts]
+        else:
+            read = [self._ordered(self.images.batch(part)) for part in parts]
+        return [part.pinned() for part in read] if self.device.type == "cuda" else read
 
     def _placed(self, part: Batch | Draft) -> Batch:
         """On this process's device."""

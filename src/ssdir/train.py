@@ -28,6 +28,7 @@ from ssdir.data.streaming import Images, StreamedScenes
 from ssdir.detector.cache import CacheSettings, FeatureCache, require_memory
 from ssdir.feed import Feed, describe_images, open_images
 from ssdir.health import Row
+from ssdir.machine import keep_freed_memory
 from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.randomness import generator_of, seeded
@@ -57,6 +58,8 @@ def train(
 ) -> Path:
     """Train a task's network and write the run folder ``out``; returns it.
 
+    On a CPU under Linux the process keeps the memory that it frees (:func:`~ssdir.machine.keep_freed_memory`).
+
     Args:
         task: the network and its loss; trained in place.
         run_config: all settings of the run; they are saved with it.
@@ -78,6 +81,8 @@ def train(
     settings = run_config.training
     accelerator = _accelerator(settings)
     device, writes = accelerator.device, accelerator.is_main_process
+    if device.type == "cpu":
+        keep_freed_memory()
     # The first process of every machine builds the cache, the others find it. Machines may have disks of their own;
     # where they share one, each writes the same file under a name of its own first.
     with accelerator.local_main_process_first():

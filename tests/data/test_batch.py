@@ -31,8 +31,9 @@ def test_to_moves_every_tensor() -> None:
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
-@pytest.mark.parametrize(("device", "early"), [("cpu", False), ("meta", True)])
-def test_copies_to_the_cpu_are_waited_for(monkeypatch: pytest.MonkeyPatch, device: str, early: bool) -> None:
+@pytest.mark.parametrize(("device", "early"), [("cpu", False), ("mps", False), ("cuda", True)])
+def test_only_copies_to_cuda_are_queued(monkeypatch: pytest.MonkeyPatch, device: str, early: bool) -> None:
+    """MPS may read the source of a queued copy after it is gone."""
     none = torch.zeros(0, dtype=torch.int64)
     batch = Batch(torch.zeros(2, 3, 2, 2), torch.zeros(0, 4), none, none, (1, 2))
     asked: list[bool] = []
@@ -40,7 +41,7 @@ def test_copies_to_the_cpu_are_waited_for(monkeypatch: pytest.MonkeyPatch, devic
 
     def watched(self: torch.Tensor, target: str, non_blocking: bool) -> torch.Tensor:
         asked.append(non_blocking)
-        return original(self, target, non_blocking=non_blocking)
+        return original(self, "cpu")
 
     monkeypatch.setattr(torch.Tensor, "to", watched)
     batch.to(device)

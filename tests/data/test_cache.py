@@ -181,7 +181,9 @@ def test_failed_builds_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"5\.png has 16 x 16 pixels, but its annotation says 32 x 16"):
         CachedDataset(folder, "train", 8)
     path.unlink()
-    with pytest.raises(DataError, match=r"(?s)1 of the 7 images that .*train\.json lists cannot be found:.*5\.png"):
+    with pytest.raises(
+        DataError, match=r"(?s)1 of the 7 images that .*train\.json lists cannot be found:.*5\.png"
+    ):
         CachedDataset(folder, "train", 8)
 
 

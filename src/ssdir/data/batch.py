@@ -20,9 +20,14 @@ class Answer:
     maps: tuple[Float[Tensor, "b _ _ _"], ...] | None
     """The backbone's feature maps; None where nobody needs them."""
 
+    def pinned(self) -> Answer:
+        """The same in page-locked memory."""
+        maps = None if self.maps is None else tuple(item.pin_memory() for item in self.maps)
+        return Answer(self.offsets.pin_memory(), self.logits.pin_memory(), maps)
+
     def to(self, device: torch.device | str) -> Answer:
         """The same on another device."""
-        early = _may_arrive_later(device)
+        early = may_arrive_later(device)
         return Answer(
             self.offsets.to(device, non_blocking=early),
             self.logits.to(device, non_blocking=early),
@@ -62,9 +67,20 @@ class Batch:
         """Objects of each image."""
         return torch.bincount(self.image_index, minlength=len(self.images))
 
+    def pinned(self) -> Batch:
+        """The same in page-locked memory, from which copies to a CUDA device wait for nothing."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
+            image_index=self.image_index.pin_memory(),
+            answer=None if self.answer is None else self.answer.pinned(),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        early = _may_arrive_later(device)
+        early = may_arrive_later(device)
         return replace(
             self,
             images=self.images.to(device, non_blocking=early),
@@ -75,6 +91,7 @@ class Batch:
         )
 
 
-def _may_arrive_later(device: torch.device | str) -> bool:
-    """Towards the CPU a copy must have arrived before anyone reads it."""
-    return torch.device(device).type != "cpu"
+def may_arrive_later(device: torch.device | str) -> bool:
+    """Whether a copy to the device may be queued: CUDA reads the source in time. Towards the CPU a copy must have
+    arrived before anyone reads it, and MPS may read the source after it is gone."""
+    return torch.device(device).type == "cuda"

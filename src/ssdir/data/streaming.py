@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ssdir.boxes import xyxy_to_cxcywh
 from ssdir.config import ScenesConfig, to_dict
-from ssdir.data.batch import Batch
+from ssdir.data.batch import Batch, may_arrive_later
 from ssdir.data.cache import CachedDataset
 from ssdir.data.cubic import bicubic_filter
 from ssdir.data.digits import Digits, load_digits
@@ -83,7 +83,7 @@ class Draft:
         device = torch.device(device)
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=device.type != "cpu")
+            return tensor.to(device, non_blocking=may_arrive_later(device))
 
         n, size = len(self.image_ids), self.image_size
         with torch.no_grad():

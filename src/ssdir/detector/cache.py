@@ -60,8 +60,8 @@ class FeatureCache:
 
     Files lie where the image cache does (see :class:`~ssdir.data.cache.CachedDataset`) and are written under a
     temporary name. Their names hold a hash of all that decides them: the detector's weights and settings, the images,
-    precision and memory format, the kind of device, and this code's version; others of the same split and size are
-    removed.
+    precision and memory format, the kind of device, and PyTorch's and this code's versions; others of the same split
+    and size are removed.
 
     Args:
         images: the data set.
@@ -150,6 +150,7 @@ def _key(images: CachedDataset, detector: Detector, settings: CacheSettings) -> 
         "bf16": settings.bf16,
         "channels_last": settings.channels_last,
         "device": detector.mean.device.type,
+        "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -218,6 +219,7 @@ def _filled(
                 if maps is not None:
                     maps[rows] = _packed(answer, kind)
         except _RangeError:
+            maps = None  # before the next one is made
             continue
         break
     return heads, maps

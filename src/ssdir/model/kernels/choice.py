@@ -58,9 +58,14 @@ def kernels_for(device: torch.device) -> str:
     if kind == "auto":
         kind = {"cpu": "compiled", "cuda": "triton"}.get(device.type, "plain")
         return kind if kind == "plain" or _installed(_NEEDS[kind]) else "plain"
-    if kind == "compiled" and device.type != "cpu":
-        return "plain"
-    return kind
+    return "plain" if device.type not in _devices(kind) else kind
+
+
+def _devices(kind: str) -> tuple[str, ...]:
+    """Where an implementation that was asked for can run; elsewhere plain PyTorch takes its place."""
+    if kind == "triton":
+        return ("cpu", "cuda") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+    return ("cpu",) if kind == "compiled" else ("cpu", "cuda", "mps")
 
 
 def implementation(device: torch.device) -> ModuleType:
