@@ -21,7 +21,7 @@ import tyro
 
 from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector
-from ssdir.machine import available_cores
+from ssdir.machine import available_cores, keep_freed_memory
 from ssdir.model.ssdir import SSDIR
 from ssdir.optim import make_optimizer
 from ssdir.presets import preset
@@ -51,6 +51,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     rows: list[dict[str, Any]] = []
+    keep_freed_memory()  # as the loop does
     for network in ("detector", "ssdir"):
         for option in arguments.options:
             row = measure(arguments, network, option)
