@@ -41,6 +41,10 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "crop": rendering.crop,
     "covered": rendering.covered,
     "merges": rendering.merges,
+    "sweep-objects": sweeps.objects,
+    "sweep-sides": sweeps.sides,
+    "sweep-batches": sweeps.batches,
+    # From here on the process keeps the memory that it frees, as training does.
     "steps": training.steps,
     "objects": training.objects,
     "detector": training.detector,
@@ -50,9 +54,6 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "generator": generator.generator,
     "streaming": generator.streaming,
     "profile": profiling.profiles,
-    "sweep-objects": sweeps.objects,
-    "sweep-sides": sweeps.sides,
-    "sweep-batches": sweeps.batches,
 }
 
 
