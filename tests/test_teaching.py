@@ -31,9 +31,10 @@ from ssdir.detector.ssd import Detector
 from ssdir.model.pretrained import load_detector, save_detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher, distance_to_codes
+from ssdir.model.terms import Terms
 from ssdir.randomness import generator_of, seeded
 from ssdir.storage import DataError, load_tensors, read_json
-from ssdir.tasks import SSDIRTask, Terms
+from ssdir.tasks import SSDIRTask
 from ssdir.teaching import PICTURE_CROPS, TeacherTask, load_teacher
 from ssdir.tracking import read_metrics
 from ssdir.train import train, train_ssdir, train_teacher

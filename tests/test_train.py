@@ -46,11 +46,12 @@ from ssdir.meters import FiniteGuard, TrainingError, Window
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher
+from ssdir.model.terms import Terms
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.randomness import generator_of, seeded
 from ssdir.run_folder import load_run_config
 from ssdir.storage import DataError, load_tensors, read_json
-from ssdir.tasks import DetectorTask, SSDIRTask, Terms, with_boxes
+from ssdir.tasks import DetectorTask, SSDIRTask, with_boxes
 from ssdir.teaching import TeacherTask
 from ssdir.tracking import read_metrics
 from ssdir.train import _accelerator, computes_in_bf16, train_detector, train_ssdir, train_teacher

@@ -33,8 +33,9 @@ from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.figures.overlay import to_picture
 from ssdir.model.pretrained import load_detector, save_folder
+from ssdir.model.terms import Terms
 from ssdir.randomness import seeded
-from ssdir.tasks import Task, Terms
+from ssdir.tasks import Task
 from ssdir.train import train, train_detector, train_ssdir
 
 SIDE = 8

@@ -30,25 +30,25 @@ class ConfigError(UserError):
     """A configuration that cannot be used; the message names the key and the remedy."""
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
 
 
-def _require_at_least(config: Any, section: str, lowest: int, *names: str) -> None:
+def require_at_least(config: Any, section: str, lowest: int, *names: str) -> None:
     """The named settings (None is let through) are not below ``lowest``."""
     for name in names:
         value = getattr(config, name)
         bound = "not be negative" if lowest == 0 else f"be at least {lowest}"
-        _require(value is None or value >= lowest, f"{section}.{name} is {value}; it must {bound}")
+        require(value is None or value >= lowest, f"{section}.{name} is {value}; it must {bound}")
 
 
-def _require_finite(config: Any, section: str) -> None:
+def require_finite(config: Any, section: str) -> None:
     """No setting is NaN or infinite, alone or in a list."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         values = value if isinstance(value, tuple) else (value,)
-        _require(
+        require(
             all(math.isfinite(number) for number in values if isinstance(number, float)),
             f"{section}.{item.name} is {value}; it must be finite",
         )
@@ -80,22 +80,22 @@ class ScenesConfig:
     """Every scene is a pure function of (seed, split, index)."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "scenes")
-        _require(self.side >= 8, f"scenes.side is {self.side}; it must be at least 8 pixels")
-        _require(len(self.grids) > 0, "scenes.grids is empty; give at least one (rows, columns) pair")
-        _require(
+        require_finite(self, "scenes")
+        require(self.side >= 8, f"scenes.side is {self.side}; it must be at least 8 pixels")
+        require(len(self.grids) > 0, "scenes.grids is empty; give at least one (rows, columns) pair")
+        require(
             all(rows >= 1 and columns >= 1 for rows, columns in self.grids),
             f"scenes.grids is {self.grids}; rows and columns must be at least 1",
         )
-        _require(
+        require(
             1 <= self.digit_min <= self.digit_max <= self.side,
             f"scenes.digit_min={self.digit_min}, digit_max={self.digit_max}, side={self.side}: "
             "need 1 <= digit_min <= digit_max <= side",
         )
-        _require(0 <= self.delta_position <= 1, "scenes.delta_position must lie in [0, 1]")
-        _require(0 <= self.theta_filled <= 1, "scenes.theta_filled must lie in [0, 1]")
-        _require(self.seed >= 0, "scenes.seed must not be negative")
-        _require(min(self.n_train, self.n_val, self.n_test) >= 0, "numbers of scenes must not be negative")
+        require(0 <= self.delta_position <= 1, "scenes.delta_position must lie in [0, 1]")
+        require(0 <= self.theta_filled <= 1, "scenes.theta_filled must lie in [0, 1]")
+        require(self.seed >= 0, "scenes.seed must not be negative")
+        require(min(self.n_train, self.n_val, self.n_test) >= 0, "numbers of scenes must not be negative")
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,14 @@ class ClevrLikeConfig:
     def __post_init__(self) -> None:
         for name in ("width", "height"):
             side = getattr(self, name)
-            _require(16 <= side <= 4096, f"scenes.{name} is {side}; it must be 16 to 4096 pixels")
-        _require(
+            require(16 <= side <= 4096, f"scenes.{name} is {side}; it must be 16 to 4096 pixels")
+        require(
             0.5 <= self.height / self.width <= 2,
             f"scenes of {self.width} x {self.height} pixels are too narrow; no side may be over twice the other",
         )
-        _require(self.samples >= 2, f"scenes.samples is {self.samples}; it must be at least 2")
-        _require(self.seed >= 0, "scenes.seed must not be negative")
-        _require(min(self.n_train, self.n_val, self.n_test) >= 0, "numbers of scenes must not be negative")
+        require(self.samples >= 2, f"scenes.samples is {self.samples}; it must be at least 2")
+        require(self.seed >= 0, "scenes.seed must not be negative")
+        require(min(self.n_train, self.n_val, self.n_test) >= 0, "numbers of scenes must not be negative")
 
 
 @dataclass(frozen=True)
@@ -161,26 +161,26 @@ class DetectorConfig:
     """Most boxes kept of an image."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "detector")
-        _require(self.image_size >= 1, "detector.image_size must be positive")
-        _require(self.width > 0, "detector.width must be positive")
-        _require(
+        require_finite(self, "detector")
+        require(self.image_size >= 1, "detector.image_size must be positive")
+        require(self.width > 0, "detector.width must be positive")
+        require(
             len(self.maps) > 0
             and list(self.maps) == sorted(set(self.maps))
             and set(self.maps) <= set(range(6)),
             f"detector.maps is {self.maps}; list increasing numbers out of 0..5",
         )
         for name, sizes in (("min_sizes", self.min_sizes), ("max_sizes", self.max_sizes or self.min_sizes)):
-            _require(
+            require(
                 len(sizes) == len(self.maps) and all(size > 0 for size in sizes),
                 f"detector.{name} is {sizes}; it must have one positive entry for each of the {len(self.maps)} maps",
             )
-        _require(
+        require(
             self.boxes_per_cell > 0 and all(ratio > 0 for ratio in self.aspect_ratios),
             "detector: give positive aspect_ratios, or max_sizes, or both; each cell needs a prior",
         )
-        _require_at_least(self, "detector", 1, "n_classes", "max_detections")
-        _require(
+        require_at_least(self, "detector", 1, "n_classes", "max_detections")
+        require(
             self.nms_iou is None or 0 <= self.nms_iou <= 1, "detector.nms_iou must lie in [0, 1] or be None"
         )
 
@@ -205,10 +205,10 @@ class DetectorLossConfig:
     """Weight of the classification term."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "loss")
-        _require(0 < self.match_iou <= 1, "loss.match_iou must lie in (0, 1]")
-        _require(self.negatives_per_positive >= 0, "loss.negatives_per_positive must not be negative")
-        _require(
+        require_finite(self, "loss")
+        require(0 < self.match_iou <= 1, "loss.match_iou must lie in (0, 1]")
+        require(self.negatives_per_positive >= 0, "loss.negatives_per_positive must not be negative")
+        require(
             min(self.positive_weight, self.box_weight, self.score_weight) >= 0,
             "weights of the detector's loss must not be negative",
         )
@@ -249,15 +249,15 @@ class ModelConfig:
     """Cells less probable than this are reset (mean 0, sigma 1, box 0); 0 switches the reset off."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "model")
-        _require_at_least(self, "model", 1, "z_what_size", "what_width")
-        _require_at_least(self, "model", 0, "n_hidden", "sigma_what", "sigma_depth")
-        _require(
+        require_finite(self, "model")
+        require_at_least(self, "model", 1, "z_what_size", "what_width")
+        require_at_least(self, "model", 0, "n_hidden", "sigma_what", "sigma_depth")
+        require(
             len(self.decoder_channels) >= 1 and min(self.decoder_channels) >= 1,
             f"model.decoder_channels is {self.decoder_channels}; it must have at least one entry, each at least 1",
         )
-        _require(0 <= self.reset_below <= 1, "model.reset_below must lie in [0, 1]")
-        _require(0 <= self.present_threshold < 1, "model.present_threshold must lie in [0, 1)")
+        require(0 <= self.reset_below <= 1, "model.reset_below must lie in [0, 1]")
+        require(0 <= self.present_threshold < 1, "model.present_threshold must lie in [0, 1)")
 
     @property
     def patch_size(self) -> int:
@@ -282,8 +282,8 @@ class ObjectiveConfig:
     """Pixels scored by the image term: all, or only those inside present objects' boxes."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "objective")
-        _require_at_least(self, "objective", 0, "image", "objects", "what", "depth", "teacher")
+        require_finite(self, "objective")
+        require_at_least(self, "objective", 0, "image", "objects", "what", "depth", "teacher")
 
 
 @dataclass(frozen=True)
@@ -334,25 +334,25 @@ class TrainingConfig:
     """Checkpoints kept, newest first."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "training")
-        _require_at_least(
+        require_finite(self, "training")
+        require_at_least(
             self, "training", 0, "steps", "seed", "warmup_steps", "weight_decay", "validate_every", "validation_images"
         )  # fmt: skip
-        _require_at_least(
+        require_at_least(
             self, "training", 1, "batch_size", "accumulate", "log_every", "keep_checkpoints", "checkpoint_every"
         )  # fmt: skip
-        _require(
+        require(
             self.batch_size % self.accumulate == 0,
             f"training.batch_size {self.batch_size} must be a multiple of training.accumulate {self.accumulate}",
         )
-        _require(self.learning_rate > 0, "training.learning_rate must be positive")
-        _require(self.feature_cache_gb > 0, "training.feature_cache_gb must be positive")
-        _require(0 <= self.ema_decay < 1, "training.ema_decay must lie in [0, 1)")
-        _require(
+        require(self.learning_rate > 0, "training.learning_rate must be positive")
+        require(self.feature_cache_gb > 0, "training.feature_cache_gb must be positive")
+        require(0 <= self.ema_decay < 1, "training.ema_decay must lie in [0, 1)")
+        require(
             all(0 <= beta < 1 for beta in self.betas),
             f"training.betas is {self.betas}; both must lie in [0, 1)",
         )
-        _require(
+        require(
             self.clip_norm is None or self.clip_norm > 0,
             f"training.clip_norm is {self.clip_norm}; it must be positive, or None for no clipping",
         )
@@ -391,12 +391,12 @@ class TeacherConfig:
     """Standard deviation of the noise on views' pixels."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "teacher")
-        _require(self.side >= 8, "teacher.side must be at least 8 pixels")
-        _require(self.context >= 1, "teacher.context must be at least 1, the box itself")
-        _require(self.crops >= 2, "teacher.crops must be at least 2: its statistics are over a batch")
-        _require_at_least(self, "teacher", 1, "width", "projector_hidden", "projector_size")
-        _require_at_least(
+        require_finite(self, "teacher")
+        require(self.side >= 8, "teacher.side must be at least 8 pixels")
+        require(self.context >= 1, "teacher.context must be at least 1, the box itself")
+        require(self.crops >= 2, "teacher.crops must be at least 2: its statistics are over a batch")
+        require_at_least(self, "teacher", 1, "width", "projector_hidden", "projector_size")
+        require_at_least(
             self, "teacher", 0, "invariance", "rotation", "shear", "scale", "shift", "noise"
         )  # fmt: skip
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ssdir.errors import UserError
+from ssdir.model.terms import Terms
 from ssdir.run_folder import checkpoints
-from ssdir.tasks import Terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from ssdir.model.objective import Objective
 from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher, distance_to_codes
+from ssdir.model.terms import Terms
 from ssdir.randomness import generator_of
 from ssdir.storage import tensors_fingerprint
 
@@ -30,15 +31,6 @@ VALIDATION_BATCH = 32
 """Images at a time in a validation."""
 PICTURE_IMAGES = 6
 """Rows of a picture."""
-
-
-class Terms(NamedTuple):
-    """What a task says of a batch."""
-
-    losses: dict[str, Float[Tensor, ""]]
-    """Unweighted loss terms."""
-    health: dict[str, Any]
-    """Scalars (tensors or numbers) that tell a healthy run from a sick one; columns ``health/...``."""
 
 
 class Task(nn.Module, ABC):

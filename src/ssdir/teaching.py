@@ -26,8 +26,9 @@ from ssdir.model.pretrained import (
 )
 from ssdir.model.render import crop
 from ssdir.model.teacher import Teacher, contexts_of
+from ssdir.model.terms import Terms
 from ssdir.storage import tensors_fingerprint
-from ssdir.tasks import Means, Task, Terms, grid_of
+from ssdir.tasks import Means, Task, grid_of
 
 PICTURE_CROPS = 12
 

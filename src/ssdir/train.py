@@ -30,11 +30,12 @@ from ssdir.feed import Feed, describe_images, open_images
 from ssdir.health import Row
 from ssdir.machine import keep_freed_memory
 from ssdir.meters import Clock, FiniteGuard, Window
+from ssdir.model.terms import Terms
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.randomness import generator_of, seeded
 from ssdir.run_folder import check_run, checkpoints, remove_leftovers
 from ssdir.storage import atomic_open, write_json
-from ssdir.tasks import DetectorTask, SSDIRTask, Task, Terms
+from ssdir.tasks import DetectorTask, SSDIRTask, Task
 from ssdir.tracking import Recorder
 
 if TYPE_CHECKING:

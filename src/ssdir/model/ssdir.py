@@ -5,28 +5,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ssdir.boxes import cxcywh_to_xyxy, nms
 from ssdir.config import DetectorConfig, ModelConfig, to_dict
 from ssdir.data.batch import Answer
-from ssdir.data.images import ImageSource, read_image, squash
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.model import pretrained, render
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
+from ssdir.model.inputs import Images, prepare
 from ssdir.model.latents import CellLatents, Objects
-from ssdir.storage import DataError
-
-Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource | Shaped[Tensor, "..."]]
 
 
 @dataclass(frozen=True)
@@ -237,7 +232,7 @@ class SSDIR(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                latents = self.encode(self._prepared(images))
+                latents = self.encode(prepare(images, self.detector.mean, self.detector.config.image_size))
                 objects = self.select(latents, present_threshold, nms_iou, max_objects)
                 if patches:
                     assert objects.what is not None
@@ -255,20 +250,6 @@ class SSDIR(nn.Module):
         objects = self.infer(images)
         with torch.no_grad():
             return self.render(objects, self.detector.config.image_size if size is None else size)
-
-    def _prepared(self, images: Images) -> Float[Tensor, "b 3 s s"]:
-        """Images in [0, 1] of the detector's side, on the model's device."""
-        side, like = self.detector.config.image_size, self.detector.mean
-        if isinstance(images, Tensor):
-            return _squashed(images, like, side)
-        sources = [images] if isinstance(images, ImageSource) else list(images)
-        parts = [
-            _squashed(source, like, side)
-            if isinstance(source, Tensor)
-            else _read(source, side).to(like.device).to(like.dtype).div(255)
-            for source in sources
-        ]
-        return torch.cat(parts) if parts else like.new_zeros(0, 3, side, side)
 
     def with_untrained_what(self, seed: int) -> SSDIR:
         """The same model with a fresh what encoder (the control of a probe of z_what), for evaluation only.
@@ -317,36 +298,3 @@ class SSDIR(nn.Module):
         pretrained.load_weights(model, folder)
         model.categories = pretrained.categories_of(folder)
         return model.eval()
-
-
-def _read(source: ImageSource, side: int) -> UInt8[Tensor, "1 3 side side"]:
-    """An image file, Pillow image or array, squashed."""
-    return torch.from_numpy(squash(read_image(source), side).copy()).permute(2, 0, 1)[None]
-
-
-def _squashed(
-    images: Shaped[Tensor, "..."], like: Float[Tensor, "..."], side: int
-) -> Float[Tensor, "b 3 side side"]:
-    """A tensor of one image or of several, of the type of ``like`` and on its device; refused unless in [0, 1]."""
-    if images.dtype == torch.uint8:
-        images = images.to(like) / 255
-    if images.ndim not in (3, 4) or images.shape[-3] != 3 or not images.is_floating_point():
-        raise DataError(
-            "a tensor of images must be floats in [0, 1], or uint8, of shape (b, 3, h, w) or (3, h, w), not "
-            f"{images.dtype} {tuple(images.shape)}"
-        )
-    images = images[None] if images.ndim == 3 else images
-    if len(images) == 0:
-        return like.new_zeros(0, 3, side, side)
-    if images.numel() == 0:
-        raise DataError(f"a tensor of images of shape {tuple(images.shape)} has no pixels")
-    images = images.to(like)
-    low, high = (float(value) for value in images.aminmax())
-    if not (low >= 0 and high <= 1):  # also for NaN
-        raise DataError(
-            f"a tensor of images must hold values in [0, 1], not {low:.6g} to {high:.6g}; divide bytes by 255, and "
-            "leave normalisation to the model"
-        )
-    if images.shape[-2:] == (side, side):
-        return images
-    return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)

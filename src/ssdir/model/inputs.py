@@ -1,0 +1,71 @@
+"""Images as every model takes them: tensors, files, Pillow images, arrays or lists of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from ssdir.data.images import ImageSource, read_image, squash
+from ssdir.storage import DataError
+
+Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource | Shaped[Tensor, "..."]]
+
+
+def prepare(images: Images, like: Float[Tensor, "..."], side: int) -> Float[Tensor, "b 3 side side"]:
+    """Images in [0, 1] of one side, of the type of ``like`` and on its device.
+
+    Args:
+        images: a tensor "b 3 h w" or "3 h w" in [0, 1] (or uint8), anything that
+            :func:`ssdir.data.images.read_image` takes, or a list of such images, each of its own size.
+        side: in pixels; other images are squashed to it with antialiasing.
+
+    Raises:
+        DataError: an image cannot be read, or the tensor is not what it should be.
+    """
+    if isinstance(images, Tensor):
+        return _squashed(images, like, side)
+    sources = [images] if isinstance(images, ImageSource) else list(images)
+    parts = [
+        _squashed(source, like, side)
+        if isinstance(source, Tensor)
+        else _read(source, side).to(like.device).to(like.dtype).div(255)
+        for source in sources
+    ]
+    return torch.cat(parts) if parts else like.new_zeros(0, 3, side, side)
+
+
+def _read(source: ImageSource, side: int) -> UInt8[Tensor, "1 3 side side"]:
+    """An image file, Pillow image or array, squashed."""
+    return torch.from_numpy(squash(read_image(source), side).copy()).permute(2, 0, 1)[None]
+
+
+def _squashed(
+    images: Shaped[Tensor, "..."], like: Float[Tensor, "..."], side: int
+) -> Float[Tensor, "b 3 side side"]:
+    """A tensor of one image or of several, of the type of ``like`` and on its device; refused unless in [0, 1]."""
+    if images.dtype == torch.uint8:
+        images = images.to(like) / 255
+    if images.ndim not in (3, 4) or images.shape[-3] != 3 or not images.is_floating_point():
+        raise DataError(
+            "a tensor of images must be floats in [0, 1], or uint8, of shape (b, 3, h, w) or (3, h, w), not "
+            f"{images.dtype} {tuple(images.shape)}"
+        )
+    images = images[None] if images.ndim == 3 else images
+    if len(images) == 0:
+        return like.new_zeros(0, 3, side, side)
+    if images.numel() == 0:
+        raise DataError(f"a tensor of images of shape {tuple(images.shape)} has no pixels")
+    images = images.to(like)
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= 0 and high <= 1):  # also for NaN
+        raise DataError(
+            f"a tensor of images must hold values in [0, 1], not {low:.6g} to {high:.6g}; divide bytes by 255, and "
+            "leave normalisation to the model"
+        )
+    if images.shape[-2:] == (side, side):
+        return images
+    return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)

@@ -1,0 +1,17 @@
+"""What a model or a task says of a batch in training."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Terms(NamedTuple):
+    """What a model says of a batch."""
+
+    losses: dict[str, Float[Tensor, ""]]
+    """Unweighted loss terms."""
+    health: dict[str, Any]
+    """Scalars (tensors or numbers) that tell a healthy run from a sick one; columns ``health/...``."""
