@@ -225,7 +225,7 @@ def preset(name: str) -> Preset:
     >>> preset("mnits")
     Traceback (most recent call last):
     ...
-    ssdir.config.ConfigError: there is no preset 'mnits'; perhaps you meant 'mnist' (of clevr, mnist, ...)
+    ssdir.settings.ConfigError: there is no preset 'mnits'; perhaps you meant 'mnist' (of clevr, mnist, ...)
     """
     if name not in PRESETS:
         raise ConfigError(f"there is no preset {name!r}{perhaps(name, sorted(PRESETS))}")
