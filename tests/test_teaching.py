@@ -184,7 +184,9 @@ def test_a_teachers_run_goes_on_exactly(
 ) -> None:
     forward, calls = TeacherTask.forward, iter(range(100))
 
-    def interrupted(self: TeacherTask, batch: Batch, generator: torch.Generator) -> Terms:
+    def interrupted(
+        self: TeacherTask, batch: Batch, generator: torch.Generator, step: int | None = None
+    ) -> Terms:
         if next(calls) == 4:  # three steps and a validation
             raise KeyboardInterrupt
         return forward(self, batch, generator)

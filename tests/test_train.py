@@ -42,6 +42,7 @@ from ssdir.detector.backbone import Backbone
 from ssdir.detector.loss import match
 from ssdir.detector.ssd import Detector
 from ssdir.feed import Feed
+from ssdir.loop import _accelerator
 from ssdir.meters import FiniteGuard, TrainingError, Window
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
@@ -54,7 +55,7 @@ from ssdir.storage import DataError, load_tensors, read_json
 from ssdir.tasks import DetectorTask, SSDIRTask, with_boxes
 from ssdir.teaching import TeacherTask
 from ssdir.tracking import read_metrics
-from ssdir.train import _accelerator, computes_in_bf16, train_detector, train_ssdir, train_teacher
+from ssdir.train import computes_in_bf16, train_detector, train_ssdir, train_teacher
 
 HERE = Path(__file__).parent
 
@@ -558,7 +559,9 @@ def test_ssdir_resumes_exactly(
     forward = SSDIRTask.forward
     calls = iter(range(100))
 
-    def interrupted(self: SSDIRTask, batch: Batch, generator: torch.Generator) -> Terms:
+    def interrupted(
+        self: SSDIRTask, batch: Batch, generator: torch.Generator, step: int | None = None
+    ) -> Terms:
         if next(calls) == 3:
             raise KeyboardInterrupt
         return forward(self, batch, generator)
@@ -610,7 +613,7 @@ def test_a_run_from_imagenet_goes_on_from_imagenet_only(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(DetectorTask, "forward", lambda self, batch, generator: next(iter(())))
+        patch.setattr(DetectorTask, "forward", lambda self, batch, generator, step=None: next(iter(())))
         with pytest.raises(StopIteration):
             start(tmp_path / "vgg.pth", resume=False)
     with pytest.raises(ConfigError, match=r"initial_weights: imagenet -> \(absent\)"):

@@ -103,7 +103,7 @@ class ToyTask(Task):
         self.autocast: bool | None = None
         self.seen: list[tuple[int, ...]] = []
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
         self.autocast = torch.is_autocast_enabled(batch.images.device.type)
         noise = torch.randn(batch.images.shape, generator=generator, device=generator.device)
         answer = self.model(batch.images + self.noise * noise).float().mean((1, 2, 3))

@@ -137,7 +137,7 @@ def load_optimizer_tensors(
         DataError: state of a parameter that the optimizer does not have, or of another shape.
     """
     parameters = {name: parameter for parameter, name in names.items()}
-    fused = any(group.get("fused") for group in optimizer.param_groups)
+    fused = {item for group in optimizer.param_groups if group.get("fused") for item in group["params"]}
     for full_name, tensor in tensors.items():
         prefix, _, rest = full_name.partition("/")
         if prefix != "optimizer":
@@ -151,7 +151,9 @@ def load_optimizer_tensors(
             )
         if key == "step":
             # A fused optimizer keeps its step counters beside the parameters, others on the CPU.
-            optimizer.state[parameter][key] = tensor.to(parameter.device if fused else "cpu", copy=True)
+            optimizer.state[parameter][key] = tensor.to(
+                parameter.device if parameter in fused else "cpu", copy=True
+            )
         else:
             optimizer.state[parameter][key] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
 

@@ -293,10 +293,12 @@ class TrainingConfig:
     """Micro-batches per step."""
     learning_rate: float = 0.0005
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    schedule: Literal["constant", "cosine", "one_cycle", "halving"] = "constant"
     """Learning rate over the steps, after the warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
+    half_life: int = 100_000
+    """Steps in which the schedule ``halving`` halves the learning rate."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay (0 gives Adam); not applied to biases and normalisation."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -334,7 +336,8 @@ class TrainingConfig:
             self, "training", 0, "steps", "seed", "warmup_steps", "weight_decay", "validate_every", "validation_images"
         )  # fmt: skip
         require_at_least(
-            self, "training", 1, "batch_size", "accumulate", "log_every", "keep_checkpoints", "checkpoint_every"
+            self, "training", 1, "batch_size", "accumulate", "log_every", "keep_checkpoints", "checkpoint_every",
+            "half_life",
         )  # fmt: skip
         require(
             self.batch_size % self.accumulate == 0,

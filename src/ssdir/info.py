@@ -14,12 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssdir.detector.ssd import Detector
-from ssdir.machine import available_cores, choose_device
+from ssdir.machine import available_cores, choose_device, computes_in_bf16
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.kernels.choice import kernels_for
 from ssdir.model.ssdir import SSDIR
 from ssdir.presets import PRESETS, preset
-from ssdir.train import computes_in_bf16
 
 PACKAGES = (
     "ssdir", "torch", "numpy", "pillow", "pyyaml", "safetensors", "tyro", "rich", "accelerate", "jaxtyping",

@@ -1,4 +1,4 @@
-"""What this computer offers: its cores, its accelerator, and a folder for what can be made or fetched again."""
+"""What this computer offers: cores, an accelerator, bf16, and a folder for what can be made or fetched again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ssdir.config import ConfigError
 
@@ -65,3 +65,26 @@ def choose_device(name: str = "auto") -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used here ({reason}); give auto or cpu") from error
     return device
+
+
+def computes_in_bf16(precision: Literal["auto", "fp32", "bf16"]) -> bool:
+    """What ``precision`` means here: ``auto`` is bf16 where the processor has instructions for it."""
+    import torch
+
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.mps.is_available():
+        return False
+    return _cpu_computes_in_bf16()
+
+
+def _cpu_computes_in_bf16() -> bool:
+    """Whether the processor multiplies in bf16 (AVX-512 or AMX bf16, ARM bf16), by torch or by Linux."""
+    import torch
+
+    if hasattr(torch.cpu, "get_capabilities"):
+        return any(value is True and "bf16" in name for name, value in torch.cpu.get_capabilities().items())
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "bf16" in cpuinfo.read_text()

@@ -1,4 +1,4 @@
-"""What can be trained: a network and its loss as one module, which the loop of :mod:`ssdir.train` drives."""
+"""What can be trained: a network and its loss as one module, which :mod:`ssdir.loop` drives."""
 
 from __future__ import annotations
 
@@ -45,14 +45,21 @@ class Task(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
-    validation_columns: ClassVar[tuple[str, ...]] = ()
+    validation_columns: tuple[str, ...] = ()
     model: nn.Module
     weights: dict[str, float]
     image_size: int
 
     @abstractmethod
-    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
-        """The loss terms of a batch; all randomness comes from the generator."""
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
+        """The loss terms of a batch.
+
+        Args:
+            batch: on the model's device.
+            generator: source of all randomness.
+            step: finished steps, of which whatever changes in the course of a training is a pure function; None: as
+                at its end, which is how a validation asks.
+        """
 
     @abstractmethod
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
@@ -73,6 +80,10 @@ class Task(nn.Module, ABC):
     def frozen(self) -> tuple[Detector, bool] | None:
         """The frozen detector, whose answers may be computed once and kept, and whether its feature maps are used;
         None where there is none."""
+        return None
+
+    def optimizer_groups(self) -> Sequence[Mapping[str, Any]] | None:
+        """How the parameters are optimized, for :func:`ssdir.optim.make_optimizer`; None: by AdamW, all alike."""
         return None
 
     def compile_networks(self) -> None:
@@ -122,7 +133,7 @@ class DetectorTask(Task):
         self.weights = self.objective.weights
         self.image_size = detector.config.image_size
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
         output = self.model(batch.images)
         losses = self.objective(self.model, output, batch)
         n_images = len(batch)
@@ -197,7 +208,7 @@ class SSDIRTask(Task):
         self.image_size = model.detector.config.image_size
         self._detector_fingerprint = tensors_fingerprint(model.detector.state_dict())
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
         output = self.model(batch.images, generator, self.objective.needs_images, batch.answer)
         losses = self.objective(output, batch.images, batch.grey)
         if self.teacher is not None:

@@ -51,7 +51,7 @@ class TeacherTask(Task):
     def detector(self) -> Detector:
         return self._detector[0].to(self.device)
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
         boxes, image_index = self.find(batch.images, batch.answer)
         if len(boxes) > self.model.config.crops:
             order = torch.randperm(len(boxes), generator=generator, device=generator.device)

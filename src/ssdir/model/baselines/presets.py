@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from ssdir.config import TrainingConfig
 
 
+@runtime_checkable
 class BaselineRun(Protocol):
     """All that decides a baseline's training: a frozen dataclass with these two sections."""
 
