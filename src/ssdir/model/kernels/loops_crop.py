@@ -16,6 +16,8 @@ from typing import no_type_check
 import numpy as np
 
 from ssdir.model.kernels.loops import add_scaled, compiled, dot, loose
+from ssdir.model.kernels.loops_bilinear import axis as axis_of_glimpse
+from ssdir.model.kernels.loops_bilinear import pull_box, read_object
 
 
 @compiled
@@ -164,12 +166,16 @@ def crop_objects(patches, images, boxes, image_index, border, antialias, first_t
     kind = images.dtype
     flat = images.reshape(-1)
     rows, columns = room(p, height, kind), room(p, width, kind)
+    plain_rows, plain_columns = axis_of_glimpse(p, kind), axis_of_glimpse(p, kind)
     line = np.zeros(width + 2, kind)
     for o in range(first_task, last_task):
         if not alive(boxes[o]):
             patches[o] = kind.type(0)
             continue
         average_y, average_x = averages(boxes[o], p, height, width, antialias)
+        if not (average_y or average_x):
+            read_object(patches[o], images[image_index[o]], boxes[o], border, plain_rows, plain_columns)
+            continue
         top, _ = sample(boxes[o, 1], boxes[o, 3], p, height, border, average_y, rows)
         left, wide = sample(boxes[o, 0], boxes[o, 2], p, width, border, average_x, columns)
         line[wide + 1] = kind.type(0)
@@ -208,12 +214,18 @@ def pull_crops(
     kind = images.dtype
     flat, flat_grad = images.reshape(-1), image_grads.reshape(-1)
     rows, columns = room(p, height, kind), room(p, width, kind)
+    plain_rows, plain_columns = axis_of_glimpse(p, kind), axis_of_glimpse(p, kind)
     line, line_grad = np.zeros(width + 2, kind), np.zeros(width + 2, kind)
     for k in range(starts[first_task], starts[last_task]):
         o = order[k]
         if not alive(boxes[o]):
             continue
         average_y, average_x = averages(boxes[o], p, height, width, antialias)
+        if not (average_y or average_x or of_images):
+            pull_box(
+                grad[o], images[image_index[o]], boxes[o], border, plain_rows, plain_columns, box_grads[o]
+            )
+            continue
         top, _ = sample(boxes[o, 1], boxes[o, 3], p, height, border, average_y, rows)
         left, wide = sample(boxes[o, 0], boxes[o, 2], p, width, border, average_x, columns)
         line[wide + 1] = kind.type(0)

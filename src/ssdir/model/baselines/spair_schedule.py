@@ -1,0 +1,147 @@
+"""In which order SPAIR's cells are inferred, and where each finds its neighbours: tables, computed once.
+
+A cell (i, j), row and column, sees the cells before it in raster order within ``lookback`` rings r: those to its left
+in its own row and those up to r rows above, r columns to both sides. (i - 1, j + r) is the neighbour that decides:
+cells of one t = (r + 1) i + j know nothing of each other and can be inferred at once, and no schedule is shorter.
+For r = 1 there are 2 (H - 1) + W steps in place of H W.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+Cell = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Cells that are inferred at once."""
+
+    cells: tuple[int, ...]
+    """Their numbers, in raster order."""
+    sources: tuple[int, ...]
+    """Earlier steps that hold their neighbours, rising."""
+    neighbours: tuple[tuple[int, ...], ...]
+    """For each cell where its neighbours lie: 0 is the edge of the grid, then come the cells of ``sources``."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a scan over a grid."""
+
+    rows: int
+    columns: int
+    lookback: int
+    """Rings of neighbours; 0: cells know nothing of each other."""
+    steps: tuple[Step, ...]
+
+    @property
+    def n_cells(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def n_neighbours(self) -> int:
+        """Neighbours of a cell: half of the ring, floor((2 r + 1)^2 / 2)."""
+        return len(offsets(self.lookback))
+
+
+@functools.cache
+def wavefront(rows: int, columns: int, lookback: int) -> Schedule:
+    """The shortest schedule: step t has the cells with (lookback + 1) * row + column = t.
+
+    >>> schedule = wavefront(11, 11, lookback=1)
+    >>> len(schedule.steps), max(len(step.cells) for step in schedule.steps)
+    (31, 6)
+    >>> schedule.steps[4].sources  # left and upper right, above, upper left
+    (1, 2, 3)
+    """
+    return _scheduled(rows, columns, lookback, lambda row, column: (lookback + 1) * row + column)
+
+
+@functools.cache
+def raster(rows: int, columns: int, lookback: int) -> Schedule:
+    """One cell after another, row by row: the reference that the wavefront must equal."""
+    return _scheduled(rows, columns, lookback, lambda row, column: row * columns + column)
+
+
+@functools.cache
+def at_once(rows: int, columns: int) -> Schedule:
+    """All cells in one step, without neighbours: ConvSPAIR."""
+    return _scheduled(rows, columns, 0, lambda row, column: 0)
+
+
+def offsets(lookback: int) -> list[Cell]:
+    """Rows and columns from a cell to its neighbours, in raster order.
+
+    >>> offsets(1)
+    [(-1, -1), (-1, 0), (-1, 1), (0, -1)]
+    """
+    ring = range(-lookback, lookback + 1)
+    return [(row, column) for row in ring for column in ring if (row, column) < (0, 0)]
+
+
+def _scheduled(rows: int, columns: int, lookback: int, time: Callable[[int, int], int]) -> Schedule:
+    """A schedule from the time at which each cell is inferred; every time has a cell."""
+    at: dict[int, list[Cell]] = {}
+    for row in range(rows):
+        for column in range(columns):
+            at.setdefault(time(row, column), []).append((row, column))
+    steps = []
+    for now in range(len(at)):
+        seen = [
+            [
+                (row + down, column + right) if row + down >= 0 and 0 <= column + right < columns else None
+                for down, right in offsets(lookback)
+            ]
+            for row, column in at[now]
+        ]
+        sources = sorted({time(*cell) for cells in seen for cell in cells if cell is not None})
+        place: dict[Cell | None, int] = {None: 0}
+        for source in sources:
+            for cell in at[source]:
+                place[cell] = len(place)
+        numbers = tuple(row * columns + column for row, column in at[now])
+        steps.append(
+            Step(numbers, tuple(sources), tuple(tuple(place[cell] for cell in cells) for cells in seen))
+        )
+    return Schedule(rows, columns, lookback, tuple(steps))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A schedule's tables for a batch, on a device. Rows: step by step, in each image by image, cell by cell."""
+
+    order: Int[Tensor, " rows"]
+    """The image and cell, image * n_cells + cell, of each row."""
+    back: Int[Tensor, " rows"]
+    """The row of each image and cell."""
+    sizes: tuple[int, ...]
+    """Rows of each step."""
+    neighbours: tuple[Int[Tensor, "..."], ...]
+    """Of each step: for each cell where its neighbours lie, one cell after another."""
+
+
+@functools.lru_cache(maxsize=32)
+def tables(schedule: Schedule, n_images: int, device: torch.device) -> Tables:
+    """Made once for each size of a batch."""
+    with torch.inference_mode(False):  # they are kept, and gradients need them
+        first = torch.arange(n_images)[:, None] * schedule.n_cells
+        order = torch.cat([(first + torch.tensor(step.cells)).flatten() for step in schedule.steps])
+        return Tables(
+            order.to(device),
+            order.argsort().to(device),
+            tuple(n_images * len(step.cells) for step in schedule.steps),
+            tuple(
+                torch.tensor(_flat(step.neighbours), dtype=torch.long).to(device) for step in schedule.steps
+            ),
+        )
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [item for row in rows for item in row]
