@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -165,7 +165,7 @@ class Baseline(nn.Module, ABC):
         pretrained.save_folder(path, config, self)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
+    def from_pretrained(cls, path: str | Path) -> Baseline:
         """The model saved at ``path``: a model folder, or a run. It is on the CPU and in eval mode.
 
         Raises:
@@ -185,7 +185,7 @@ class Baseline(nn.Module, ABC):
         return {self.kind: to_dict(self.config)}
 
     @classmethod
-    def built(cls, config: Mapping[str, Any], file: Path) -> Self:
+    def built(cls, config: Mapping[str, Any], file: Path) -> Baseline:
         """An untrained model as ``config.json`` describes it.
 
         Raises:
