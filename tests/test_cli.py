@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ssdir.cli import Evaluate, Infer, Quickstart, TrainSSDIR, main, parse
+from ssdir.cli import Evaluate, Infer, Quickstart, main, parse
 from ssdir.data_commands import MnistScenes
 from ssdir.presets import PRESETS
+from ssdir.train_commands import TrainSSDIR
 
 
 def test_options_override_a_preset_and_leave_the_rest() -> None:

@@ -14,7 +14,9 @@ from ssdir.console import Progress, no_progress
 from ssdir.data.images import IMAGE_SUFFIXES, read_image
 from ssdir.figures.overlay import draw_boxes, to_picture
 from ssdir.machine import choose_device
+from ssdir.model.baselines.base import Baseline
 from ssdir.model.latents import Objects
+from ssdir.model.registry import load_model
 from ssdir.model.ssdir import SSDIR
 from ssdir.storage import DataError, atomic_folder, write_json
 
@@ -58,7 +60,7 @@ def predict(
     if not images:
         raise ConfigError("name images, or folders of images")
     files = list(_files(images))
-    network = SSDIR.from_pretrained(model).to(choose_device(device))
+    network = _load(model).to(choose_device(device))
     index: list[dict[str, Any]] = []
     taken = {INDEX}
     with (progress or no_progress)("inferring", len(files)) as tell:
@@ -75,7 +77,24 @@ def predict(
     return index
 
 
-def _predict_one(file: Path, folder: Path, network: SSDIR, present: float | None) -> dict[str, Any]:
+def _load(path: Path | None) -> SSDIR | Baseline:
+    """The model of a run; None: the weights shipped.
+
+    Raises:
+        DataError: it is none that encodes and paints objects.
+    """
+    network = load_model(path)
+    if not isinstance(network, (SSDIR, Baseline)):
+        raise DataError(
+            f"{path} is a run of a model that finds objects but does not encode or paint them; give one of SSDIR "
+            "(ssdir train ssdir makes it) or of a baseline"
+        )
+    return network
+
+
+def _predict_one(
+    file: Path, folder: Path, network: SSDIR | Baseline, present: float | None
+) -> dict[str, Any]:
     try:
         pixels = read_image(file)
     except DataError as error:
@@ -87,8 +106,12 @@ def _predict_one(file: Path, folder: Path, network: SSDIR, present: float | None
     return {"folder": folder.name, "objects": len(objects)}
 
 
-def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: SSDIR) -> None:
-    """Write one image's objects into a folder (see :func:`predict`)."""
+def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: SSDIR | Baseline) -> None:
+    """Write one image's objects into a folder (see :func:`predict`).
+
+    Where a model has opacity, patches are transparent accordingly; where it paints a background, so does the
+    reconstruction.
+    """
     height, width = pixels.shape[:2]
     whole = objects.boxes_xyxy.cpu().numpy() * np.array([width, height, width, height])
     corners = whole.clip(0, [width, height, width, height])
@@ -106,11 +129,17 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
             record["z_what"] = [round(float(value), 5) for value in objects.what[row]]
         if objects.patches is not None:
             record["patch"] = f"patches/{row:03}.png"
-            to_picture(objects.patches[row]).save(folder / record["patch"])
+            patch = to_picture(objects.patches[row])
+            if objects.alpha is not None:
+                patch.putalpha(to_picture(objects.alpha[row].expand(3, -1, -1)).convert("L"))
+            patch.save(folder / record["patch"])
         rows.append(record)
     draw_boxes(pixels, corners).save(folder / "overlay.png")
-    side = network.detector.config.image_size
-    to_picture(network.render(objects, side)[0]).save(folder / "reconstruction.png")
+    if isinstance(network, Baseline) and network.has_background:
+        painted = network.reconstruct(pixels)[0]
+    else:
+        painted = network.render(objects, network.image_size)[0]
+    to_picture(painted).save(folder / "reconstruction.png")
     write_json(folder / "objects.json", {"width": width, "height": height, "objects": rows})
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, from_dict, to_dict
 from ssdir.data.folder import annotations_digest
 from ssdir.data.split import Split, require_images
+from ssdir.model.baselines.kinds import BASELINES
+from ssdir.model.baselines.presets import BaselineRun
 from ssdir.storage import DataError, read_json
 
 RUN = "run.json"
@@ -63,7 +65,7 @@ def check_run(
     return found[-1] if found else None
 
 
-def load_run_config(path: str | Path) -> DetectorRun | TeacherRun | SSDIRRun:
+def load_run_config(path: str | Path) -> DetectorRun | TeacherRun | SSDIRRun | BaselineRun:
     """All settings of the run that wrote a run folder or one of its checkpoints: model, loss and training.
 
     Args:
@@ -84,12 +86,18 @@ def load_run_config(path: str | Path) -> DetectorRun | TeacherRun | SSDIRRun:
             f"{file} does not tell a run's settings; give the folder of a run or a checkpoint of it"
         )
     kind = description.get("kind")
-    if kind not in _CONFIGS:
-        raise DataError(f"{file} is of kind {kind!r}, which is none of {', '.join(_CONFIGS)}")
+    settings = _settings_class(kind)
+    if settings is None:
+        raise DataError(f"{file} is of kind {kind!r}, which is none of {', '.join([*_CONFIGS, *BASELINES])}")
     try:
-        return from_dict(_CONFIGS[kind], description["config"])
+        return from_dict(settings, description["config"])
     except ConfigError as error:
         raise DataError(f"{file}: {error}; it may have been written by another version of ssdir") from error
+
+
+def _settings_class(kind: Any) -> type[Any] | None:
+    """The dataclass of the settings of runs of that kind; None: there is no such kind."""
+    return BASELINES[kind].run if kind in BASELINES else _CONFIGS.get(kind)
 
 
 def changed_settings(old: Any, new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -124,11 +132,11 @@ def _settings(description: Any) -> dict[str, Any]:
 
 def _complete(description: Mapping[str, Any]) -> Mapping[str, Any]:
     """A run's settings, with the defaults of those that an older version did not know."""
-    values, kind = description.get("config", {}), description.get("kind")
-    if kind not in _CONFIGS:
+    values, settings = description.get("config", {}), _settings_class(description.get("kind"))
+    if settings is None:
         return values
     try:
-        return to_dict(from_dict(_CONFIGS[kind], values))
+        return to_dict(from_dict(settings, values))
     except ConfigError:  # of a newer version, or damaged: compared as it stands
         return values
 

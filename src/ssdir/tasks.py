@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -44,7 +44,7 @@ class Task(nn.Module, ABC):
         validation_columns: names of what :meth:`validate` may give.
     """
 
-    kind: ClassVar[str]
+    kind: str
     validation_columns: tuple[str, ...] = ()
     model: nn.Module
     weights: dict[str, float]
@@ -163,7 +163,7 @@ class DetectorTask(Task):
         objects = scores > PRESENT_THRESHOLD
         return (
             losses.means()
-            | _average_precision(boxes, scores, index, true_boxes, true_index, n_images)
+            | box_average_precision(boxes, scores, index, true_boxes, true_index, n_images)
             | _recall_precision(boxes[objects], index[objects], true_boxes, true_index)
         )
 
@@ -311,7 +311,7 @@ class Means:
         return {name: value / self._count for name, value in self._sums.items()}
 
 
-def _average_precision(
+def box_average_precision(
     boxes_xyxy: Float[Tensor, "m 4"],
     scores: Float[Tensor, " m"],
     image_index: Int[Tensor, " m"],

@@ -1,25 +1,30 @@
 """Training of each kind of model: its networks and its task, for the loop of :mod:`ssdir.loop`.
 
 :func:`train_detector` and :func:`train_ssdir` are the two steps of the paper, :func:`train_teacher` a third that gives
-SSDIR a warm start.
+SSDIR a warm start, and :func:`train_baseline` trains any of the models that SSDIR is compared with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
-from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun
+from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, to_dict
 from ssdir.data.folder import open_split
 from ssdir.data.streaming import StreamedScenes
 from ssdir.loop import LoopOptions, train
 from ssdir.machine import computes_in_bf16
+from ssdir.model.baselines.base import Baseline
+from ssdir.model.baselines.kinds import baseline
+from ssdir.model.baselines.presets import BaselineRun
 from ssdir.randomness import seeded
 from ssdir.run_folder import checkpoints
+from ssdir.storage import tensors_fingerprint
 from ssdir.tasks import DetectorTask, SSDIRTask
 
-__all__ = ["computes_in_bf16", "train", "train_detector", "train_ssdir", "train_teacher"]
+__all__ = ["computes_in_bf16", "train", "train_baseline", "train_detector", "train_ssdir", "train_teacher"]
 
 
 def train_detector(
@@ -129,3 +134,50 @@ def train_ssdir(
         model.decoder.load_state_dict(guide.decoder.state_dict())
     task = SSDIRTask(model, run.objective, guide)
     return train(task, run, data, out, **options)
+
+
+def train_baseline(
+    kind: str,
+    run: BaselineRun,
+    data: Path | StreamedScenes,
+    out: Path,
+    *,
+    detector: Path | None = None,
+    **options: Unpack[LoopOptions],
+) -> Path:
+    """Train a baseline; returns the run folder ``out``.
+
+    Args:
+        kind: which one, a key of :data:`ssdir.model.baselines.kinds.BASELINES`.
+        run: model and training settings, of that kind.
+        data: data set folder, or scenes on the fly; boxes and labels are only used to monitor AP50 in validations.
+        out: run folder; ``options`` as for :func:`~ssdir.loop.train`.
+        detector: run folder (or saved model) of the detector, for the kinds that stand on one; it stays frozen.
+
+    Raises:
+        ConfigError: an unknown kind; a detector is missing or of no use; and see :func:`train`.
+        DataError, TrainingError: see :func:`train`.
+    """
+    from ssdir.baseline_training import BaselineTask
+    from ssdir.model.pretrained import load_detector
+
+    known = baseline(kind)
+    if known.needs_detector and detector is None:
+        raise ConfigError(f"{kind} stands on a trained detector; name its run with --detector")
+    if detector is not None and not known.needs_detector:
+        raise ConfigError(f"{kind} finds its objects itself; leave --detector out")
+    build: Callable[..., Baseline] = known.load_class()
+    identity: dict[str, Any] = {}
+    with seeded(run.training.seed):
+        if detector is None:
+            model = build(run.model)
+        else:
+            frozen = load_detector(detector)
+            identity = {
+                "detector": to_dict(frozen.config),
+                "detector_weights": tensors_fingerprint(frozen.state_dict()),
+            }
+            model = build(frozen, run.model)
+    source = data if isinstance(data, StreamedScenes) else open_split(data, "train")
+    model.categories = tuple(source.categories)
+    return train(BaselineTask(model, identity), run, data, out, **options)

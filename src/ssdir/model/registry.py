@@ -7,11 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
+from ssdir.model.baselines.kinds import BASELINES
 from ssdir.model.pretrained import CONFIG, find_folder, load_detector, read_config
 from ssdir.model.ssdir import SSDIR
 from ssdir.storage import DataError
 
 LOADERS: dict[str, Callable[[Path], nn.Module]] = {"ssdir": SSDIR.from_pretrained, "detector": load_detector}
+"""Besides the baselines (:mod:`ssdir.model.baselines.kinds`), whose code is only imported when one is loaded."""
 
 
 def load_model(path: Path | None = None) -> nn.Module:
@@ -23,8 +25,11 @@ def load_model(path: Path | None = None) -> nn.Module:
     if path is None:
         return SSDIR.from_pretrained()
     kind = read_config(path)["kind"]
+    if kind in BASELINES:
+        return BASELINES[kind].load_class().from_pretrained(path)
     if kind not in LOADERS:
         raise DataError(
-            f"{find_folder(path) / CONFIG} describes a {kind!r}; give a run of {' or '.join(sorted(LOADERS))}"
+            f"{find_folder(path) / CONFIG} describes a {kind!r}; give a run of "
+            f"{' or '.join(sorted([*LOADERS, *BASELINES]))}"
         )
     return LOADERS[kind](path)

@@ -67,6 +67,11 @@ class SSDIR(nn.Module):
     def _cloned_backbone(self) -> nn.Module:
         return copy.deepcopy(self.detector.backbone).requires_grad_(True)
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images that it takes, in pixels."""
+        return self.detector.config.image_size
+
     def train(self, mode: bool = True) -> SSDIR:
         """As ``nn.Module.train``, except that the detector stays in eval mode."""
         super().train(mode)
@@ -232,7 +237,7 @@ class SSDIR(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                latents = self.encode(prepare(images, self.detector.mean, self.detector.config.image_size))
+                latents = self.encode(prepare(images, self.detector.mean, self.image_size))
                 objects = self.select(latents, present_threshold, nms_iou, max_objects)
                 if patches:
                     assert objects.what is not None
@@ -249,7 +254,7 @@ class SSDIR(nn.Module):
         """The objects that :meth:`infer` finds, painted back; ``size`` None takes the detector's side."""
         objects = self.infer(images)
         with torch.no_grad():
-            return self.render(objects, self.detector.config.image_size if size is None else size)
+            return self.render(objects, self.image_size if size is None else size)
 
     def with_untrained_what(self, seed: int) -> SSDIR:
         """The same model with a fresh what encoder (the control of a probe of z_what), for evaluation only.

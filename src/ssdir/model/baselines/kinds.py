@@ -1,0 +1,50 @@
+"""Which baselines there are: their settings, their presets, and where their class is. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ssdir.config import ConfigError, perhaps
+from ssdir.model.baselines.presets import BaselinePreset
+
+if TYPE_CHECKING:
+    from ssdir.model.baselines.base import Baseline
+
+
+@dataclass(frozen=True)
+class BaselineKind:
+    """One kind of baseline."""
+
+    about: str
+    """One line for the command line."""
+    run: type[Any]
+    """The dataclass of all settings of a training."""
+    presets: Mapping[str, BaselinePreset[Any]]
+    module: str
+    """Where its class is."""
+    class_name: str
+    needs_detector: bool = False
+    """Whether it stands on a trained, frozen detector: its class is then built from that and the settings."""
+
+    def load_class(self) -> type[Baseline]:
+        """The model's class (imports torch)."""
+        found: type[Baseline] = getattr(importlib.import_module(self.module), self.class_name)
+        return found
+
+
+BASELINES: dict[str, BaselineKind] = {}
+"""By the name that ``ssdir train`` and ``config.json`` use."""
+
+
+def baseline(kind: str) -> BaselineKind:
+    """The baseline of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if kind not in BASELINES:
+        raise ConfigError(f"there is no baseline {kind!r}{perhaps(kind, BASELINES)}")
+    return BASELINES[kind]
