@@ -23,6 +23,7 @@ from ssdir.settings import (
 __all__ = [
     "MATCH_IOU",
     "PRESENT_THRESHOLD",
+    "AugmentationConfig",
     "ClevrLikeConfig",
     "ConfigError",
     "DetectorConfig",
@@ -400,12 +401,66 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class AugmentationConfig:
+    """How training images are varied before the detector sees them; by default not at all."""
+
+    flip: float = 0.0
+    """Probability that an image is mirrored, left and right."""
+    colour: float = 0.0
+    """Probability that an image's colours change, by all of the following four."""
+    brightness: float = 0.2
+    """Brightness is multiplied by 1 +- up to this."""
+    contrast: float = 0.2
+    """Contrast, around the image's mean luma, is multiplied by 1 +- up to this."""
+    saturation: float = 0.2
+    """Saturation is multiplied by 1 +- up to this."""
+    hue: float = 0.02
+    """Hues turn by up to this share of a full turn, either way."""
+    zoom_out: float = 0.0
+    """Probability that an image is laid on a larger canvas of its mean colour, somewhere."""
+    zoom_out_max_side: float = 2.0
+    """Largest side of that canvas, in sides of the image."""
+    crop: float = 0.0
+    """Probability that an image (or canvas) is cropped."""
+    crop_min_side: float = 0.3
+    """Smallest side of a crop as a share of the image's: the geometric mean of its shares of width and height."""
+    crop_max_aspect: float = 2.0
+    """Most that a crop stretches one axis against the other."""
+    crop_min_iou: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+    """One of these is drawn: IoU with the crop that some object must reach; in any case a centre stays inside."""
+
+    def __post_init__(self) -> None:
+        require_finite(self, "augmentation")
+        for name in ("flip", "colour", "brightness", "contrast", "saturation", "zoom_out", "crop"):
+            require(
+                0 <= getattr(self, name) <= 1,
+                f"augmentation.{name} is {getattr(self, name)}; it must lie in [0, 1]",
+            )
+        require(0 <= self.hue <= 0.5, f"augmentation.hue is {self.hue}; it must lie in [0, 0.5]")
+        require_at_least(self, "augmentation", 1, "zoom_out_max_side", "crop_max_aspect")
+        require(
+            0 < self.crop_min_side <= 1,
+            f"augmentation.crop_min_side is {self.crop_min_side}; it must lie in (0, 1]",
+        )
+        require(
+            len(self.crop_min_iou) > 0 and all(0 <= value < 1 for value in self.crop_min_iou),
+            f"augmentation.crop_min_iou is {self.crop_min_iou}; list at least one IoU, each in [0, 1)",
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is ever changed."""
+        return max(self.flip, self.colour, self.zoom_out, self.crop) > 0
+
+
+@dataclass(frozen=True)
 class DetectorRun:
     """All that decides a detector's training."""
 
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     loss: DetectorLossConfig = field(default_factory=DetectorLossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 @dataclass(frozen=True)
