@@ -228,3 +228,18 @@ def test_the_command_line_knows_presets_and_settings(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         parse("train toy tiny --data D --out O --detector R".split())
     assert "--detector" in capsys.readouterr().err
+
+
+def test_info_shows_a_baseline_layer_by_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--preset", "toy/tiny", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(layer["name"], layer["output"], layer["parameters"]) for layer in shown["layers"]] == [
+        ("encoder", [5, 32, 32], 5 * 3 * 9 + 5),
+        ("colour", [4], 16),
+    ]
+    assert shown["parameters"] == {"encoder": 140, "colour": 16, "back": 3}
+    assert (shown["objects"], shown["patch"]) == (4, [3, toy.PATCH, toy.PATCH])
+    assert main(["info", "--preset", "toy/tiny"]) == 0
+    assert "159" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["info", "--preset", "standing-toy/tny"]) == 1
+    assert "standing-toy has no preset 'tny'; perhaps you meant 'tiny'" in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_words_say_what_was_measured():
 @pytest.mark.parametrize(
     ("metrics", "expected", "forbidden"),
     [
-        (changed(detection={"AP50": 0.04}), "poor: the detector has not learned its task", "good"),
+        (changed(detection={"AP50": 0.04}), "poor: it has not learned to find objects", "good"),
         (changed(detection={"AP50": 0.97}), "nearly perfect", "poor"),
         (
             changed(downstream={"untrained": {"matched_accuracy": 0.9}}),

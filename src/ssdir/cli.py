@@ -112,7 +112,8 @@ class Info:
     """This environment, for bug reports; or a preset's networks, layer by layer."""
 
     preset: str | None = None
-    """Print this preset's model: layers, output shapes, numbers of parameters."""
+    """Print this preset's model: layers, output shapes, numbers of parameters. For a baseline KIND/PRESET, such as
+    space/mnist."""
     json: bool = False
     """Print JSON."""
 

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssdir.config import ConfigError, perhaps
 from ssdir.detector.ssd import Detector
 from ssdir.machine import available_cores, choose_device, computes_in_bf16
+from ssdir.model.baselines.kinds import BASELINES, baseline
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.kernels.choice import kernels_for
 from ssdir.model.ssdir import SSDIR
@@ -61,7 +63,8 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "kernels": kernels_for(choose_device()),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "presets": sorted(PRESETS),
+        "presets": sorted(PRESETS)
+        + [f"{name}/{key}" for name, kind in BASELINES.items() for key in sorted(kind.presets)],
     }
 
 
@@ -101,6 +104,67 @@ class Networks:
             part: sum(layer.parameters for layer in self.layers if layer.name.startswith(f"{part}."))
             for part in PARTS
         }
+
+
+@dataclass(frozen=True)
+class BaselineNetworks:
+    """A preset of a baseline, layer by layer."""
+
+    preset: str
+    layers: list[Layer]
+    """Those that a reconstruction and the decoding of its objects pass, once each, at their first call."""
+    parameters: dict[str, int]
+    """Of each part of the model, frozen ones included."""
+    objects: int
+    """Cells or slots of an image."""
+    patch: tuple[int, ...]
+
+
+def describe_baseline(name: str) -> BaselineNetworks:
+    """Every layer of a baseline's preset, named KIND/PRESET, with its output shape and number of parameters.
+
+    A baseline that stands on a detector is shown on that of SSDIR's preset of the same name, else the quickstart's.
+
+    Raises:
+        ConfigError: there is no such baseline or preset.
+    """
+    kind, _, chosen = name.partition("/")
+    known = baseline(kind)
+    if chosen not in known.presets:
+        raise ConfigError(f"{kind} has no preset {chosen!r}{perhaps(chosen, known.presets)}")
+    run = known.presets[chosen].run
+    build: Any = known.load_class()
+    if known.needs_detector:
+        under = PRESETS.get(chosen, PRESETS["quickstart"])
+        model = build(Detector(under.detector.detector), run.model)
+    else:
+        model = build(run.model)
+    model.eval()
+    layers: dict[str, Layer] = {}
+
+    def record(layer_name: str) -> Any:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            shape = tuple(first.shape[1:])
+            layers.setdefault(layer_name, Layer(layer_name, type(module).__name__, shape, own))
+
+        return hook
+
+    for layer_name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(record(layer_name))
+    image = torch.zeros(1, 3, model.image_size, model.image_size)
+    model.reconstruct(image)
+    found = model.infer(image, present_threshold=-1.0, nms_iou=None)
+    parameters = {
+        part: sum(item.numel() for item in module.parameters()) for part, module in model.named_children()
+    }
+    parameters |= {part: item.numel() for part, item in model.named_parameters(recurse=False)}
+    patch = () if found.patches is None else tuple(found.patches.shape[1:])
+    return BaselineNetworks(
+        name, list(layers.values()), {k: v for k, v in parameters.items() if v}, len(found), patch
+    )
 
 
 def describe_preset(name: str) -> Networks:
@@ -154,7 +218,10 @@ def _decode_by_layers(decoder: WhatDecoder, what: Float[Tensor, "m d"]) -> Float
 
 
 def print_preset(name: str, as_json: bool = False) -> None:
-    """Print :func:`describe_preset`, as a table or as JSON."""
+    """Print :func:`describe_preset`, or :func:`describe_baseline` for KIND/PRESET, as a table or as JSON."""
+    if "/" in name:
+        _print_baseline(describe_baseline(name), as_json)
+        return
     networks = describe_preset(name)
     parts = networks.parts()
     if as_json:
@@ -171,6 +238,21 @@ def print_preset(name: str, as_json: bool = False) -> None:
         print(f"{part:36} {parameters:>46,}")
     cloned = " (the cloned backbone not counted again)" if networks.cloned_backbone else ""
     print(f"{'total' + cloned:60} {sum(parts.values()):>22,}")
+
+
+def _print_baseline(networks: BaselineNetworks, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(networks), indent=2))
+        return
+    for layer in networks.layers:
+        print(f"{layer.name:44} {layer.kind:16} {_shape(layer.output):>16} {layer.parameters:>12,}")
+    print()
+    print(f"objects  {networks.objects:,} an image")
+    print(f"patch    {_shape(networks.patch)}")
+    print()
+    for part, parameters in networks.parameters.items():
+        print(f"{part:44} {parameters:>46,}")
+    print(f"{'total':44} {sum(networks.parameters.values()):>46,}")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -88,7 +88,7 @@ class _Facts:
             return text
         verdict = (
             "nearly perfect" if ap50 >= 0.95 else "good" if ap50 >= 0.85 else "fair" if ap50 >= 0.6
-            else "weak" if ap50 >= 0.3 else "poor: the detector has not learned its task"
+            else "weak" if ap50 >= 0.3 else "poor: it has not learned to find objects"
         )  # fmt: skip
         return (
             f"{text} AP50, which weighs finding against inventing at every threshold, is {ap50:.3f} of at most 1: "
@@ -130,7 +130,8 @@ class _Facts:
         error, black = self.images.get("image_mse"), self.images.get("image_mse_black")
         if error is None:
             return ""
-        text = f"Painted back from its objects alone, an image is off by {error:.4f} (mean squared error)"
+        parts = "with the background" if self.provenance.get("has_background") else "from its objects alone"
+        text = f"Painted back {parts}, an image is off by {error:.4f} (mean squared error)"
         if black is None or black == 0:
             return text + "."
         if error < black:
@@ -160,7 +161,7 @@ class _Facts:
         ap50 = self.boxes.get("AP50")
         scenes = (
             "One scene a row, from few objects to many, chosen by their number and not by their looks. The input; what "
-            "the model paints from its objects; the same with the boxes it found; then single objects, as the decoder "
+            "the model paints; the same with the boxes it found; then single objects, as the decoder "
             "paints them from their vectors, framed in the colour of their box, large ones first (white boxes: further "
             "objects)."
             if paints else

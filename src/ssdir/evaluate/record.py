@@ -30,6 +30,7 @@ def provenance(
         if isinstance(model, torch.nn.Module)
         else None,
         "class_agnostic": getattr(config, "class_agnostic", None),
+        "has_background": bool(getattr(model, "has_background", False)),
         "image_side": image_side(model),
         "data": str(data),
         "data_checksum": annotations_digest(data, split),
