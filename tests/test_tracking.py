@@ -87,6 +87,7 @@ def test_health_names_what_is_wrong() -> None:
     assert not healthy
     assert "a has not moved by 1 % over the last 10 lines" in text
     assert "b has" not in text  # its weight is 0
+    assert verdict([{**row, "loss/a": 0.0} for row in still])[0]  # switched off by a schedule
     assert verdict(still[:19])[0]  # too early to say
     assert "the gradient is zero" in verdict([*moving, line(41, grad_norm=0.0)])[1]
     assert "about to diverge" in verdict([*moving, line(41, grad_norm=101.0)])[1]

@@ -55,7 +55,8 @@ def _still(rows: Sequence[Row], weights: Mapping[str, float]) -> list[str]:
     worries = []
     for name, weight in weights.items():
         values = [row[f"loss/{name}"] for row in last if f"loss/{name}" in row]
-        if weight and values and max(values) - min(values) <= 0.01 * max(abs(value) for value in values):
+        most = max(map(abs, values), default=0.0)  # 0: a term that a schedule has switched off
+        if weight and most > 0 and max(values) - min(values) <= 0.01 * most:
             worries.append(f"{name} has not moved by 1 % over the last {len(values)} lines")
     return worries
 
