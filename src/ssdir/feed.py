@@ -5,12 +5,14 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
-from ssdir.config import ConfigError, TrainingConfig
+from ssdir.config import AugmentationConfig, ConfigError, TrainingConfig
+from ssdir.data.augment import Augmented, augmented
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.data.folder import annotations_digest, open_split, splits
@@ -20,6 +22,9 @@ from ssdir.run_folder import dataset_fingerprint, image_files_fingerprint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Part: TypeAlias = Batch | Draft | Augmented
+"""A micro-batch on its way: the last two are drawn, or painted, on the device."""
 
 
 def open_images(
@@ -83,16 +88,36 @@ class Feed:
     """The micro-batches of a step: this process's share of the images, on its device.
 
     Beside an accelerator the next step's images are read by a thread while this one computes; on the CPU they
-    would only take its cores. Of scenes on the fly the thread makes drafts, and the device draws them.
+    would only take its cores. Of scenes on the fly the thread makes drafts, and the device draws them; where images
+    are augmented the thread decides what becomes of each, and the device paints it.
+
+    Args:
+        images: where they come from.
+        settings: batch, seed and memory format.
+        accelerator: the device, and this process among all.
+        augmentation: how the images are varied; None: not at all.
+
+    Raises:
+        ConfigError: augmentation of images for which a detector's answers are kept.
     """
 
     def __init__(
-        self, images: Images | FeatureCache, settings: TrainingConfig, accelerator: Accelerator
+        self,
+        images: Images | FeatureCache,
+        settings: TrainingConfig,
+        accelerator: Accelerator,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
         self.images, self.settings, self.device = images, settings, accelerator.device
+        self.augmentation = augmentation if augmentation is not None and augmentation.active else None
+        if self.augmentation is not None and isinstance(images, FeatureCache):
+            raise ConfigError(
+                "a feature cache keeps what the detector says of images as they are, and augmentation changes them; "
+                "set training.feature_cache to off, or the probabilities of augmentation to 0"
+            )
         self.process, self.processes = accelerator.process_index, accelerator.num_processes
         self._thread = ThreadPoolExecutor(1) if self.device.type != "cpu" else None
-        self._next: tuple[int, Future[list[Batch | Draft]]] | None = None
+        self._next: tuple[int, Future[list[Part]]] | None = None
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The batches of a step, counted from 0; a pure function of settings and step."""
@@ -105,26 +130,36 @@ class Feed:
         self._next = (step + 1, self._thread.submit(self._read, step + 1))
         return [self._placed(part) for part in parts]
 
-    def _read(self, step: int) -> list[Batch | Draft]:
+    def _read(self, step: int) -> list[Part]:
         size = self.settings.batch_size
         if isinstance(self.images, StreamedScenes):  # never the same scene twice
             chosen = np.arange(step * size, (step + 1) * size)
         else:
             chosen = step_indices(len(self.images), size, step, self.settings.seed)
-        mine = np.array_split(chosen, self.processes)[self.process]
-        parts = np.array_split(mine, self.settings.accumulate)
-        read: list[Batch | Draft]
-        if isinstance(self.images, StreamedScenes):
-            read = [self.images.draft(part) for part in parts]
-        else:
-            read = [self._ordered(self.images.batch(part)) for part in parts]
+        read = [self._part(step, places, chosen[places]) for places in self._places()]
         return [part.pinned() for part in read] if self.device.type == "cuda" else read
 
-    def _placed(self, part: Batch | Draft) -> Batch:
+    def _places(self) -> list[Int[np.ndarray, " m"]]:
+        """The positions in a step's batch of the images of each of this process's micro-batches."""
+        mine = np.array_split(np.arange(self.settings.batch_size), self.processes)[self.process]
+        return np.array_split(mine, self.settings.accumulate)
+
+    def _part(self, step: int, places: Int[np.ndarray, " m"], indices: Int[np.ndarray, " m"]) -> Part:
+        """A micro-batch as far as the processor makes it."""
+        part = (
+            self.images.draft(indices)
+            if isinstance(self.images, StreamedScenes)
+            else self.images.batch(indices)
+        )
+        if self.augmentation is not None:
+            return augmented(part, self.augmentation, self.settings.seed, step, places)
+        return self._ordered(part) if isinstance(part, Batch) else part
+
+    def _placed(self, part: Part) -> Batch:
         """On this process's device."""
-        if isinstance(part, Draft):
-            return self._ordered(part.to(self.device))
-        return part if self.device.type == "cpu" else part.to(self.device)
+        if isinstance(part, Batch):
+            return part if self.device.type == "cpu" else part.to(self.device)
+        return self._ordered(part.to(self.device))
 
     def _ordered(self, batch: Batch) -> Batch:
         """In the network's memory format."""

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from ssdir.checkpoint import RunState
-from ssdir.config import ConfigError, TrainingConfig, to_dict
+from ssdir.config import AugmentationConfig, ConfigError, DetectorRun, TrainingConfig, to_dict
 from ssdir.data.cache import CachedDataset
 from ssdir.data.streaming import Images, StreamedScenes
 from ssdir.detector.cache import CacheSettings, FeatureCache, require_memory
@@ -96,6 +96,7 @@ def train(
         TrainingError: a loss or gradient that is not finite.
     """
     settings = run_config.training
+    augmentation = run_config.augmentation if isinstance(run_config, DetectorRun) else AugmentationConfig()
     accelerator = _accelerator(settings)
     device, writes = accelerator.device, accelerator.is_main_process
     if device.type == "cpu":
@@ -130,7 +131,7 @@ def train(
 
     console = console or Console()
     with (
-        Feed(source, settings, accelerator) as feed,
+        Feed(source, settings, accelerator, augmentation) as feed,
         Recorder(
             out,
             settings.steps,
@@ -144,6 +145,8 @@ def train(
     ):
         for line in _opening(task, settings, images, held_out, accelerator, start, run.notes):
             recorder.display.say(line)
+        if augmentation.active:
+            recorder.display.say(_how_augmented(augmentation))
         task.train()
         for step in range(start, settings.steps):
             for group in optimizer.param_groups:
@@ -305,6 +308,16 @@ def _opening(
     elif start:
         yield f"going on after step {start}"
     yield from notes
+
+
+def _how_augmented(augmentation: AugmentationConfig) -> str:
+    """
+    >>> _how_augmented(AugmentationConfig(flip=0.5, crop=0.25))
+    'images are augmented, by these shares: flip 50 %, crop 25 %'
+    """
+    shares = {name: getattr(augmentation, name) for name in ("flip", "colour", "zoom_out", "crop")}
+    told = ", ".join(f"{name} {100 * share:.3g} %" for name, share in shares.items() if share > 0)
+    return f"images are augmented, by these shares: {told}"
 
 
 # -- lines of metrics ------------------------------------------------------------------------------------------

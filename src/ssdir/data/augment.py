@@ -106,7 +106,10 @@ class Plan:
             new = chosen * factor[:, None, None, None]
         else:
             luma = torch.stack([share * means[:, i] for i, share in enumerate(LUMA)]).sum(0)
-            new = torch.bmm(self.colours, chosen.flatten(2)).view_as(chosen)
+            red, green, blue = self.colours[..., None, None].unbind(
+                2
+            )  # exact everywhere: no matrix product in TF32
+            new = (chosen[:, :1] * red).addcmul_(chosen[:, 1:2], green).addcmul_(chosen[:, 2:], blue)
         return new.add_((self.levels * luma)[:, None, None, None]).clamp_(0, 1)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Plan:
