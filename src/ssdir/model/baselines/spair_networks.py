@@ -79,7 +79,7 @@ def trunk(config: SPAIRConfig) -> nn.Module:
     return OriginalTrunk(config) if config.trunk == "original" else LargeTrunk(config)
 
 
-def glimpse_encoder(config: SPAIRConfig) -> nn.Module:
+def glimpse_encoder(config: SPAIRConfig) -> nn.Sequential:
     """From glimpses "m 3 p p" to a vector of the size of z_what, without noise."""
     p = config.patch_size
     if config.patch_networks == "mlp":

@@ -14,6 +14,7 @@ from ssdir.model.baselines.glimpses import SMALLEST_SIDE, glimpses
 from ssdir.model.baselines.spair_config import SPAIRConfig
 from ssdir.model.baselines.spair_networks import clipped_sigmoid, glimpse_encoder
 from ssdir.model.baselines.spair_schedule import Schedule, offsets, tables
+from ssdir.model.baselines.unrolled import UnrolledLinear, UnrolledRows
 
 _CLOSEST = 1e-7
 """Uniform noise keeps this distance from 0 and 1."""
@@ -77,11 +78,6 @@ class Head(nn.Module):
         self.second = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, out)
 
-    def forward(self, base: Float[Tensor, "m h"], own: Float[Tensor, "m o"] | None) -> Float[Tensor, "m out"]:
-        if self.own is not None and own is not None:
-            base = torch.addmm(base, own, self.own.weight.t())
-        return self.last(functional.relu(self.second(functional.relu(base))))
-
 
 class CellNetworks(nn.Module):
     """What infers cells (section 2.3 of Crawford and Pineau's appendix): the same for all of them.
@@ -107,12 +103,17 @@ class CellNetworks(nn.Module):
             nn.Linear(n_neighbours * self.state_size, 4 * hidden, bias=False) if n_neighbours else None
         )
         self.edge = nn.Parameter(torch.zeros(self.state_size)) if n_neighbours else None
-        self.where = Head(0, hidden, 8 + handed)
         self.encoder = glimpse_encoder(config)
+        self.where = Head(0, hidden, 8 + handed)
         self.what = Head(handed + d + 4, hidden, 2 * d + handed)
         self.depth = Head(handed + 4 + d, hidden, 2 + handed)
         self.present = Head(handed + 4 + d + 1, hidden, 1)
         self._buffers_of_boxes(config)
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """In the order of their columns in the first layers' outputs."""
+        return {"where": self.where, "what": self.what, "depth": self.depth, "present": self.present}
 
     def _buffers_of_boxes(self, config: SPAIRConfig) -> None:
         """Centres move by -0.5 to 1.5 cells from their cell's corner; sides reach ``size_range`` anchors."""
@@ -134,51 +135,6 @@ class CellNetworks(nn.Module):
         assert self.edge is not None
         return torch.cat([self.edge[:4].sigmoid(), self.edge[4:-1], self.edge[-1:].sigmoid()])
 
-    def forward(
-        self,
-        base: Float[Tensor, "m h"],
-        images: Float[Tensor, "b 3 s s"],
-        image_index: Int[Tensor, " m"],
-        origins: Float[Tensor, "m 4"],
-        noise: tuple[Float[Tensor, "m e"], Float[Tensor, "m 1"]] | None,
-        wheels: bool,
-    ) -> Inferred:
-        """Some cells, of which none is another's neighbour.
-
-        Args:
-            base: what their features and neighbours give to the first layers of the four heads.
-            images: in [0, 1].
-            image_index: the image of each cell.
-            origins: corner of each cell, then two zeros.
-            noise: normal and logistic; None takes the means, and the probability of presence.
-            wheels: no gradient reaches boxes, depth and presence.
-        """
-        d = self.config.z_what_size
-        of_where, of_what, of_depth, of_present = base.chunk(4, 1)
-        normal, logistic = noise if noise is not None else (None, None)
-
-        out = self.where(of_where, None)
-        where, handed = _steered(out[:, :8], wheels), out[:, 8:]
-        drawn = _drawn(where, None if normal is None else normal[:, :4])
-        local = torch.addcmul(self.local_shift, clipped_sigmoid(drawn), self.local_scale)
-        boxes = torch.addcmul(origins, local, self.box_scale)
-        # The floor of the sides lets the gradient pass, so that a box that became too small can grow again.
-        boxes = boxes + functional.relu(self.smallest - boxes.detach())
-
-        code = self.encoder(glimpses(images, boxes, image_index, self.config.patch_size, "border"))
-        out = self.what(of_what, torch.cat([handed, code, local], 1))
-        what, handed = wide(out[:, : 2 * d]), out[:, 2 * d :]
-        z_what = _drawn(what, None if normal is None else normal[:, 4:-1])
-
-        out = self.depth(of_depth, torch.cat([handed, local, z_what], 1))
-        depth, handed = _steered(out[:, :2], wheels), out[:, 2:]
-        z_depth = clipped_sigmoid(_drawn(depth, None if normal is None else normal[:, -1:]))
-
-        logits = self.present(of_present, torch.cat([handed, local, z_what, z_depth], 1))
-        logits = _steered(logits, wheels).clamp(-10, 10)
-        z_present = (logits if logistic is None else logits + logistic).sigmoid()
-        return Inferred(boxes, torch.cat([local, z_what, z_depth, z_present], 1), where, what, depth, logits)
-
 
 class Inferred(NamedTuple):
     """Some cells."""
@@ -191,6 +147,104 @@ class Inferred(NamedTuple):
     what: Float[Tensor, "m e"]
     depth: Float[Tensor, "m 2"]
     logits: Float[Tensor, "m 1"]
+
+
+class Unrolled:
+    """The networks within one scan: a step applies them to some cells, of which none is another's neighbour.
+
+    Args:
+        networks: what infers a cell.
+        base: what the features of all cells give to the first layers of the four heads, step by step.
+        sizes: cells of each step.
+        images: in [0, 1].
+        wheels: no gradient reaches boxes, depth and presence.
+    """
+
+    def __init__(
+        self,
+        networks: CellNetworks,
+        base: Float[Tensor, "rows h"],
+        sizes: tuple[int, ...],
+        images: Float[Tensor, "b 3 s s"],
+        wheels: bool,
+    ) -> None:
+        self.networks, self.images, self.wheels = networks, images, wheels
+        first: dict[str, tuple[Tensor, slice]] = {}
+        if networks.context is not None:
+            first["context"] = networks.context.weight, slice(None)
+        hidden = networks.config.hidden
+        for number, (name, head) in enumerate(networks.heads.items()):
+            if head.own is not None:
+                first[name] = head.own.weight, slice(number * hidden, (number + 1) * hidden)
+        self.base = UnrolledRows(base, sizes, first)
+        self.second = {name: UnrolledLinear(head.second, sizes) for name, head in networks.heads.items()}
+        self.last = {name: UnrolledLinear(head.last, sizes) for name, head in networks.heads.items()}
+        self.encoder = [
+            UnrolledLinear(layer, sizes) if isinstance(layer, nn.Linear) else layer
+            for layer in networks.encoder
+        ]
+
+    def seen(self, step: int, around: Float[Tensor, "m c"] | None) -> Float[Tensor, "m h"]:
+        """What features and neighbours give to the first layers of the four heads."""
+        base = self.base.steps[step]
+        return base if around is None else self.base.add("context", base, around)
+
+    def head(
+        self, name: str, step: int, base: Float[Tensor, "m h"], *own: Float[Tensor, "m _"]
+    ) -> Float[Tensor, "m o"]:
+        """The output of a head."""
+        if own:
+            base = self.base.add(name, base, torch.cat(own, 1))
+        return self.last[name](step, functional.relu(self.second[name](step, functional.relu(base))))
+
+    def encoded(self, step: int, boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]) -> Tensor:
+        """The code of each box's glimpse."""
+        code = glimpses(self.images, boxes, image_index, self.networks.config.patch_size, "border")
+        for layer in self.encoder:
+            code = layer(step, code) if isinstance(layer, UnrolledLinear) else layer(code)
+        return code
+
+    def infer(
+        self,
+        step: int,
+        around: Float[Tensor, "m c"] | None,
+        image_index: Int[Tensor, " m"],
+        origins: Float[Tensor, "m 4"],
+        noise: tuple[Float[Tensor, "m e"], Float[Tensor, "m 1"]] | None,
+    ) -> Inferred:
+        """The cells of a step.
+
+        Args:
+            step: its number.
+            around: what was inferred for the neighbours; None without them.
+            image_index: the image of each cell.
+            origins: corner of each cell, then two zeros.
+            noise: normal and logistic; None takes the means, and the probability of presence.
+        """
+        d, wheels, networks = self.networks.config.z_what_size, self.wheels, self.networks
+        of_where, of_what, of_depth, of_present = self.seen(step, around).chunk(4, 1)
+        normal, logistic = noise if noise is not None else (None, None)
+
+        out = self.head("where", step, of_where)
+        where, handed = _steered(out[:, :8], wheels), out[:, 8:]
+        drawn = _drawn(where, None if normal is None else normal[:, :4])
+        local = torch.addcmul(networks.local_shift, clipped_sigmoid(drawn), networks.local_scale)
+        boxes = torch.addcmul(origins, local, networks.box_scale)
+        # The floor of the sides lets the gradient pass, so that a box that became too small can grow again.
+        boxes = boxes + functional.relu(networks.smallest - boxes.detach())
+
+        out = self.head("what", step, of_what, handed, self.encoded(step, boxes, image_index), local)
+        what, handed = wide(out[:, : 2 * d]), out[:, 2 * d :]
+        z_what = _drawn(what, None if normal is None else normal[:, 4:-1])
+
+        out = self.head("depth", step, of_depth, handed, local, z_what)
+        depth, handed = _steered(out[:, :2], wheels), out[:, 2:]
+        z_depth = clipped_sigmoid(_drawn(depth, None if normal is None else normal[:, -1:]))
+
+        out = self.head("present", step, of_present, handed, local, z_what, z_depth)
+        logits = _steered(out, wheels).clamp(-10, 10)
+        z_present = (logits if logistic is None else logits + logistic).sigmoid()
+        return Inferred(boxes, torch.cat([local, z_what, z_depth, z_present], 1), where, what, depth, logits)
 
 
 def scan(
@@ -219,20 +273,21 @@ def scan(
     def in_steps(rows: Tensor) -> tuple[Tensor, ...]:
         return rows.index_select(0, table.order).split(table.sizes)
 
-    base = in_steps(networks.features(features.flatten(2).transpose(1, 2)).flatten(0, 1))
+    base = networks.features(features.flatten(2).transpose(1, 2)).flatten(0, 1).index_select(0, table.order)
+    unrolled = Unrolled(networks, base, table.sizes, images, wheels)
     origins = in_steps(networks.origins.repeat(n_images, 1))
     index = table.order.div(n_cells, rounding_mode="floor").split(table.sizes)
     noises = None if noise is None else [in_steps(part.flatten(0, 1)) for part in noise]
     edge = None if networks.edge is None else networks.edge_state().expand(n_images, 1, -1)
     found: list[Inferred] = []
     for now, step in enumerate(schedule.steps):
-        seen = base[now]
-        if edge is not None and networks.context is not None:
+        around = None
+        if edge is not None:
             states = [found[source].state.view(n_images, -1, networks.state_size) for source in step.sources]
             around = torch.cat([edge, *states], 1).index_select(1, table.neighbours[now])
-            seen = torch.addmm(seen, around.view(len(seen), -1), networks.context.weight.t())
+            around = around.view(table.sizes[now], -1)
         drawn = None if noises is None else (noises[0][now], noises[1][now])
-        found.append(networks(seen, images, index[now], origins[now], drawn, wheels))
+        found.append(unrolled.infer(now, around, index[now], origins[now], drawn))
     parts = [
         torch.cat(rows).index_select(0, table.back).view(n_images, n_cells, -1)
         for rows in zip(*found, strict=True)

@@ -20,14 +20,13 @@ from ssdir.model.kernels.loops import compiled, loose
 @compiled
 @no_type_check
 def axis(p, kind):
-    return np.empty((2, p), np.int64), np.empty((2, p), kind), np.empty((2, p), kind), np.empty(p, kind)
+    return np.empty((2, p), np.uint32), np.empty((2, p), kind), np.empty((2, p), kind), np.empty(p, kind)
 
 
 @compiled
 @no_type_check
-def fill(centre, side, p, size, stride, border, place, weight, slope, steps):
-    """``stride`` is between neighbouring pixels; what lies outside of the image has weight 0 and the place of its
-    edge."""
+def fill(centre, side, p, size, border, place, weight, slope, steps):
+    """What lies outside of the image has weight 0 and the place of its edge."""
     kind = type(centre)
     half, one = kind(0.5), kind(1)
     lowest, highest = (kind(0), kind(size - 1)) if border else (kind(-1), kind(size))
@@ -40,37 +39,35 @@ def fill(centre, side, p, size, stride, border, place, weight, slope, steps):
         part = v - below
         low = int(below)
         inside = one if low >= 0 else kind(0)
-        place[0, t] = max(low, 0) * stride
+        place[0, t] = np.uint32(max(low, 0))
         weight[0, t], slope[0, t] = (one - part) * inside, -moves * inside
         inside = one if low + 1 < size else kind(0)
-        place[1, t] = min(low + 1, size - 1) * stride
+        place[1, t] = np.uint32(min(low + 1, size - 1))
         weight[1, t], slope[1, t] = part * inside, moves * inside
 
 
 @loose
 @no_type_check
-def read(image, above, below, upper, lower, place, weight, target):
-    """A row of a patch; ``above`` and ``below`` are where two rows of the image begin, with their weights."""
+def read(above, below, upper, lower, place, weight, target):
+    """A row of a patch, out of two rows of the image with their weights."""
     first, second, left, right = place[0], place[1], weight[0], weight[1]
     for q in range(len(target)):
-        a, b = above + first[q], above + second[q]
-        c, d = below + first[q], below + second[q]
-        target[q] = upper * (left[q] * image[a] + right[q] * image[b]) + lower * (
-            left[q] * image[c] + right[q] * image[d]
-        )
+        on_left = upper * above[first[q]] + lower * below[first[q]]
+        on_right = upper * above[second[q]] + lower * below[second[q]]
+        target[q] = left[q] * on_left + right[q] * on_right
 
 
 @loose
 @no_type_check
-def slopes(image, above, below, upper, lower, place, weight, slope, steps, source):
+def slopes(above, below, upper, lower, place, weight, slope, steps, source):
     """By the column of a row's pixels, summed: plain, times ``steps``; and by what the two rows show, summed."""
     first, second, left, right = place[0], place[1], weight[0], weight[1]
     falls, rises = slope[0], slope[1]
     zero = steps.dtype.type(0)
     moved, scaled, of_upper, of_lower = zero, zero, zero, zero
     for q in range(len(source)):
-        a, b = image[above + first[q]], image[above + second[q]]
-        c, d = image[below + first[q]], image[below + second[q]]
+        a, b = above[first[q]], above[second[q]]
+        c, d = below[first[q]], below[second[q]]
         by_column = source[q] * (falls[q] * (upper * a + lower * c) + rises[q] * (upper * b + lower * d))
         moved += by_column
         scaled += by_column * steps[q]
@@ -85,15 +82,14 @@ def read_object(patch, image, box, border, rows, columns):
     """A patch "c p p" out of an image "c h w"."""
     channels, p = patch.shape[:2]
     height, width = image.shape[1:]
-    fill(box[1], box[3], p, height, width, border, *rows)
-    fill(box[0], box[2], p, width, 1, border, *columns)
+    fill(box[1], box[3], p, height, border, *rows)
+    fill(box[0], box[2], p, width, border, *columns)
     place, weight = rows[0], rows[1]
     for channel in range(channels):
-        flat = image[channel].reshape(-1)
         for t in range(p):
             read(
-                flat, place[0, t], place[1, t], weight[0, t], weight[1, t], columns[0], columns[1],
-                patch[channel, t],
+                image[channel, place[0, t]], image[channel, place[1, t]], weight[0, t], weight[1, t],
+                columns[0], columns[1], patch[channel, t],
             )  # fmt: skip
 
 
@@ -104,15 +100,15 @@ def pull_box(grad, image, box, border, rows, columns, box_grad):
     channels, p = grad.shape[:2]
     height, width = image.shape[1:]
     kind = box.dtype.type
-    fill(box[1], box[3], p, height, width, border, *rows)
-    fill(box[0], box[2], p, width, 1, border, *columns)
+    fill(box[1], box[3], p, height, border, *rows)
+    fill(box[0], box[2], p, width, border, *columns)
     place, weight, slope, steps = rows
     for channel in range(channels):
-        flat = image[channel].reshape(-1)
         for t in range(p):
             moved, scaled, of_upper, of_lower = slopes(
-                flat, place[0, t], place[1, t], weight[0, t], weight[1, t], *columns, grad[channel, t]
-            )
+                image[channel, place[0, t]], image[channel, place[1, t]], weight[0, t], weight[1, t], *columns,
+                grad[channel, t],
+            )  # fmt: skip
             by_row = slope[0, t] * of_upper + slope[1, t] * of_lower
             box_grad[0] += moved * kind(width)
             box_grad[2] += scaled * kind(width)
