@@ -255,11 +255,16 @@ class DataShow:
     """Index of the first image shown."""
     count: int = 12
     """How many images."""
+    augment: str | None = None
+    """Show them as this preset's detector is trained on them: each as it is, and three variants."""
 
     def run(self) -> int:
-        from ssdir.figures.dataset import show_dataset
+        from ssdir.figures.dataset import show_augmented, show_dataset
 
-        print(show_dataset(self.folder, self.out, self.split, self.first, self.count))
+        if self.augment is None:
+            print(show_dataset(self.folder, self.out, self.split, self.first, self.count))
+        else:
+            print(show_augmented(self.folder, self.out, self.augment, self.split, self.first, self.count))
         return 0
 
 

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, replace
 
 from ssdir.config import (
+    AugmentationConfig,
     ConfigError,
     DetectorConfig,
     DetectorLossConfig,
@@ -66,6 +67,17 @@ _FULL_TRAINING = TrainingConfig(
     checkpoint_every=2_000,
 )
 
+# CLEVR's objects are small, few reach any IoU with a crop, and hue tells them apart: mild, and crops that ask for a
+# centre only. Of WIDER's faces enough are large, so that all of SSD's options are drawn.
+_CLEVR_AUGMENTATION = AugmentationConfig(
+    flip=0.5, colour=0.5, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.0,
+    zoom_out=0.25, zoom_out_max_side=1.25, crop=0.25, crop_min_side=0.7, crop_max_aspect=1.25, crop_min_iou=(0.0,),
+)  # fmt: skip
+_WIDER_AUGMENTATION = AugmentationConfig(
+    flip=0.5, colour=0.8, brightness=0.25, contrast=0.25, saturation=0.25, hue=0.02,
+    zoom_out=0.25, zoom_out_max_side=2.0, crop=0.75, crop_min_side=0.4, crop_max_aspect=1.5,
+)  # fmt: skip
+
 _SMALL_TRAINING = TrainingConfig(
     schedule="one_cycle",
     betas=(0.9, 0.99),
@@ -90,7 +102,7 @@ PRESETS: dict[str, Preset] = {
     "mnist": Preset(scenes=ScenesConfig(), detector=_FULL_DETECTOR, ssdir=SSDIRRun(training=_FULL_TRAINING)),
     "clevr": Preset(
         scenes=None,
-        detector=_FULL_DETECTOR,
+        detector=replace(_FULL_DETECTOR, augmentation=_CLEVR_AUGMENTATION),
         ssdir=SSDIRRun(
             model=ModelConfig(
                 z_what_size=256, n_hidden=3, sigma_what=0.27, sigma_depth=0.14, clone_backbone=True
@@ -101,7 +113,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "wider": Preset(
         scenes=None,
-        detector=_FULL_DETECTOR,
+        detector=replace(_FULL_DETECTOR, augmentation=_WIDER_AUGMENTATION),
         ssdir=SSDIRRun(
             model=ModelConfig(
                 z_what_size=512, n_hidden=4, sigma_what=0.3, sigma_depth=0.1, clone_backbone=True

@@ -1,22 +1,31 @@
-"""Images of a dataset with their objects: boxes, classes, and masks where there are any."""
+"""Images of a dataset with their objects: boxes, classes, and masks where there are any; as they are, or augmented."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from PIL import Image
 
+from ssdir.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ssdir.config import ConfigError
+from ssdir.data.augment import augment
+from ssdir.data.batch import Batch
 from ssdir.data.folder import open_folder
-from ssdir.data.images import read_image
+from ssdir.data.images import read_image, squash
 from ssdir.data.making import mask_path
 from ssdir.data.split import ImageEntry, Split
-from ssdir.figures.overlay import draw_boxes, draw_masks
+from ssdir.figures.overlay import draw_boxes, draw_masks, to_picture
 from ssdir.figures.style import PALETTE
+from ssdir.presets import preset
 from ssdir.storage import DataError
+
+_TILE = 320
+_AUGMENTED = 3  # columns
 
 
 def show_dataset(folder: Path, out: Path, split: str | None = None, first: int = 0, count: int = 12) -> Path:
@@ -29,6 +38,43 @@ def show_dataset(folder: Path, out: Path, split: str | None = None, first: int =
         ConfigError: ``first`` is negative or ``count`` not positive.
         DataError: the folder has no such split, or no image at ``first``.
     """
+    opened = _opened(folder, out, split, first, count)
+    tiles = []
+    for place, entry in enumerate(opened.images[first : first + count], start=first):
+        rows = np.flatnonzero(opened.image_index == place)
+        tiles.append(_draw_entry(folder, opened, entry, rows, _TILE - 8))
+    return _save_sheet(tiles, min(4, len(tiles)), out)
+
+
+def show_augmented(
+    folder: Path, out: Path, name: str, split: str | None = None, first: int = 0, count: int = 12
+) -> Path:
+    """Draw ``count`` images of a split as the training of a preset's detector varies them.
+
+    A row for each: the image as it is, squashed to the detector's size, and three variants, with their boxes.
+
+    Raises:
+        ConfigError: no such preset, or one that does not augment; ``first`` or ``count`` as in :func:`show_dataset`.
+        DataError: as :func:`show_dataset`.
+    """
+    run = preset(name).detector
+    if not run.augmentation.active:
+        raise ConfigError(
+            f"preset {name} trains its detector on images as they are; show them without --augment"
+        )
+    opened = _opened(folder, out, split, first, count)
+    size = run.detector.image_size
+    batch = _batch(opened, range(first, min(first + count, len(opened.images))), size)
+    variants = [
+        batch,
+        *(augment(batch, run.augmentation, run.training.seed, step) for step in range(_AUGMENTED)),
+    ]
+    tiles = [_draw_of_batch(variant, i, opened) for i in range(len(batch)) for variant in variants]
+    return _save_sheet(tiles, len(variants), out)
+
+
+def _opened(folder: Path, out: Path, split: str | None, first: int, count: int) -> Split:
+    """The split to show, which has an image at ``first``."""
     if first < 0 or count < 1:
         raise ConfigError(
             f"--first {first} --count {count}: give a first index from 0 on and at least one image"
@@ -41,18 +87,46 @@ def show_dataset(folder: Path, out: Path, split: str | None = None, first: int =
     if name is None or name not in present:
         raise DataError(f"{folder} has no split {name or '(any)'}; it has {', '.join(present) or 'none'}")
     opened = whole.open(name, attributes=True)
-    entries = opened.images[first : first + count]
-    if not entries:
+    if first >= len(opened.images):
         raise DataError(f"{folder}: split {name} has {len(opened.images)} images; none at --first {first}")
-    tile, columns = 320, min(4, len(entries))
-    sheet = Image.new("RGB", (columns * tile, -(-len(entries) // columns) * tile), "white")
-    for place, entry in enumerate(entries):
-        rows = np.flatnonzero(opened.image_index == first + place)
-        drawn = _draw_entry(folder, opened, entry, rows, tile - 8)
-        sheet.paste(drawn, (place % columns * tile + 4, place // columns * tile + 4))
+    return opened
+
+
+def _save_sheet(tiles: Sequence[Image.Image], columns: int, out: Path) -> Path:
+    """Pictures of up to 312 x 312 pixels in rows, on white."""
+    sheet = Image.new("RGB", (columns * _TILE, -(-len(tiles) // columns) * _TILE), "white")
+    for place, tile in enumerate(tiles):
+        sheet.paste(tile, (place % columns * _TILE + 4, place // columns * _TILE + 4))
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
     return out
+
+
+def _batch(split: Split, places: range, size: int) -> Batch:
+    """Images of a split as training sees them, without a cache of the whole split."""
+    entries = split.images[places.start : places.stop]
+    pixels = np.stack([squash(read_image(entry.path), size) for entry in entries])
+    rows = np.flatnonzero((split.image_index >= places.start) & (split.image_index < places.stop))
+    index = split.image_index[rows] - places.start
+    sides = np.array([(entry.width, entry.height) for entry in entries], float)[index]
+    corners = _corners(split.boxes_xywh[rows]) / np.tile(sides, 2)
+    return Batch(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255,
+        xyxy_to_cxcywh(torch.from_numpy(corners).float()),
+        torch.from_numpy(split.labels[rows]).long(),
+        torch.from_numpy(index).long(),
+        tuple(entry.id for entry in entries),
+    )
+
+
+def _draw_of_batch(batch: Batch, place: int, split: Split) -> Image.Image:
+    """One image of a batch with its boxes, enlarged or shrunk to a tile."""
+    side = _TILE - 8
+    here = batch.image_index == place
+    labels = [split.categories[label] for label in batch.labels[here].tolist()]
+    colours = [PALETTE[label % len(PALETTE)] for label in batch.labels[here].tolist()]
+    picture = to_picture(batch.images[place]).resize((side, side))
+    return draw_boxes(picture, cxcywh_to_xyxy(batch.boxes[here]) * side, labels, colours)
 
 
 def _draw_entry(
