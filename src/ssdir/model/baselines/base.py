@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -136,7 +137,12 @@ class Baseline(nn.Module, ABC):
         iou = getattr(self.config, "nms_iou", None) if nms_iou == "config" else nms_iou
         threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
         with self.evaluating():
-            found = self.every_object(self.prepared(images), patches and not self.decodes_what)
+            batch = self.prepared(images)
+            # Of no images the objects of a black one are taken, and none of them kept: so the parts have their shapes.
+            asked = batch if len(batch) else batch.new_zeros(1, *batch.shape[1:])
+            found = self.every_object(asked, patches and not self.decodes_what)
+            if len(batch) == 0:
+                found = dataclasses.replace(found.where(found.image_index < 0), n_images=0)
             chosen = _select(found, threshold, iou, max_objects)
             return self.with_patches(chosen) if patches and self.decodes_what else chosen
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssdir.config import ConfigError, perhaps
 from ssdir.model.baselines.presets import BaselinePreset
+from ssdir.model.baselines.space_config import SPACE_PRESETS, SpaceRun
+from ssdir.model.baselines.spair_config import SPAIR_PRESETS, SPAIRRun
 
 if TYPE_CHECKING:
     from ssdir.model.baselines.base import Baseline
@@ -35,7 +37,22 @@ class BaselineKind:
         return found
 
 
-BASELINES: dict[str, BaselineKind] = {}
+BASELINES: dict[str, BaselineKind] = {
+    "space": BaselineKind(
+        "SPACE, which finds objects in all cells of a grid at once and mixes components behind them",
+        SpaceRun,
+        SPACE_PRESETS,
+        "ssdir.model.baselines.space",
+        "SPACE",
+    ),
+    "spair": BaselineKind(
+        "SPAIR, which goes from cell to cell of a grid and knows its neighbours",
+        SPAIRRun,
+        SPAIR_PRESETS,
+        "ssdir.model.baselines.spair",
+        "SPAIR",
+    ),
+}
 """By the name that ``ssdir train`` and ``config.json`` use."""
 
 
