@@ -11,13 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
-from ssdir.config import PRESENT_THRESHOLD
+from ssdir.config import PRESENT_THRESHOLD, to_dict
 from ssdir.data.batch import Batch
 from ssdir.data.streaming import Images
+from ssdir.detector.ssd import Detector
 from ssdir.figures.overlay import to_picture
 from ssdir.model.baselines.base import Baseline
 from ssdir.model.latents import Objects
 from ssdir.model.terms import Terms
+from ssdir.storage import tensors_fingerprint
 from ssdir.tasks import PICTURE_IMAGES, Means, Task, box_average_precision, grid_of, with_boxes
 
 
@@ -26,20 +28,27 @@ class BaselineTask(Task):
 
     Args:
         model: the network.
-        identity: what decides the run besides its settings (a frozen detector), for the run's config.json.
     """
 
-    def __init__(self, model: Baseline, identity: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: Baseline) -> None:
         super().__init__()
         self.kind = model.kind
         self.model: Baseline = model
         self.weights = model.weights
         self.image_size = model.image_size
         self.validation_columns = ("loss", *model.weights, "image_mse", "present_per_image", "AP50")
-        self._identity = dict(identity or {})
+        detector = model.frozen_detector()
+        self._detector_identity: dict[str, Any] = {}
+        if detector is not None:
+            self._detector_identity = {
+                "detector": to_dict(detector.config),
+                "detector_weights": tensors_fingerprint(detector.state_dict()),
+            }
 
     def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
-        return self.model(batch.images, generator, step)
+        if self.model.frozen_detector() is None:
+            return self.model(batch.images, generator, step)
+        return self.model(batch.images, generator, step, answer=batch.answer)
 
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses with fully annealed schedules; mean squared error of the reconstruction, background included;
@@ -75,7 +84,12 @@ class BaselineTask(Task):
         self.model.save_pretrained(folder)
 
     def identity(self) -> dict[str, Any]:
-        return self._identity
+        """The settings of the frozen detector, where there is one, and a hash of its weights."""
+        return self._detector_identity
+
+    def frozen(self) -> tuple[Detector, bool] | None:
+        detector = self.model.frozen_detector()
+        return None if detector is None else (detector, False)
 
     def optimizer_groups(self) -> Sequence[Mapping[str, Any]]:
         return self.model.optimizer_groups()

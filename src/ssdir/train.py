@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
-from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, to_dict
+from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun
 from ssdir.data.folder import open_split
 from ssdir.data.streaming import StreamedScenes
 from ssdir.loop import LoopOptions, train
@@ -21,7 +21,6 @@ from ssdir.model.baselines.kinds import baseline
 from ssdir.model.baselines.presets import BaselineRun
 from ssdir.randomness import seeded
 from ssdir.run_folder import checkpoints
-from ssdir.storage import tensors_fingerprint
 from ssdir.tasks import DetectorTask, SSDIRTask
 
 __all__ = ["computes_in_bf16", "train", "train_baseline", "train_detector", "train_ssdir", "train_teacher"]
@@ -167,17 +166,9 @@ def train_baseline(
     if detector is not None and not known.needs_detector:
         raise ConfigError(f"{kind} finds its objects itself; leave --detector out")
     build: Callable[..., Baseline] = known.load_class()
-    identity: dict[str, Any] = {}
+    parts = [] if detector is None else [load_detector(detector)]
     with seeded(run.training.seed):
-        if detector is None:
-            model = build(run.model)
-        else:
-            frozen = load_detector(detector)
-            identity = {
-                "detector": to_dict(frozen.config),
-                "detector_weights": tensors_fingerprint(frozen.state_dict()),
-            }
-            model = build(frozen, run.model)
+        model = build(*parts, run.model)
     source = data if isinstance(data, StreamedScenes) else open_split(data, "train")
     model.categories = tuple(source.categories)
-    return train(BaselineTask(model, identity), run, data, out, **options)
+    return train(BaselineTask(model), run, data, out, **options)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssdir.boxes import nms
 from ssdir.config import PRESENT_THRESHOLD, to_dict
+from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
 from ssdir.model.inputs import Images, prepare
 from ssdir.model.latents import Objects
@@ -100,6 +101,14 @@ class Baseline(nn.Module, ABC):
             ValueError: the model cannot decode an object without its image.
         """
         raise ValueError(f"{self.kind} cannot decode an object from its vector alone")
+
+    def frozen_detector(self) -> Detector | None:
+        """The trained detector that the model stands on, which never changes; None where it has none.
+
+        Where there is one, :meth:`forward` also takes ``answer``: what the detector is known to say of the images
+        (without maps), or None.
+        """
+        return None
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The trained parameters by how they are optimized.
