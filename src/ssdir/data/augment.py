@@ -46,12 +46,14 @@ class Plan:
     """Of the objects that are left: cxcywh in [0, 1] of the new images."""
     labels: Int[Tensor, " g"]
     image_index: Int[Tensor, " g"]
-    moved: Int[Tensor, " k"]
-    """The images that are zoomed out of or cropped."""
-    views: Float[Tensor, "k 4"]
-    """What these show then: cxcywh in shares of the old image; beyond [0, 1] lies the canvas."""
-    cover: Float[Tensor, "k 2 s"] | None
-    """Share of each of their columns and rows that shows the old image; None: all of them, throughout."""
+    cropped: Int[Tensor, " k"]
+    """The images of which a part is shown."""
+    crops: Float[Tensor, "k 4"]
+    """These parts: cxcywh in shares of the image."""
+    zoomed: Int[Tensor, " z"]
+    """The images that are shown on a canvas of their mean colour, which goes on beyond them without end."""
+    canvases: Float[Tensor, "z 4"]
+    """What is shown of these canvases: cxcywh in shares of the image, which has [0, 1]."""
     mirrored: Int[Tensor, " f"]
     """The images that are mirrored, left and right."""
     coloured: Int[Tensor, " c"]
@@ -81,18 +83,19 @@ class Plan:
         return self._painted(images)
 
     def _painted(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b c s s"]:
-        new = images.clone(memory_format=torch.contiguous_format)
-        means = images.mean((2, 3)) if self.cover is not None or len(self.coloured) else None
-        if len(self.moved):
-            shown = crop(images, self.views, self.moved, images.shape[-1], padding="border")
-            if self.cover is not None and means is not None:
-                columns, rows = self.cover[:, 0, None, None, :], self.cover[:, 1, None, :, None]
-                canvas = means.index_select(0, self.moved)[:, :, None, None]
-                shown = torch.lerp(canvas, shown, columns * rows)
-            new.index_copy_(0, self.moved, shown.clamp_(0, 1))
+        new, size = images.clone(memory_format=torch.contiguous_format), images.shape[-1]
+        means = images.mean((2, 3)) if len(self.zoomed) or len(self.coloured) else images.new_empty(0)
+        if len(self.cropped):
+            shown = crop(images, self.crops, self.cropped, size, padding="border")
+            new.index_copy_(0, self.cropped, shown.clamp_(0, 1))
+        if len(self.zoomed):
+            canvas = means.index_select(0, self.zoomed)[..., None, None]
+            above = images.index_select(0, self.zoomed) - canvas  # which beyond the image is 0
+            rows = torch.arange(len(self.zoomed), device=images.device)
+            new.index_copy_(0, self.zoomed, crop(above, self.canvases, rows, size).add_(canvas).clamp_(0, 1))
         if len(self.mirrored):
             new.index_copy_(0, self.mirrored, new.index_select(0, self.mirrored).flip(3))
-        if means is not None and len(self.coloured):
+        if len(self.coloured):
             new.index_copy_(0, self.coloured, self._recoloured(new, means))
         return new
 
@@ -213,7 +216,9 @@ def plan(
     objects = _Objects(cxcywh_to_xyxy(old).clamp(0, 1), index, n, image_size)
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64).expand(n, 4)
     views = _zoomed_out(whole, objects, config, chance[:, 2], chance[:, 8:11])
-    views = _cropped(views, objects, config, chance[:, 3], chance[:, 11], chance[:, 12:].view(n, -1, 4))
+    views = _cropped(
+        views, objects, config, chance[:, 3], chance[:, 11], chance[:, 12:].view(n, CROP_TRIALS, 4)
+    )
     moved = (views != whole).any(1)
     mirrored = chance[:, 0] < config.flip
 
@@ -224,19 +229,21 @@ def plan(
 
     coloured = (chance[:, 1] < config.colour).nonzero()[:, 0]
     colours, levels = _colours(config, chance[coloured, 4:8])
-    shown = views[moved]
-    leaves = bool(((shown < -_ROUNDING) | (shown > 1 + _ROUNDING)).any())
+    leaves = ((views < -_ROUNDING) | (views > 1 + _ROUNDING)).any(1)
+    cropped, zoomed = ((moved & here).nonzero()[:, 0] for here in (~leaves, leaves))
+    shown = xyxy_to_cxcywh(views)
     return Plan(
-        new[rows].float(),
-        labels.cpu()[rows],
-        index[rows],
-        moved.nonzero()[:, 0],
-        xyxy_to_cxcywh(shown).float(),
-        _cover(shown, image_size).float() if leaves else None,
-        mirrored.nonzero()[:, 0],
-        coloured,
-        colours.float(),
-        levels.float(),
+        boxes=new[rows].float(),
+        labels=labels.cpu()[rows],
+        image_index=index[rows],
+        cropped=cropped,
+        crops=shown[cropped].float(),
+        zoomed=zoomed,
+        canvases=shown[zoomed].float(),
+        mirrored=mirrored.nonzero()[:, 0],
+        coloured=coloured,
+        colours=colours.float(),
+        levels=levels.float(),
     )
 
 
@@ -321,13 +328,6 @@ def _cropped(
     first = allowed.byte().argmax(1)
     chosen = (chance < config.crop) & allowed.any(1)
     return torch.where(chosen[:, None], crops[torch.arange(len(crops)), first], views)
-
-
-def _cover(views_xyxy: Float[Tensor, "k 4"], size: int) -> Float[Tensor, "k 2 s"]:
-    """Share of each column and each row of a view, ``size`` of each, that lies in the image."""
-    low, side = views_xyxy[:, :2, None], (views_xyxy[:, 2:] - views_xyxy[:, :2])[..., None]
-    edges = low + torch.arange(size + 1, dtype=torch.float64) / size * side
-    return edges.clamp(0, 1).diff() * size / side
 
 
 def _colours(
