@@ -283,13 +283,16 @@ def scan(
     for now, step in enumerate(schedule.steps):
         around = None
         if edge is not None:
-            states = [found[source].state.view(n_images, -1, networks.state_size) for source in step.sources]
+            states = [
+                found[source].state.unflatten(0, (n_images, len(schedule.steps[source].cells)))
+                for source in step.sources
+            ]
             around = torch.cat([edge, *states], 1).index_select(1, table.neighbours[now])
-            around = around.view(table.sizes[now], -1)
+            around = around.reshape(table.sizes[now], schedule.n_neighbours * networks.state_size)
         drawn = None if noises is None else (noises[0][now], noises[1][now])
         found.append(unrolled.infer(now, around, index[now], origins[now], drawn))
     parts = [
-        torch.cat(rows).index_select(0, table.back).view(n_images, n_cells, -1)
+        torch.cat(rows).index_select(0, table.back).unflatten(0, (n_images, n_cells))
         for rows in zip(*found, strict=True)
     ]
     return _posterior(networks.config, Inferred(*parts))

@@ -87,13 +87,14 @@ def offsets(lookback: int) -> list[Cell]:
 
 
 def _scheduled(rows: int, columns: int, lookback: int, time: Callable[[int, int], int]) -> Schedule:
-    """A schedule from the time at which each cell is inferred; every time has a cell."""
+    """A schedule from the time at which each cell is inferred; times without a cell are no steps."""
     at: dict[int, list[Cell]] = {}
     for row in range(rows):
         for column in range(columns):
             at.setdefault(time(row, column), []).append((row, column))
+    number = {when: step for step, when in enumerate(sorted(at))}
     steps = []
-    for now in range(len(at)):
+    for now in sorted(at):
         seen = [
             [
                 (row + down, column + right) if row + down >= 0 and 0 <= column + right < columns else None
@@ -107,9 +108,8 @@ def _scheduled(rows: int, columns: int, lookback: int, time: Callable[[int, int]
             for cell in at[source]:
                 place[cell] = len(place)
         numbers = tuple(row * columns + column for row, column in at[now])
-        steps.append(
-            Step(numbers, tuple(sources), tuple(tuple(place[cell] for cell in cells) for cells in seen))
-        )
+        neighbours = tuple(tuple(place[cell] for cell in cells) for cells in seen)
+        steps.append(Step(numbers, tuple(number[source] for source in sources), neighbours))
     return Schedule(rows, columns, lookback, tuple(steps))
 
 
