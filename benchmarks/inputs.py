@@ -20,6 +20,7 @@ from ssdir.data.cache import CachedDataset
 from ssdir.data.digits import load_digits
 from ssdir.data.multiscale_mnist import generate, make_scene, split_digits
 from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.model.baselines.space_config import SpaceConfig
 from ssdir.presets import preset
 
 _MNIST = preset("mnist")
@@ -54,6 +55,10 @@ class Setup:
     """Scenes that are generated."""
     streamed: int = 256
     """Scenes that are streamed."""
+    space: SpaceConfig = field(default_factory=lambda: SpaceConfig(k=1))
+    """SPACE, with 8 x 8 cells at 128 pixels."""
+    space_batch: int = 16
+    """Images of its training step."""
     sweep_objects: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
     sweep_sides: tuple[int, ...] = (128, 200, 300, 512, 768, 1024)
     sweep_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)

@@ -19,6 +19,7 @@ from benchmarks import (
     reference,
     rendering,
     results,
+    space,
     sweeps,
     timing,
     training,
@@ -31,6 +32,8 @@ from rich.console import Console
 
 from ssdir.config import DetectorConfig, ModelConfig, ScenesConfig
 from ssdir.model import render
+from ssdir.model.baselines.space_compose import compose, frame_map
+from ssdir.model.baselines.space_config import SpaceConfig
 
 CPU = torch.device("cpu")
 TINY = Setup(
@@ -48,6 +51,8 @@ TINY = Setup(
     scenes=ScenesConfig(side=64, digit_min=12, digit_max=48),
     generated=2,
     streamed=4,
+    space=SpaceConfig(image_size=32, g=4, k=1, width=0.25, glimpse_size=8),
+    space_batch=2,
     sweep_objects=(1, 3),
     sweep_sides=(32, 64),
     sweep_batches=(1,),
@@ -67,6 +72,7 @@ def memory_in_this_process(monkeypatch):
 
     monkeypatch.setattr(rendering, "extra_memory", extra)
     monkeypatch.setattr(training, "extra_memory", extra)
+    monkeypatch.setattr(space, "extra_memory", extra)
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +143,8 @@ def test_every_benchmark_gives_rows(tmp_path):
         ("matching, mining and loss, in a detector training step", 0.03),
         ("generator, one scene and its PNG, one core", 5),
         ("inference, image to packed objects, against F", 1.1),
+        ("SPACE place and merge forward + backward, plain", 1),
+        ("SPACE place and merge extra memory, plain", 5),
     } <= targets
     if "compiled" in rendering.kinds(CPU):
         assert ("paste forward + backward, compiled", 25) in targets
@@ -226,6 +234,15 @@ def test_references_compute_the_same():
     values, objects, pixels = reference.covered(patches, boxes, index, size)
     canvas = torch.zeros(n * size * size, 3).index_add(0, pixels, values * weights[objects, None])
     torch.testing.assert_close(canvas.view(n, size, size, 3).permute(0, 3, 1, 2), ours, **close)
+
+
+def test_reference_of_space_computes_the_same():
+    cells, sizes = space.cells(TINY), (2, 32)
+    ours = compose(*cells, *sizes, TINY.space.n_cells)
+    for mine, dense in zip(ours, space.dense_compose(*cells, *sizes, TINY.space.n_cells), strict=True):
+        torch.testing.assert_close(mine, dense, atol=1e-3, rtol=1e-3)
+    placed = cells.present, cells.boxes, cells.image_index, *sizes
+    torch.testing.assert_close(frame_map(*placed), space.dense_frames(*placed), atol=1e-3, rtol=1e-3)
 
 
 def test_firing_detector_finds_its_boxes():

@@ -21,7 +21,7 @@ _SHIFT = SHARPNESS / 2
 """Importance lies in [0, SHARPNESS]; less this, its exponential fits float32 without a maximum per pixel."""
 FRAME_SIDE, FRAME_WIDTH = 32, 6
 """The boundary kernel and its frame, in pixels of a patch."""
-_FRAME_VALUE = 1000 / FRAME_SIDE**2
+FRAME_VALUE = 1000 / FRAME_SIDE**2
 _BOUNDARY_STD = 0.7
 
 
@@ -128,7 +128,7 @@ def frame_map(
     size: int,
 ) -> Float[Tensor, "n_images 1 size size"]:
     """Frames of all boxes, summed: 0.98 on a frame of 6/32 of a box's sides, times presence; 0 inside and outside."""
-    kernel = boxes.new_full((FRAME_SIDE, FRAME_SIDE), _FRAME_VALUE)
+    kernel = boxes.new_full((FRAME_SIDE, FRAME_SIDE), FRAME_VALUE)
     kernel[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = 0
     return paste(kernel.expand(len(boxes), 1, -1, -1), boxes, image_index, n_images, size, weights=present)
 
