@@ -7,6 +7,7 @@ import math
 import pytest
 
 from ssdir.config import (
+    AugmentationConfig,
     ConfigError,
     DetectorConfig,
     DetectorLossConfig,
@@ -61,6 +62,16 @@ def test_unusable_values_are_named(kind: type, values: dict[str, object], messag
         (DetectorConfig(), {"aspect_ratios": (), "max_sizes": ()}, "each cell needs a prior"),
         (DetectorConfig(), {"width": 0.0}, "width must be positive"),
         (ModelConfig(), {"present_threshold": 1.0}, "present_threshold"),
+        *(
+            (AugmentationConfig(), {name: 1.5}, f"augmentation.{name} is 1.5; it must lie in")
+            for name in ("flip", "colour", "brightness", "contrast", "saturation", "hue", "zoom_out", "crop")
+        ),
+        (AugmentationConfig(), {"zoom_out_max_side": 0.5}, "zoom_out_max_side is 0.5; it must be at least 1"),
+        (AugmentationConfig(), {"crop_max_aspect": 0.5}, "crop_max_aspect is 0.5; it must be at least 1"),
+        (AugmentationConfig(), {"crop_min_side": 0.0}, "crop_min_side is 0.0; it must lie in"),
+        (AugmentationConfig(), {"crop_min_iou": ()}, "list at least one IoU"),
+        (AugmentationConfig(), {"crop_min_iou": (0.5, 1.0)}, r"crop_min_iou is \(0.5, 1.0\)"),
+        (AugmentationConfig(), {"flip": math.nan}, "augmentation.flip is nan; it must be finite"),
         (TrainingConfig(), {"accumulate": 5}, "multiple of training.accumulate"),
         (TrainingConfig(), {"learning_rate": 0.0}, "learning_rate"),
         (ScenesConfig(), {"delta_position": math.nan}, "scenes.delta_position is nan; it must be finite"),

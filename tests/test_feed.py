@@ -12,13 +12,23 @@ import pytest
 import torch
 from rich.console import Console
 
-from ssdir.config import ConfigError, DetectorConfig, DetectorRun, ScenesConfig, TrainingConfig
+from ssdir.config import (
+    AugmentationConfig,
+    ConfigError,
+    DetectorConfig,
+    DetectorRun,
+    ScenesConfig,
+    TrainingConfig,
+)
+from ssdir.data.augment import augment
 from ssdir.data.cache import CachedDataset
 from ssdir.data.digits import load_digits, write_idx
 from ssdir.data.multiscale_mnist import generate
 from ssdir.data.streaming import StreamedScenes
+from ssdir.detector.cache import CacheSettings, FeatureCache
+from ssdir.detector.ssd import Detector
 from ssdir.feed import Feed, describe_images, open_images
-from ssdir.storage import DataError, load_tensors, read_json
+from ssdir.storage import DataError, load_tensors, read_json, write_json
 from ssdir.tracking import read_metrics
 from ssdir.train import train_detector
 
@@ -68,11 +78,21 @@ def stream(digits: Path) -> StreamedScenes:
     return StreamedScenes(SCENES, digits=digits)
 
 
-def _feed(images: Any, device: str = "cpu", process: int = 0, processes: int = 1, **changes: Any) -> Feed:
+AUGMENTATION = AugmentationConfig(flip=0.5, colour=0.5, zoom_out=0.3, crop=0.5, crop_min_iou=(0.0,))
+
+
+def _feed(
+    images: Any,
+    device: str = "cpu",
+    process: int = 0,
+    processes: int = 1,
+    augmentation: AugmentationConfig | None = None,
+    **changes: Any,
+) -> Feed:
     accelerator: Any = SimpleNamespace(
         device=torch.device(device), process_index=process, num_processes=processes
     )
-    return Feed(images, replace(SETTINGS, **changes), accelerator)
+    return Feed(images, replace(SETTINGS, **changes), accelerator, augmentation)
 
 
 def _ids(feed: Feed, step: int) -> list[tuple[int, ...]]:
@@ -97,6 +117,47 @@ def test_drafts_are_drawn_in_the_networks_memory_format(stream: StreamedScenes) 
     batch = _feed(stream, channels_last=True).micro_batches(2)[0]
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch.images, stream.batch(range(8, 12)).images)
+
+
+@pytest.mark.parametrize("of", ["files", "stream"])
+def test_augmentation_does_not_depend_on_how_a_step_is_shared(
+    of: str, folder: Path, stream: StreamedScenes
+) -> None:
+    images = CachedDataset(folder, "train", 64) if of == "files" else stream
+    plain = _feed(images).micro_batches(3)[0]
+    (whole,) = _feed(images, augmentation=AUGMENTATION).micro_batches(3)
+    assert whole.image_ids == plain.image_ids and not torch.equal(whole.images, plain.images)
+    expected = augment(plain, AUGMENTATION, seed=0, step=3)
+    assert torch.equal(whole.images, expected.images) and torch.equal(whole.boxes, expected.boxes)
+    feeds = [
+        _feed(images, process=i, processes=2, accumulate=2, channels_last=True, augmentation=AUGMENTATION)
+        for i in (0, 1)
+    ]
+    parts = [part for feed in feeds for part in feed.micro_batches(3)]
+    assert [len(part) for part in parts] == [1, 1, 1, 1]
+    assert parts[0].images.is_contiguous(memory_format=torch.channels_last)
+    assert tuple(i for part in parts for i in part.image_ids) == whole.image_ids
+    torch.testing.assert_close(torch.cat([part.images for part in parts]), whole.images, atol=1e-6, rtol=0)
+    for name in ("boxes", "labels"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_images_are_augmented_where_a_device_has_them(folder: Path) -> None:
+    images, config = CachedDataset(folder, "train", 64), AugmentationConfig(flip=0.5, colour=0.5)
+    here, there = (_feed(images, device, augmentation=config) for device in ("cpu", "meta"))
+    with there:
+        for step in (5, 6, 9):
+            (batch,), (ahead,) = here.micro_batches(step), there.micro_batches(step)
+            assert ahead.images.device.type == ahead.boxes.device.type == "meta"
+            assert (batch.image_ids, batch.boxes.shape) == (ahead.image_ids, ahead.boxes.shape)
+
+
+def test_kept_answers_and_augmentation_do_not_meet(folder: Path) -> None:
+    settings = CacheSettings("memory", False, False, False, 4, 1.0)
+    kept = FeatureCache(CachedDataset(folder, "train", 64), Detector(RUN.detector).eval(), settings)
+    assert len(_feed(kept, augmentation=AugmentationConfig()).micro_batches(0)) == 1
+    with pytest.raises(ConfigError, match=r"set training\.feature_cache to off"):
+        _feed(kept, augmentation=AUGMENTATION)
 
 
 def test_what_validates(folder: Path, stream: StreamedScenes) -> None:
@@ -131,18 +192,22 @@ def test_descriptions(folder: Path, stream: StreamedScenes) -> None:
     assert set(described) == {"folder", "fingerprint", "image_files", "images", "categories"}
 
 
-def _train(data: Path | StreamedScenes, out: Path, **options: Any) -> Path:
-    return train_detector(RUN, data, out, console=Console(quiet=True), **options)
+def _train(data: Path | StreamedScenes, out: Path, run: DetectorRun = RUN, **options: Any) -> Path:
+    return train_detector(run, data, out, console=Console(quiet=True), **options)
 
 
-def test_a_run_on_the_fly_is_resumed_bit_for_bit(stream: StreamedScenes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("varied", [False, True], ids=["as they are", "augmented"])
+def test_a_run_on_the_fly_is_resumed_bit_for_bit(
+    stream: StreamedScenes, tmp_path: Path, varied: bool
+) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    whole = _train(stream, tmp_path / "whole")
+    run = replace(RUN, augmentation=AUGMENTATION) if varied else RUN
+    whole = _train(stream, tmp_path / "whole", run)
     shutil.copytree(whole, tmp_path / "stopped")
     for name in ("model", "checkpoints/step_000006"):  # as if killed after step 3
         shutil.rmtree(tmp_path / "stopped" / name)
-    _train(stream, tmp_path / "stopped", resume=True)
+    _train(stream, tmp_path / "stopped", run, resume=True)
     torch.set_num_threads(threads)
     ours, theirs = (
         load_tensors(tmp_path / name / "model/model.safetensors") for name in ("stopped", "whole")
@@ -165,3 +230,21 @@ def test_a_run_on_other_scenes_is_not_resumed(
         _train(folder, out, resume=True)
     with pytest.raises(ConfigError, match=r"data\.fingerprint: .* -> \(absent\)"):
         _train(stream, out, resume=True)
+
+
+def test_a_run_from_before_there_was_augmentation_is_resumed_without(folder: Path, tmp_path: Path) -> None:
+    out = _train(folder, tmp_path / "run")
+    description = read_json(out / "config.json")
+    del description["config"]["augmentation"]
+    write_json(out / "config.json", description)
+    _train(folder, out, resume=True)
+    with pytest.raises(ConfigError, match=r"augmentation\.flip: 0\.0 -> 0\.5"):
+        _train(folder, out, replace(RUN, augmentation=AUGMENTATION), resume=True)
+
+
+def test_a_run_says_that_it_augments(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = replace(RUN, augmentation=AUGMENTATION, training=replace(SETTINGS, steps=1))
+    train_detector(run, folder, tmp_path / "run", console=Console(width=200))
+    assert "flip 50 %, colour 50 %, zoom_out 30 %, crop 50 %" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from ssdir.cli import main
 from ssdir.config import ConfigError, DetectorConfig, ModelConfig
 from ssdir.data.images import read_image
 from ssdir.detector.ssd import Detector
-from ssdir.figures.dataset import show_dataset
+from ssdir.figures.dataset import show_augmented, show_dataset
 from ssdir.figures.style import PALETTE
 from ssdir.model.ssdir import SSDIR
 from ssdir.predictor import predict
@@ -278,6 +278,41 @@ def test_images_are_scaled_with_their_boxes_and_labels(dataset: Path, tmp_path: 
     colour = list(bytes.fromhex(PALETTE[0].removeprefix("#")))
     assert (wide[4:160, 4] == colour).all() and (wide[4:160, 4 + 155] == colour).all()
     assert (wide[4:160, 4 + 158 : 4 + 312] == 0).all()
+
+
+def test_augmented_images_stand_beside_those_they_were(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "augmented.png"
+    command = [
+        "data",
+        "show",
+        str(dataset),
+        "--out",
+        str(out),
+        "--augment",
+        "clevr",
+        "--first",
+        "3",
+        "--count",
+        "2",
+    ]
+    assert main(command) == 0
+    sheet = pixels_of(out)
+    assert sheet.shape == (640, 1280, 3)
+    colour = np.array(list(bytes.fromhex(PALETTE[0].removeprefix("#"))))
+    tiles = sheet.reshape(2, 320, 4, 320, 3).transpose(0, 2, 1, 3, 4)[:, :, 4:316, 4:316].astype(int)
+    assert (tiles[:, 0, :, 0] == colour).all() and (tiles[:, 0, :, 155] == colour).all()  # the left half
+    outlined = (np.abs(tiles - colour).sum(-1) < 30).any((2, 3))
+    assert outlined.all()  # every variant has its box
+    assert any((tiles[0, 0] != tiles[0, i]).any() for i in (1, 2, 3))
+    first = out.read_bytes()
+    assert main(command) == 0 and out.read_bytes() == first
+
+
+def test_a_preset_that_does_not_augment_has_nothing_to_show(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="preset mnist trains its detector on images as they are"):
+        show_augmented(dataset, tmp_path / "show.png", "mnist")
+    with pytest.raises(ConfigError, match="there is no preset 'clever'"):
+        show_augmented(dataset, tmp_path / "show.png", "clever")
 
 
 def test_a_split_or_image_that_does_not_exist(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssdir.config import ConfigError
+from ssdir.config import ConfigError, DetectorRun
 from ssdir.presets import preset, scenes_presets
 
 # "Training regime and hyperparameters" of the supplementary material, read from it row by row.
@@ -44,6 +44,15 @@ def test_the_detector_is_asked_once_where_little_is_kept(name: str) -> None:
             small = run.model.clone_backbone
             assert run.training.feature_cache == ("disk" if small else "off")
     assert chosen.detector.training.feature_cache == "off"
+
+
+def test_photographs_are_augmented_and_digits_are_not() -> None:
+    active = {
+        name: preset(name).detector.augmentation.active for name in ("mnist", "quickstart", "clevr", "wider")
+    }
+    assert active == {"mnist": False, "quickstart": False, "clevr": True, "wider": True}
+    assert preset("clevr").detector.augmentation.hue == 0  # hues tell its objects apart
+    assert not DetectorRun().augmentation.active
 
 
 def test_main_scenes_hold_the_papers_table() -> None:

@@ -13,12 +13,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssdir.config import (
+    AugmentationConfig,
     DetectorConfig,
     DetectorLossConfig,
     ModelConfig,
     ObjectiveConfig,
     TrainingConfig,
 )
+from ssdir.data.augment import augmented
 from ssdir.data.batch import Batch
 from ssdir.detector import loss
 from ssdir.detector.ssd import Detector
@@ -120,6 +122,18 @@ def test_a_step_of_the_detector_waits_once_for_its_matching(n_boxes, class_agnos
     monkeypatch.setattr(loss, "_looking_is_free", lambda device: False)  # as on a GPU
     task = DetectorTask(detector(class_agnostic=class_agnostic), DetectorLossConfig())
     assert waits_of_a_step(task, scenes(n_boxes), tmp_path) == ["aten::_local_scalar_dense"]
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_augmented_images_are_painted_without_waiting(grey):
+    batch = scenes()
+    every = AugmentationConfig(flip=1.0, colour=1.0, zoom_out=0.5, crop=0.5, crop_min_iou=(0.0,))
+    plans = [augmented(batch, every, seed=0, step=step).plan for step in range(8)]
+    assert any(len(plan.zoomed) for plan in plans) and any(len(plan.cropped) for plan in plans)
+    with Waits() as waits:
+        for plan in plans:
+            plan.paint(batch.images, grey)
+    assert waits.found == []
 
 
 def test_the_waits_of_a_step_would_be_seen():
