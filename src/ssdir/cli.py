@@ -61,6 +61,9 @@ class Evaluate:
     """Dataset folder (default: the one that the run was trained on)."""
     out: Path | None = None
     """Folder for metrics.json and figures (default: RUN/evaluation, or out/evaluation)."""
+    probe_data: Path | None = None
+    """Dataset folder whose train split the probe learns from, where it is another one than --data. It must have the
+    same attributes and categories, by name."""
     batch_size: int = 32
     """Images at a time."""
     device: str = "auto"
@@ -69,7 +72,9 @@ class Evaluate:
     def run(self) -> int:
         from ssdir.quickstart import evaluate_run
 
-        evaluate_run(self.model, self.pretrained, self.data, self.out, self.batch_size, self.device)
+        evaluate_run(
+            self.model, self.pretrained, self.data, self.out, self.batch_size, self.device, self.probe_data
+        )
         return 0
 
 

@@ -138,6 +138,7 @@ def evaluate_run(
     out: Path | None,
     batch_size: int,
     device: str = "auto",
+    probe_data: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run folder, or the shipped weights, and write metrics, figures and report.
 
@@ -148,6 +149,7 @@ def evaluate_run(
         out: default ``run/evaluation``, or ``out/evaluation``.
         batch_size: images at a time.
         device: where to compute (:func:`ssdir.machine.choose_device`).
+        probe_data: dataset folder whose train split the probe learns from; default ``data``.
 
     Raises:
         ConfigError: both or none of ``run`` and ``pretrained``; the ``eval`` extra is not installed.
@@ -168,9 +170,8 @@ def evaluate_run(
             _generate(_scenes_for_probe(scenes), data)
         else:
             data = _dataset_of(run)
-    metrics = evaluate(
-        model, data, out, EvaluationConfig(batch_size=batch_size), progress_bar, run or SHIPPED_NAME
-    )
+    config = EvaluationConfig(batch_size=batch_size, probe_data=probe_data)
+    metrics = evaluate(model, data, out, config, progress_bar, run or SHIPPED_NAME)
     report = write_report(out, metrics, title=f"Evaluation of {run or 'the shipped weights'} on {data}")
     print_summary(metrics)
     print(f"\nLook at {report}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("downstream.matched_macro_f1", "matched macro F1", "the same, every class counting alike"),
     ("downstream.end_to_end_accuracy", "end-to-end accuracy", "of all true objects, those found and read right"),
     ("downstream.chance", "chance", "accuracy of always naming the most frequent class"),
+    ("downstream.what_where.matched_accuracy", "matched accuracy, with box", "the probe on z_what with the box added"),
     ("downstream.untrained.matched_accuracy", "untrained: matched", "the probe with an untrained what encoder"),
     ("downstream.untrained.end_to_end_accuracy", "untrained: end to end", "likewise, of all true objects"),
     ("reconstruction.image_mse", "image MSE", "mean squared error of the painted image at 128 px, values in [0, 1]"),
@@ -36,6 +37,23 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("seconds.rendering_per_image", "seconds to paint", "from objects to an image of 128 px"),
     ("memory.peak_mib", "peak memory, MiB", "of the pass over the images: inference and painting"),
 )  # fmt: skip
+
+_ATTRIBUTE_ROWS: tuple[tuple[str, str, str], ...] = (
+    ("matched_accuracy", "matched accuracy", "found objects whose {} the probe reads from z_what"),
+    ("matched_macro_f1", "matched macro F1", "the same, every {} counting alike"),
+    (
+        "end_to_end_accuracy",
+        "end-to-end accuracy",
+        "of all true objects, those found and their {} read right",
+    ),
+    ("chance", "chance", "accuracy of always naming the most frequent {}"),
+    (
+        "what_where.matched_accuracy",
+        "matched accuracy, with box",
+        "{} read from z_what with the box added",
+    ),
+)
+"""Of every attribute, where there are several; the braces stand for its name."""
 
 _FIGURES: tuple[tuple[str, str], ...] = (
     ("scenes", "Scenes"),
@@ -88,6 +106,8 @@ def print_summary(metrics: Metrics) -> None:
     for key, name, _ in _ROWS:
         if (value := lookup(metrics, key)) is not None:
             table.add_row(name, _number(value))
+    for _, name, value, _ in attribute_rows(metrics):
+        table.add_row(name, _number(value))
     seconds = metrics.get("seconds", {})
     if "total" in seconds:
         table.add_row("seconds in total", _number(seconds["total"]))
@@ -108,6 +128,19 @@ def lookup(metrics: Metrics, key: str) -> Any:
             return None
         value = value.get(part)
     return value
+
+
+def attribute_rows(metrics: Metrics) -> Iterator[tuple[str, str, float, str]]:
+    """Attribute, name, value and meaning of each figure of every attribute, where objects have several.
+
+    >>> rows = attribute_rows({"downstream": {"attributes": {"color": {"chance": 0.125}}}})
+    >>> list(rows)
+    [('color', 'color: chance', 0.125, 'accuracy of always naming the most frequent color')]
+    """
+    for attribute, scores in (lookup(metrics, "downstream.attributes") or {}).items():
+        for key, name, meaning in _ATTRIBUTE_ROWS:
+            if (value := lookup(scores, key)) is not None:
+                yield attribute, f"{attribute}: {name}", value, meaning.format(attribute)
 
 
 def _find_curves(out: Path) -> dict[str, Path]:
@@ -158,10 +191,9 @@ def _table(metrics: Metrics) -> str:
             rows.append(
                 f"<tr><th>{html.escape(name)}</th><td>{_number(value)}</td><td>{html.escape(meaning)}</td></tr>"
             )
-    for name, scores in (lookup(metrics, "downstream.attributes") or {}).items():
-        value = scores["matched_accuracy"]
+    for _, name, value, meaning in attribute_rows(metrics):
         rows.append(
-            f"<tr><th>{html.escape(name)}</th><td>{_number(value)}</td><td>matched accuracy</td></tr>"
+            f"<tr><th>{html.escape(name)}</th><td>{_number(value)}</td><td>{html.escape(meaning)}</td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"
 

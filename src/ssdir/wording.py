@@ -114,6 +114,7 @@ class _Facts:
         text += "."
         if end_to_end is not None:
             text += f" So {of_hundred(end_to_end, self.noun)} are both found and read right."
+        text += self._attributes(what)
         untrained = (self.down.get("untrained") or {}).get("matched_accuracy")
         if untrained is None:
             return text
@@ -124,6 +125,15 @@ class _Facts:
         if gain > 0.02:
             return f"{text}learning adds {100 * gain:.0f} points."
         return f"{text}learning has added nothing that the probe can use."
+
+    def _attributes(self, told: str) -> str:
+        """The other attributes, where there are several."""
+        others = [
+            f"{name} {scores['matched_accuracy']:.0%} (chance: {scores['chance']:.0%})"
+            for name, scores in (self.down.get("attributes") or {}).items()
+            if name != told and None not in (scores.get("matched_accuracy"), scores.get("chance"))
+        ]
+        return f" Further attributes, read right of those found: {', '.join(others)}." if others else ""
 
     def painting(self) -> str:
         """How near the painted images come."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.config import ConfigError, DetectorConfig, ModelConfig
 from ssdir.console import progress_bar
-from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detector
 from ssdir.evaluate import protocol
@@ -23,7 +23,7 @@ from ssdir.evaluate.protocol import EvaluationConfig, evaluate, various
 from ssdir.model.latents import Objects
 from ssdir.model.render import crop, paste
 from ssdir.model.ssdir import SSDIR
-from ssdir.report import write_report
+from ssdir.report import print_summary, write_report
 from ssdir.storage import DataError
 
 SIDE = 64
@@ -336,31 +336,117 @@ def test_settings_that_mean_nothing_are_refused():
             EvaluationConfig(**{name: 0})
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchWithAttributes(Batch):
-    attributes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+def add_attributes(data: Path, split: str, rename: dict[str, str] | None = None) -> None:
+    """Words that follow from the class: `shade` says it once more, `dark` whether it is the darkest."""
+    path = data / "annotations" / f"{split}.json"
+    content = json.loads(path.read_text())
+    for number, item in enumerate(content["annotations"]):
+        label = item["category_id"] - 1
+        words = {"shade": f"level {label}", "dark": "yes" if label == 0 else "no", "alike": "same"}
+        words = {name: (rename or {}).get(word, word) for name, word in words.items()}
+        item["attributes"] = words | {
+            "angle": 0.1 * number,
+            "seen": number % 2 == 0,
+            "name": f"object {number}",
+        }
+    path.write_text(json.dumps(content))
 
-    def to(self, device: torch.device | str) -> BatchWithAttributes:
-        return self
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose objects have attributes, more of them with a name of their own than words can be."""
+    data = make_dataset(tmp_path_factory.mktemp("described"), {"train": 80, "test": 80})
+    for split in ("train", "test"):
+        add_attributes(data, split)
+    return data
 
 
-def test_further_attributes_are_probed_too(data, monkeypatch, tmp_path):
-    plain = CachedDataset.batch
+def test_further_attributes_are_probed_too(described, tmp_path, capsys):
+    oracle = Oracle(described, ("train", "test"))
+    metrics = evaluate(oracle, described, None, PLAIN)
+    down = metrics["downstream"]
+    assert down["attribute"] == "shade" and down["matched_accuracy"] == 1.0
+    assert list(down["attributes"]) == ["shade", "dark"]  # the class under its own name, and once only
+    dark = down["attributes"]["dark"]
+    assert dark["matched_accuracy"] == dark["matched_macro_f1"] == dark["end_to_end_accuracy"] == 1.0
+    assert dark["what_where"]["matched_accuracy"] == 1.0
+    assert dark["classes"] == 2
+    content = json.loads((described / "annotations" / "test.json").read_text())
+    words = [item["attributes"]["dark"] for item in content["annotations"]]
+    assert dark["chance"] == pytest.approx(words.count("no") / len(words))
+    assert down["untrained"]["attributes"]["dark"]["matched_accuracy"] < 1.0
+    report = write_report(tmp_path, metrics).read_text()
+    assert "<th>dark: matched macro F1</th><td>1.000</td>" in report
+    assert "Further attributes, read right of those found: dark 100% (chance: 6" in report
+    print_summary(metrics)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["dark:", "matched", "accuracy", "1.000"] in lines
 
-    def batch(self: CachedDataset, indices: Any) -> BatchWithAttributes:
-        made = plain(self, indices)
-        attributes = {"dark": (made.labels == 0).long(), "alike": torch.zeros_like(made.labels)}
-        return BatchWithAttributes(**vars(made), attributes=attributes)
 
+def test_the_probe_learns_from_another_folder_by_name(described, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(described, other)
+    path = other / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    content["categories"].reverse()  # the same names by other numbers
+    names = {item["name"]: item["id"] for item in content["categories"]}
+    for number, item in enumerate(content["categories"], start=1):
+        item["id"] = number
+    new = {names[item["name"]]: item["id"] for item in content["categories"]}
+    for item in content["annotations"]:
+        item["category_id"] = new[item["category_id"]]
+    path.write_text(json.dumps(content))
+    (other / "annotations" / "test.json").unlink()
+    config = dataclasses.replace(PLAIN, probe_data=other, untrained_control=False)
+    oracle = Oracle(described, ("train", "test"))
+    down = evaluate(oracle, described, None, config)["downstream"]
+    assert down["matched_accuracy"] == down["attributes"]["dark"]["matched_accuracy"] == 1.0
+    # the train split itself can be reported on then
+    metrics = evaluate(oracle, described, None, dataclasses.replace(config, split="train", limit=10))
+    assert metrics["downstream"]["matched_accuracy"] == 1.0
+    assert metrics["provenance"]["probe_data"] == str(other)
+
+
+def test_data_that_a_probe_cannot_learn_from_is_refused(described, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(described, other)
+    config = dataclasses.replace(PLAIN, probe_data=other)
+    oracle = Oracle(described, ("train", "test"))
+    add_attributes(other, "train", rename={"yes": "no"})
+    with pytest.raises(DataError, match=r"dark is 'yes' only in .*described.* \(test\)"):
+        evaluate(oracle, described, None, config)
+    path = other / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    content["categories"][2]["name"] = "level two"
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"only .*other \(train\) has the category 'level two'; only .* 'level 2'"
+    ):
+        evaluate(oracle, described, None, config)
+    for item in content["annotations"]:
+        del item["attributes"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"only the objects of .*described.* have 'shade', 'dark', 'alike'"):
+        evaluate(oracle, described, None, config)
+    path.unlink()
+    with pytest.raises(DataError, match="has no split 'train'"):
+        evaluate(oracle, described, None, config)
+
+
+def test_objects_without_an_attribute_are_left_out_of_its_probe(described, tmp_path):
+    data = tmp_path / "partly"
+    shutil.copytree(described, data)
+    for split in ("train", "test"):
+        path = data / "annotations" / f"{split}.json"
+        content = json.loads(path.read_text())
+        for item in content["annotations"][::2]:
+            del item["attributes"]
+        path.write_text(json.dumps(content))
     oracle = Oracle(data, ("train", "test"))
-    monkeypatch.setattr(CachedDataset, "batch", batch)
-    down = evaluate(oracle, data, None, PLAIN)["downstream"]
-    assert down["attribute"] == "category" and down["matched_accuracy"] == 1.0
-    assert set(down["attributes"]) == {"category", "dark"}  # nothing to tell where all objects are alike
-    assert down["attributes"]["dark"]["matched_accuracy"] == 1.0
-    assert down["attributes"]["dark"]["classes"] == 2
-    report = write_report(tmp_path, {"downstream": down}).read_text()
-    assert "<th>dark</th><td>1.000</td>" in report
+    down = evaluate(oracle, data, None, dataclasses.replace(PLAIN, untrained_control=False))["downstream"]
+    assert list(down["attributes"]) == ["category", "shade", "dark"]
+    assert down["attributes"]["dark"]["end_to_end_accuracy"] == 1.0
+    assert down["attributes"]["dark"]["train_objects"] == down["train_objects"] // 2
 
 
 class WithBackground(Oracle):

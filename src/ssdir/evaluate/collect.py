@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 from ssdir.boxes import cxcywh_to_xyxy, pixels_inside, xyxy_to_cxcywh
 from ssdir.config import MATCH_IOU, PRESENT_THRESHOLD
 from ssdir.data.batch import Batch
+from ssdir.evaluate.labels import CATEGORY
 from ssdir.evaluate.matching import Matches, match_objects
 from ssdir.figures.sheet import Scene
 from ssdir.model.latents import Objects
@@ -32,6 +33,17 @@ PATCH_SIDE = 64
 """Side at which object reconstruction is measured, in pixels."""
 
 T = TypeVar("T")
+
+
+class MatchedLatents(NamedTuple):
+    """Objects that are matched, one row each."""
+
+    what: Float[np.ndarray, "k d"]
+    """z_what."""
+    boxes: Float[np.ndarray, "k 4"]
+    """Their own boxes, cxcywh."""
+    labels: dict[str, Int[np.ndarray, " k"]]
+    """Class and attributes of the true objects that they are matched with."""
 
 
 @dataclass
@@ -52,6 +64,8 @@ class Collected:
     truth_labels: dict[str, list[Tensor]] = field(default_factory=dict)
     object_image: list[Tensor] = field(default_factory=list)
     """Image of every object found."""
+    object_boxes: list[Tensor] = field(default_factory=list)
+    """cxcywh of every object found."""
     what: list[Tensor] = field(default_factory=list)
     """z_what of every object found."""
     matches: list[Matches] = field(default_factory=list)
@@ -77,14 +91,19 @@ class Collected:
             iou=joined([m.iou for m in self.matches]),
         )
 
-    def matched_latents(self) -> tuple[Float[np.ndarray, "k d"], dict[str, Int[np.ndarray, " k"]]] | None:
-        """z_what of the matched objects and the attributes of the true objects they are matched with."""
+    def matched_latents(self) -> MatchedLatents | None:
+        """What the model says of the objects that are matched; None where it gives no z_what."""
         if not self.what:
             return None
         pairs = self.matched()
-        labels = {name: joined(values, torch.int64) for name, values in self.truth_labels.items()}
-        what = torch.cat(self.what)[pairs.predicted].numpy()
-        return what, {name: values[pairs.truth].numpy() for name, values in labels.items()}
+        return MatchedLatents(
+            what=torch.cat(self.what)[pairs.predicted].numpy(),
+            boxes=torch.cat(self.object_boxes)[pairs.predicted].numpy(),
+            labels={
+                name: joined(values, torch.int64)[pairs.truth].numpy()
+                for name, values in self.truth_labels.items()
+            },
+        )
 
 
 def collect(
@@ -202,8 +221,9 @@ def _add(
         found.labels.append(labels.cpu())
     found.truth.append(truth.cpu())
     found.truth_image.append(batch.image_index.cpu() + found.n_images)
-    for name, values in {"category": batch.labels, **getattr(batch, "attributes", {})}.items():
+    for name, values in {CATEGORY: batch.labels, **getattr(batch, "attributes", {})}.items():
         found.truth_labels.setdefault(name, []).append(values.cpu())
+    found.object_boxes.append(objects.boxes.float().cpu())
     found.object_image.append(objects.image_index.cpu() + found.n_images)
     if objects.what is not None:
         found.what.append(objects.what.float().cpu())

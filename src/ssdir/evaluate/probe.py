@@ -129,6 +129,8 @@ def _fit(inputs: np.ndarray, labels: np.ndarray, strength: float, max_iterations
         # A weakly regularised fit may stop at the iteration limit, a little short of its optimum; it is judged as it
         # is by the cross-validation.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # Few objects of many classes are what was found; the figures say how little that teaches.
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than")
         return LogisticRegression(C=strength, max_iter=max_iterations).fit(inputs, labels)
 
 

@@ -21,9 +21,10 @@ from ssdir.data.cache import CachedDataset
 from ssdir.data.folder import splits
 from ssdir.evaluate.collect import Collected, collect, device_of, image_side, joined
 from ssdir.evaluate.detection import DetectionScores, average_precision, count_accuracy
-from ssdir.evaluate.downstream import measure_downstream
+from ssdir.evaluate.downstream import measure_downstream, train_labels
+from ssdir.evaluate.labels import CATEGORY, labelled_batches, read_labels
 from ssdir.evaluate.record import peak_mib, provenance, reset_peak, write_per_image
-from ssdir.evaluate.settings import EvaluationConfig, batches_of
+from ssdir.evaluate.settings import EvaluationConfig
 from ssdir.figures.gallery import draw_figures
 from ssdir.storage import DataError, write_json
 
@@ -51,7 +52,8 @@ def evaluate(
         data, are None, and ``downstream.reason`` says why the probe was left out.
 
     Raises:
-        DataError: the folder cannot be read, or has no annotated split.
+        DataError: the folder cannot be read, or has no annotated split; the probe's data has other attributes or
+            categories.
         ConfigError: there is no split of the name asked for.
         ModuleNotFoundError: without the ``eval`` extra (``pip install "ssdir[eval]"``).
     """
@@ -63,17 +65,22 @@ def evaluate(
     split = choose_split(data, config.split)
     dataset = CachedDataset(data, split, image_side(model))
     n_images = len(dataset) if config.limit is None else min(config.limit, len(dataset))
-    batches = batches_of(dataset, np.arange(n_images), config.batch_size, progress, f"evaluating on {split}")
+    labels = read_labels(data, split)
+    other = config.probe_data
+    learned = None if other is None else train_labels(other, labels, strict=True)  # a misfit is told at once
+    task = f"evaluating on {split}"
+    batches = labelled_batches(dataset, labels, np.arange(n_images), config.batch_size, progress, task)
     reset_peak(device_of(model))
     found = collect(model, batches, choose_scenes=various)
     peak = peak_mib(device_of(model))  # of this pass: the probe and the figures are not the model's
     scores = _judge_boxes(found)
     clock.lap("test_pass")
-    downstream = measure_downstream(model, dataset, found, config, progress)
+    downstream = measure_downstream(model, dataset, labels, found, config, progress, learned)
     clock.lap("probe")
-    metrics = _summarise(found, scores) | {"downstream": downstream}
+    metrics = _summarise(found, scores) | {"downstream": downstream.figures}
     metrics["provenance"] = provenance(model, model_path, data, split, config.seed) | {
-        "categories": list(dataset.categories)
+        "probe_data": None if config.probe_data is None else str(config.probe_data),
+        "categories": list(dataset.categories),
     }
     if out is not None:
         write_per_image(found, out / "per_image.csv")
@@ -172,8 +179,8 @@ def _draw(
         model=model,
         scenes=found.scenes,
         precision=scores.precision,
-        what=None if latents is None else latents[0],
-        labels=None if latents is None else latents[1]["category"],
+        what=None if latents is None else latents.what,
+        labels=None if latents is None else latents.labels[CATEGORY],
         categories=categories,
         seed=seed,
     )

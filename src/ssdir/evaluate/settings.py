@@ -1,17 +1,11 @@
-"""What an evaluation may vary, and how it reads a split."""
+"""What an evaluation may vary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-from jaxtyping import Int
+from pathlib import Path
 
 from ssdir.config import ConfigError
-from ssdir.console import Progress, no_progress
-from ssdir.data.batch import Batch
-from ssdir.data.cache import CachedDataset
 
 
 @dataclass(frozen=True)
@@ -28,6 +22,9 @@ class EvaluationConfig:
     """Matched objects of the train split, from images drawn at random, that the probe learns from."""
     probe_train_images: int = 2_000
     """Most images of the train split that are searched for them."""
+    probe_data: Path | None = None
+    """Dataset folder whose train split the probe learns from; None: the folder that is reported on. It must have the
+    same attributes and categories, by name."""
     untrained_control: bool = True
     """Also probe the latents of an untrained what encoder."""
     figures: bool = True
@@ -41,18 +38,3 @@ class EvaluationConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit is {self.limit}; it must be at least 1, or None for all images")
-
-
-def batches_of(
-    dataset: CachedDataset,
-    indices: Int[np.ndarray, " n"],
-    batch_size: int,
-    progress: Progress | None,
-    task: str,
-) -> Iterator[Batch]:
-    """The chosen images, a batch at a time, while a bar with the task's name fills."""
-    with (progress or no_progress)(task, len(indices)) as tell:
-        for first in range(0, len(indices), batch_size):
-            chosen = indices[first : first + batch_size]
-            yield dataset.batch(chosen)
-            tell(first + len(chosen), len(indices))
