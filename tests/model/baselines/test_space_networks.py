@@ -119,6 +119,14 @@ def test_cells_cover_the_image_and_boxes_follow_their_logits() -> None:
     assert large[:, 2:].eq(1).all()
 
 
+def test_boxes_can_start_at_the_size_of_the_prior() -> None:
+    images = torch.rand(4, 3, 32, 32, generator=generator())
+    for start, expected in ((False, 0.5), (True, 0.269)):  # sigmoid(0) and sigmoid(-1)
+        with seeded(7):
+            foreground = Foreground(small(start_at_prior=start))
+        assert foreground.means(images).boxes[..., 2:].mean().item() == pytest.approx(expected, abs=0.05)
+
+
 def test_divergences_equal_torch() -> None:
     """Presence between Bernoulli laws; sides from N(-1, 0.1), shifts and depth from N(0, 1); of all cells."""
     config = small()

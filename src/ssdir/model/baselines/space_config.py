@@ -49,6 +49,8 @@ class SpaceConfig:
     """Standard deviation of a background pixel's channel."""
     scale_std: float = 0.1
     """Prior standard deviation of the logit of a box's sides."""
+    start_at_prior: bool = False
+    """Boxes start as large as the prior says, not half as wide as the image, as the authors have it (a deviation)."""
     schedule: SpaceSchedule = field(default_factory=SpaceSchedule)
     """What changes in the course of the training."""
     foreground_optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
@@ -179,13 +181,17 @@ SPACE_PRESETS: dict[str, BaselinePreset[SpaceRun]] = {
             training=_FULL,
         ),
     ),
+    # The background turns black before the foreground begins: without that, in 200 steps the foreground painted all of
+    # the image, black ground included (image error 0.042 against 0.023), and a background of 32 latents painted digits.
     "quickstart": BaselinePreset(
         help="the quickstart's scenes on a CPU, 128 px: half the channels, one background component",
         run=SpaceRun(
             model=SpaceConfig(
                 k=1,
                 width=0.5,
-                scale_std=0.5,
+                z_component_size=4,
+                scale_std=0.3,
+                start_at_prior=True,
                 background_norm="group",
                 foreground_optimizer="adamw",
                 foreground_lr_scale=1.0,
@@ -193,14 +199,16 @@ SPACE_PRESETS: dict[str, BaselinePreset[SpaceRun]] = {
                     presence_prior=LinearRamp(0.1, 0.01, 300, 900),
                     scale_mean=LinearRamp.constant(_DIGIT_SCALE),
                     temperature=LinearRamp(2.5, 0.5, 0, 900),
-                    boundary_until=900,
+                    boundary_until=0,
+                    background_only_steps=60,
                 ),
             ),
             training=TrainingConfig(
                 steps=1_500,
-                batch_size=12,
+                batch_size=8,
                 learning_rate=0.001,
-                warmup_steps=50,
+                schedule="cosine",
+                warmup_steps=30,
                 clip_norm=None,
                 precision="auto",
                 validate_every=0,

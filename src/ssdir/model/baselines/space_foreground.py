@@ -53,6 +53,9 @@ class Foreground(nn.Module):
         self.config = config
         self.encoder = ImageEncoder(config)
         self.heads = nn.Conv2d(_scaled(_CODE, config), 4 + 4 + 1 + 2, 1)
+        if config.start_at_prior:
+            assert self.heads.bias is not None
+            nn.init.constant_(self.heads.bias[:2], config.schedule.at(0).scale_mean)
         self.what = GlimpseEncoder(config)
         self.decoder = GlimpseDecoder(config)
         row, column = torch.meshgrid(torch.arange(config.g), torch.arange(config.g), indexing="ij")
