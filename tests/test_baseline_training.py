@@ -234,6 +234,7 @@ def test_info_shows_a_baseline_layer_by_layer(capsys: pytest.CaptureFixture[str]
     assert main(["info", "--preset", "toy/tiny", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [(layer["name"], layer["output"], layer["parameters"]) for layer in shown["layers"]] == [
+        ("itself", [], 3),
         ("encoder", [5, 32, 32], 5 * 3 * 9 + 5),
         ("colour", [4], 16),
     ]

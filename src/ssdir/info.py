@@ -112,7 +112,8 @@ class BaselineNetworks:
 
     preset: str
     layers: list[Layer]
-    """Those that a reconstruction and the decoding of its objects pass, once each, at their first call."""
+    """In the order of the model's parts, with the output of their first call; () where parameters are used without
+    calling the layer that holds them."""
     parameters: dict[str, int]
     """Of each part of the model, frozen ones included."""
     objects: int
@@ -140,14 +141,12 @@ def describe_baseline(name: str) -> BaselineNetworks:
     else:
         model = build(run.model)
     model.eval()
-    layers: dict[str, Layer] = {}
+    outputs: dict[str, tuple[int, ...]] = {}
 
     def record(layer_name: str) -> Any:
-        def hook(module: nn.Module, _: Any, output: Any) -> None:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
-            own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-            shape = tuple(first.shape[1:])
-            layers.setdefault(layer_name, Layer(layer_name, type(module).__name__, shape, own))
+            outputs.setdefault(layer_name, tuple(first.shape[1:]))
 
         return hook
 
@@ -157,14 +156,18 @@ def describe_baseline(name: str) -> BaselineNetworks:
     image = torch.zeros(1, 3, model.image_size, model.image_size)
     model.reconstruct(image)
     found = model.infer(image, present_threshold=-1.0, nms_iou=None)
+    layers = []
+    for layer_name, module in model.named_modules():
+        own = sum(item.numel() for item in module.parameters(recurse=False))
+        if layer_name in outputs or own:
+            shape = outputs.get(layer_name, ())
+            layers.append(Layer(layer_name or "itself", type(module).__name__, shape, own))
     parameters = {
         part: sum(item.numel() for item in module.parameters()) for part, module in model.named_children()
     }
     parameters |= {part: item.numel() for part, item in model.named_parameters(recurse=False)}
     patch = () if found.patches is None else tuple(found.patches.shape[1:])
-    return BaselineNetworks(
-        name, list(layers.values()), {k: v for k, v in parameters.items() if v}, len(found), patch
-    )
+    return BaselineNetworks(name, layers, {k: v for k, v in parameters.items() if v}, len(found), patch)
 
 
 def describe_preset(name: str) -> Networks:
