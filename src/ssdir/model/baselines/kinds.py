@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssdir.config import ConfigError, perhaps
 from ssdir.model.baselines.presets import BaselinePreset
+from ssdir.model.baselines.slot_config import SLOT_ATTENTION_PRESETS, SlotAttentionRun
 from ssdir.model.baselines.space_config import SPACE_PRESETS, SpaceRun
 from ssdir.model.baselines.spair_config import SPAIR_PRESETS, SPAIRRun
 
@@ -51,6 +52,13 @@ BASELINES: dict[str, BaselineKind] = {
         SPAIR_PRESETS,
         "ssdir.model.baselines.spair",
         "SPAIR",
+    ),
+    "slot-attention": BaselineKind(
+        "a Slot Attention autoencoder, whose slots compete for pixels and are boxed by their masks",
+        SlotAttentionRun,
+        SLOT_ATTENTION_PRESETS,
+        "ssdir.model.baselines.slot_attention",
+        "SlotAttentionAutoencoder",
     ),
 }
 """By the name that ``ssdir train`` and ``config.json`` use."""
