@@ -364,3 +364,27 @@ def test_info_lists_every_parameter(kind: str, name: str, capsys: pytest.Capture
     if not BASELINES[kind].needs_detector:
         model = built(kind, BASELINES[kind].presets[name].run.model)
         assert total == sum(item.numel() for item in model.parameters())
+
+
+# -- learning ----------------------------------------------------------------------------------------------------
+
+OVERFIT = {"space": (0.003, 5.0), "spair": (0.003, 2.0), "slot-attention": (0.003, 2.0)}
+"""Learning rate, and the factor by which 20 steps on 8 images must cut the loss, above its least possible value."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OVERFIT if kind in BASELINES])
+def test_twenty_steps_cut_the_loss(kind: str) -> None:
+    """The small form of runs/overfit_*.sh, with the schedules at their end."""
+    rate, factor = OVERFIT[kind]
+    settings = replace(QUICK, learning_rate=rate, clip_norm=1.0 if kind == "slot-attention" else None)
+    task = BaselineTask(built(kind, small(kind).model)).train()
+    optimizer = make_optimizer(task.model, settings, torch.device("cpu"), task.optimizer_groups())
+    batch = batch_of(pictures(SIDE))
+    least = 0.0
+    if kind == "space":  # every channel of every pixel exactly right
+        least = 3 * SIDE**2 * math.log(task.model.config.sigma_fg * math.sqrt(2 * math.pi))
+    found = [
+        float(task.weighted(one_step(task, optimizer, settings, batch, 10**6).losses).detach()) - least
+        for _ in range(20)
+    ]
+    assert 0 < found[-1] < found[0] / factor
