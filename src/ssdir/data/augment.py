@@ -109,15 +109,13 @@ class Plan:
             new = chosen * factor[:, None, None, None]
         else:
             luma = torch.stack([share * means[:, i] for i, share in enumerate(LUMA)]).sum(0)
-            red, green, blue = self.colours[..., None, None].unbind(
-                2
-            )  # exact everywhere: no matrix product in TF32
+            # No matrix product, which a GPU may be told to compute in TF32.
+            red, green, blue = self.colours[..., None, None].unbind(2)
             new = (chosen[:, :1] * red).addcmul_(chosen[:, 1:2], green).addcmul_(chosen[:, 2:], blue)
         return new.add_((self.levels * luma)[:, None, None, None]).clamp_(0, 1)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Plan:
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+        return replace(self, **{item.name: change(getattr(self, item.name)) for item in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -216,9 +214,8 @@ def plan(
     objects = _Objects(cxcywh_to_xyxy(old).clamp(0, 1), index, n, image_size)
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64).expand(n, 4)
     views = _zoomed_out(whole, objects, config, chance[:, 2], chance[:, 8:11])
-    views = _cropped(
-        views, objects, config, chance[:, 3], chance[:, 11], chance[:, 12:].view(n, CROP_TRIALS, 4)
-    )
+    trials = chance[:, 12:].view(n, CROP_TRIALS, 4)
+    views = _cropped(views, objects, config, chance[:, 3], chance[:, 11], trials)
     moved = (views != whole).any(1)
     mirrored = chance[:, 0] < config.flip
 
@@ -233,7 +230,7 @@ def plan(
     cropped, zoomed = ((moved & here).nonzero()[:, 0] for here in (~leaves, leaves))
     shown = xyxy_to_cxcywh(views)
     return Plan(
-        boxes=new[rows].float(),
+        boxes=new[rows].to(boxes.dtype),
         labels=labels.cpu()[rows],
         image_index=index[rows],
         cropped=cropped,
