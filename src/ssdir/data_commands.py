@@ -179,6 +179,8 @@ class DataConvert:
     """Name of the split of a single COCO file (default: what its name speaks of, else train)."""
     skip_missing: bool = False
     """Leave out images that are listed but not on the disk; without it they are an error that lists them."""
+    hold_out: tuple[str, ...] = ()
+    """Make splits out of the train images, by share: --hold-out val=0.1 test=0.1."""
     workers: int | None = None
     """Processes (default: one per core); the bytes do not depend on it."""
 
@@ -193,6 +195,7 @@ class DataConvert:
             self.images,
             self.split,
             self.skip_missing,
+            dict(map(_share, self.hold_out)),
             self.workers,
             progress_bar,
         )

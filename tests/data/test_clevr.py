@@ -282,7 +282,7 @@ def test_held_out_scenes_are_whole_and_the_same_every_time(root: Path, tmp_path:
         f"CLEVR_train_{i:06d}.png" for i in range(70)
     ]
     for bad, message in (
-        ({"val": 0.1}, "val cannot be held out of train: it has a scene file of its own"),
+        ({"val": 0.1}, "val cannot be held out of train: there is a split of that name"),
         ({"test": 1.5}, "share held out for test is 1.5"),
         ({"test": 0.6, "dev": 0.4}, "leave nothing to train on"),
         ({"../x": 0.1}, "cannot be the name of a split"),

@@ -271,3 +271,50 @@ def test_names_are_unique_up_to_case_and_ending() -> None:
     paths = [Path(name) for name in ("d/A.jpg", "d/a.png", "d/a_2.png", "d/e/a.jpg", "d/a")]
     assert unique_names(paths) == ["A.jpg", "a_2.png", "a_2_2.png", "e/a.jpg", "a_3"]
     assert unique_names([Path("one/two/x.y.png")]) == ["x.y.png"]
+
+
+def test_held_out_images_are_those_of_train(coco: Path, tmp_path: Path) -> None:
+    done = convert(coco, "coco", tmp_path / "out", hold_out={"test": 0.3, "check": 0.15}, workers=1)
+    assert {split: result.images for split, result in done.items()} == {
+        "train": 4, "val": 2, "test": 2, "check": 1,
+    }  # fmt: skip
+    whole = _by_image(open_split(coco, "train"))
+    parts = [_by_image(open_split(tmp_path / "out", split)) for split in ("train", "test", "check")]
+    assert sum(map(len, parts)) == len(whole)
+    for part in parts:
+        assert part.items() <= {key: whole[key] for key in part}.items()
+        assert open_split(tmp_path / "out", "test").categories == NAMES
+    assert (
+        main(
+            [
+                "data",
+                "convert",
+                str(coco),
+                "--to",
+                "yolo",
+                "--out",
+                str(tmp_path / "b"),
+                "--hold-out",
+                "test=0.3",
+            ]
+        )
+        == 0
+    )
+    assert {path.name for path in (tmp_path / "b" / "images" / "test").rglob("*.*")} == {
+        path.name for path in (tmp_path / "out" / "images" / "test").rglob("*.*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"val": 0.1}, "val cannot be held out of train: there is a split of that name"),
+        ({"test": 0.01}, "of 7 train images none would be left for test"),
+        ({"test": 0.6, "more": 0.5}, "leave nothing to train on"),
+        ({"test": -0.5}, "share held out for test is -0.5"),
+    ],
+)
+def test_what_cannot_be_held_out(coco: Path, tmp_path: Path, shares: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        convert(coco, "coco", tmp_path / "out", hold_out=shares)
+    assert not (tmp_path / "out").exists()

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
-from ssdir.config import ConfigError
 from ssdir.console import Progress, no_progress
 from ssdir.data.clevr_geometry import (
     SHAPES,
@@ -32,6 +31,7 @@ from ssdir.data.clevr_geometry import (
     paint,
 )
 from ssdir.data.clevr_scenes import ClevrScene, Place, scene_at, walk
+from ssdir.data.hold_out import check_hold_out, held_out_rows
 from ssdir.data.making import Drawn, Object, make_dataset
 from ssdir.data.png import encode_png
 from ssdir.data.split import in_order
@@ -122,7 +122,7 @@ def convert(
     """
     root, folder, show = Path(root), Path(folder), progress or no_progress
     files = _scene_files(root, splits)
-    _check_hold_out(hold_out or {}, files)
+    check_hold_out(hold_out or {}, files)
     identity: dict[str, Any] = {
         "kind": "clevr",
         "generator_version": converter_version,
@@ -168,37 +168,13 @@ def _scene_files(root: Path, wanted: Sequence[str]) -> dict[str, Path]:
     return {split: found[split] for split in in_order(wanted or found)}
 
 
-def _check_hold_out(hold_out: dict[str, float], files: dict[str, Path]) -> None:
-    if not hold_out:
-        return
-    if "train" not in files:
-        raise ConfigError("scenes are held out of the train split, which is not converted here")
-    for split, share in hold_out.items():
-        if split in files:
-            raise ConfigError(f"{split} cannot be held out of train: it has a scene file of its own")
-        if not split.isidentifier():
-            raise ConfigError(f"{split!r} cannot be the name of a split; use letters and digits, such as val")
-        if not 0 < share < 1:
-            raise ConfigError(f"the share held out for {split} is {share:g}; give one between 0 and 1")
-    if sum(hold_out.values()) >= 1:
-        raise ConfigError("the shares held out leave nothing to train on; together they must be below 1")
-
-
 def _held_out(sources: dict[str, Source], hold_out: dict[str, float]) -> dict[str, Source]:
     """With the held-out scenes as splits of their own; each split keeps the file's order."""
     if not hold_out:
         return sources
     train = sources["train"]
-    by_hash = np.array(
-        sorted(range(len(train)), key=lambda row: hashlib.sha256(train.names[row].encode()).digest()),
-        np.int64,
-    )
-    parts, start = {}, 0
-    for split, share in hold_out.items():
-        end = start + round(share * len(train))
-        parts[split] = train.rows(np.sort(by_hash[start:end]))
-        start = end
-    together = sources | {"train": train.rows(np.sort(by_hash[start:]))} | parts
+    parts = {split: train.rows(rows) for split, rows in held_out_rows(train.names, hold_out).items()}
+    together = sources | parts
     return {split: together[split] for split in in_order(together)}
 
 

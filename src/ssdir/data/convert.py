@@ -21,9 +21,10 @@ from ssdir.config import ConfigError
 from ssdir.console import Progress, no_progress
 from ssdir.data.coco import CocoFolder
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
+from ssdir.data.hold_out import TRAIN, check_hold_out, held_out_rows
 from ssdir.data.images import image_size
 from ssdir.data.making import Annotate, Draw, Drawn, Object, Records, make_dataset
-from ssdir.data.split import Split, require_images, split_in
+from ssdir.data.split import Split, in_order, require_images, split_in
 from ssdir.data.yolo import YoloFolder
 from ssdir.data.yolo_config import read_config
 from ssdir.storage import DataError, atomic_open, atomic_write
@@ -54,6 +55,7 @@ def convert(
     images: str | Path | None = None,
     split: str | None = None,
     skip_missing: bool = False,
+    hold_out: dict[str, float] | None = None,
     workers: int | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Converted]:
@@ -68,18 +70,22 @@ def convert(
         images: folder of the images that a COCO file names, where they are not found by themselves.
         split: what a single COCO file is called (default: what its name speaks of, else train).
         skip_missing: leave out images that are not on the disk; without it they are an error that lists them.
+        hold_out: shares of the train images that become splits of their own, such as ``{"val": 0.1}``; which ones
+            follows from their names (:func:`~ssdir.data.hold_out.held_out_rows`).
         workers: processes (default: one per core); the bytes do not depend on it.
         progress: :func:`~ssdir.console.progress_bar`, to be told how far it is.
 
     Raises:
-        ConfigError: arguments that do not go together.
+        ConfigError: arguments that do not go together, splits that cannot be held out.
         DataError: the source is malformed; or ``folder`` holds something else.
     """
     folder = Path(folder)
     opened = _open_source(Path(source), None if images is None else Path(images), split)
     if not opened.splits():
         raise DataError(nothing_known(opened.folder))
-    if to == "yolo" and (others := set(opened.splits()) - set(_YOLO_SPLITS)):
+    shares = hold_out or {}
+    check_hold_out(shares, opened.splits())
+    if to == "yolo" and (others := {*opened.splits(), *shares} - set(_YOLO_SPLITS)):
         raise DataError(
             f"{source} has a split {min(others)!r}, which data.yaml cannot name; call it train, val or test, or "
             "convert to coco or hf"
@@ -87,21 +93,22 @@ def convert(
     opened_splits = {
         name: opened.open(name, attributes=True, skip_missing=skip_missing) for name in opened.splits()
     }
-    plan: dict[str, list[_Copy]] = {}
     for name, of in opened_splits.items():
         require_images(of)
         if not of.images:
             raise DataError(
                 f"{of.source} lists no image for {name} that is on the disk; there is nothing to convert"
             )
-        plan[name] = _copies(of)
+    opened_splits = _with_held_out(opened_splits, shares)
+    plan = {name: _copies(of) for name, of in opened_splits.items()}
     categories = opened_splits[opened.splits()[0]].categories
     identity = {
         "kind": "convert",
         "generator_version": CONVERT_VERSION,
         "to": to,
         "categories": list(categories),
-        "annotations_sha256": {name: opened.digest(name) for name in plan},
+        "annotations_sha256": {name: opened.digest(name) for name in opened.splits()},
+        "hold_out": [f"{name}={share:g}" for name, share in shares.items()],
         "images_sha256": {name: _fingerprint(copies) for name, copies in plan.items()},
         "left_out": {name: of.dropped for name, of in opened_splits.items()},
         "missing_images": {name: len(of.missing) for name, of in opened_splits.items()},
@@ -114,6 +121,28 @@ def convert(
         name: Converted(len(of.images), len(of.labels), of.dropped, len(of.missing), of.notes)
         for name, of in opened_splits.items()
     }
+
+
+def _with_held_out(splits: dict[str, Split], shares: dict[str, float]) -> dict[str, Split]:
+    """With parts of the train split as splits of their own.
+
+    Raises:
+        ConfigError: a share that is less than one image.
+    """
+    if not shares:
+        return splits
+    train = splits[TRAIN]
+    parts = {
+        name: train.part(name, rows)
+        for name, rows in held_out_rows([entry.path.name for entry in train.images], shares).items()
+    }
+    for name, part in parts.items():
+        if not part.images:
+            raise ConfigError(
+                f"of {len(train.images)} train images none would be left for {name}; change the shares"
+            )
+    parts[TRAIN] = replace(parts[TRAIN], dropped=train.dropped, notes=train.notes, missing=train.missing)
+    return {name: (splits | parts)[name] for name in in_order({**splits, **parts})}
 
 
 def _open_source(source: Path, images: Path | None, split: str | None) -> DatasetFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,25 @@ class Split:
     """Of each object, where they were asked for and the format has them."""
     missing: tuple[Path, ...] = ()
     """Images that are not on the disk and were left out, where that was asked for."""
+
+    def part(self, name: str, rows: Int[np.ndarray, " k"]) -> Split:
+        """The chosen images (rising rows) with their objects, as a split of their own. What was left out, and the
+        notes, stay with the whole."""
+        new_row = np.full(len(self.images), -1)
+        new_row[rows] = np.arange(len(rows))
+        chosen = np.flatnonzero(new_row[self.image_index] >= 0)
+        return replace(
+            self,
+            name=name,
+            images=[self.images[row] for row in rows],
+            boxes_xywh=self.boxes_xywh[chosen],
+            labels=self.labels[chosen],
+            image_index=new_row[self.image_index[chosen]],
+            attributes=None if self.attributes is None else [self.attributes[row] for row in chosen],
+            dropped={},
+            notes=(),
+            missing=(),
+        )
 
 
 @dataclass(frozen=True)
