@@ -20,13 +20,16 @@ from ssdir.model.latents import Objects
 from ssdir.model.render import crop, paste
 from ssdir.model.terms import Terms
 
+_FAINT = 1e-6
+"""Least mask by which colours are told from what a slot paints."""
+
 
 class SlotAttentionAutoencoder(Baseline):
     """Slots that compete for the image's content and are painted each on its own; no boxes, presence or depth inside.
 
     A slot is an object where its mask wins more than ``min_area`` of the image and it is not the background, the slot
-    that wins most. Its box is the tightest around the pixels won, its patch what it paints there (colour times mask),
-    its alpha the mask, its ``what`` the slot itself; it has no depth. How ``present`` ranks objects is said at
+    that wins most. Its box is the tightest around the pixels won, its patch the colour that it paints there, its alpha
+    the mask, its ``what`` the slot itself; it has no depth. How ``present`` ranks objects is said at
     :meth:`~ssdir.model.baselines.slot_masks.Regions.present`.
 
     Slots start from noise: in training the generator's, different in every image; in evaluation one draw from
@@ -91,6 +94,9 @@ class SlotAttentionAutoencoder(Baseline):
             shown = (shown * decoded.masks[:, :, None]).flatten(0, 1)
             each = torch.arange(len(boxes), device=boxes.device)
             layers = crop(shown, boxes, each, self.config.patch_size).clamp(0, 1)
+            # Colour alone, as all models give it: times alpha it is what the slot paints.
+            colour = (layers[:, :3] / layers[:, 3:].clamp_min(_FAINT)).clamp(0, 1)
+            layers = torch.cat([colour, layers[:, 3:]], dim=1)
         return Objects(
             boxes=boxes,
             present=found.present(self.config.min_area).flatten(),
@@ -109,25 +115,26 @@ class SlotAttentionAutoencoder(Baseline):
             return resized(painted.clamp(0, 1), self.image_size if size is None else size)
 
     def background(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
-        """What the background's slot paints, black where objects lie."""
+        """The colour that the background's slot paints, also where objects lie before it."""
         with self.evaluating():
             decoded = self.decoder.apart(self.decoder(self.slots(self.prepared(images))))
             each = torch.arange(len(decoded.masks), device=decoded.masks.device)
-            painted = decoded.painted[each, regions(decoded.masks).background]
+            painted = decoded.rgb[each, regions(decoded.masks).background]
             return resized(painted.clamp(0, 1), self.image_size if size is None else size)
 
     def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
-        """The sum of the objects' patches on black.
+        """The sum of the objects' patches, each times its alpha, on black.
 
         Raises:
             ValueError: the objects have no patches: a slot's mask depends on the other slots of its image.
         """
-        if objects.patches is None:
+        if objects.patches is None or objects.alpha is None:
             raise ValueError(
                 "these objects cannot be painted: they have no patches, and a slot's mask depends on the other slots "
                 "of its image; ask infer for patches"
             )
-        painted = paste(objects.patches, objects.boxes, objects.image_index, objects.n_images, size)
+        shown = objects.patches * objects.alpha
+        painted = paste(shown, objects.boxes, objects.image_index, objects.n_images, size)
         return painted.clamp(0, 1)
 
 
