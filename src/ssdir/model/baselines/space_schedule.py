@@ -108,12 +108,11 @@ class SpaceSchedule:
 
     def at(self, step: int | None) -> Annealed:
         """All values at a step (0 is the first); None: fully annealed."""
-        running = step is not None
         return Annealed(
             presence_prior=self.presence_prior.at(step),
             scale_mean=self.scale_mean.at(step),
             temperature=self.temperature.at(step),
-            boundary=self.boundary_until is None or (running and step < self.boundary_until),
-            fixed_alpha=self.fix_alpha if running and step < self.fix_alpha_steps else None,
-            background_only=running and step < self.background_only_steps,
+            boundary=self.boundary_until is None or (step is not None and step < self.boundary_until),
+            fixed_alpha=self.fix_alpha if step is not None and step < self.fix_alpha_steps else None,
+            background_only=step is not None and step < self.background_only_steps,
         )
