@@ -22,6 +22,9 @@ from ssdir.model.terms import Terms
 from ssdir.storage import tensors_fingerprint
 from ssdir.tasks import PICTURE_IMAGES, Means, Task, box_average_precision, grid_of, with_boxes
 
+JUDGED = 0.01
+"""Average precision looks at objects whose presence exceeds this, as a detector's does."""
+
 
 class BaselineTask(Task):
     """A baseline, which knows its own loss, its schedules and how its parts are optimized.
@@ -57,7 +60,7 @@ class BaselineTask(Task):
         means, judged = Means(), _Judged()
         for batch, generator in self._batches(dataset, limit):
             terms = self(batch, generator)
-            found = self.model.infer(batch.images, present_threshold=0.0, patches=False)
+            found = self.model.infer(batch.images, present_threshold=JUDGED, patches=False)
             painted = self.model.reconstruct(batch.images)
             values = {
                 "loss": self.weighted(terms.losses),
