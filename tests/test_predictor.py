@@ -207,6 +207,36 @@ def test_equal_names_get_folders_of_their_own(run: Path, tmp_path: Path) -> None
     assert read_json(tmp_path / "out/index.json") == index
 
 
+def test_classes_that_the_detector_tells_are_named(tmp_path: Path) -> None:
+    config = DetectorConfig(
+        image_size=64,
+        width=0.125,
+        maps=(2,),
+        min_sizes=(80.0,),
+        max_sizes=(),
+        class_agnostic=False,
+        n_classes=3,
+    )
+    with seeded(0):
+        detector = Detector(config)
+        for head in (detector.where[0], detector.present[0]):
+            assert isinstance(head, nn.Conv2d) and head.bias is not None
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        present = detector.present[0]
+        assert isinstance(present, nn.Conv2d) and present.bias is not None
+        nn.init.constant_(present.bias[2], 6.0)  # background, then three classes: the second of them
+        model = SSDIR(detector, ModelConfig(z_what_size=5, n_hidden=1, decoder_channels=(8, 8, 8)))
+    file = photo(tmp_path / "a.png")
+    for names, expected in ((("cat", "ice: cream #3", "dog"), "ice: cream #3"), (None, "1")):
+        model.categories = names
+        model.save_pretrained(tmp_path / "model")
+        predict([file], tmp_path / "out", tmp_path / "model")
+        objects = read_json(tmp_path / "out" / "a" / "objects.json")["objects"]
+        assert [item["category"] for item in objects] == [expected] * 4
+        assert objects[0]["presence"] == pytest.approx(1 - 1 / (np.exp(6.0) + 3), abs=1e-5)
+
+
 def test_an_image_in_which_nothing_is_found(run: Path, tmp_path: Path) -> None:
     file = photo(tmp_path / "a.png")
     predict([file], tmp_path / "out", run)  # finds four, whose patches must not stay

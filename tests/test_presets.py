@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ssdir.config import ConfigError, DetectorRun
+from ssdir.detector.ssd import Detector
 from ssdir.presets import preset, scenes_presets
 
 # "Training regime and hyperparameters" of the supplementary material, read from it row by row.
@@ -36,7 +37,7 @@ def test_presets_hold_the_papers_table(column: int, name: str) -> None:
     assert detector.class_agnostic
 
 
-@pytest.mark.parametrize("name", ["mnist", "clevr", "wider", "quickstart"])
+@pytest.mark.parametrize("name", ["mnist", "clevr", "wider", "quickstart", "small"])
 def test_the_detector_is_asked_once_where_little_is_kept(name: str) -> None:
     chosen = preset(name)
     for run in (chosen.ssdir, chosen.teacher):
@@ -46,11 +47,21 @@ def test_the_detector_is_asked_once_where_little_is_kept(name: str) -> None:
     assert chosen.detector.training.feature_cache == "off"
 
 
+def test_priors_of_the_small_preset_span_sizes_and_shapes() -> None:
+    detector = Detector(preset("small").detector.detector)
+    assert not detector.config.class_agnostic
+    assert detector.backbone.map_cells == (24, 12, 6, 3) and len(detector.priors) == 4 * (576 + 144 + 36 + 9)
+    area, ratio = detector.priors[:, 2:].prod(1).sqrt(), detector.priors[:, 2] / detector.priors[:, 3]
+    assert area.min() == pytest.approx(30 / 300) and area.max() == pytest.approx((190 * 280) ** 0.5 / 300)
+    assert {round(value, 3) for value in ratio.tolist()} == {0.5, 1.0, 2.0}
+
+
 def test_photographs_are_augmented_and_digits_are_not() -> None:
     active = {
-        name: preset(name).detector.augmentation.active for name in ("mnist", "quickstart", "clevr", "wider")
+        name: preset(name).detector.augmentation.active
+        for name in ("mnist", "quickstart", "clevr", "wider", "small")
     }
-    assert active == {"mnist": False, "quickstart": False, "clevr": True, "wider": True}
+    assert active == {"mnist": False, "quickstart": False, "clevr": True, "wider": True, "small": True}
     assert preset("clevr").detector.augmentation.hue == 0  # hues tell its objects apart
     assert not DetectorRun().augmentation.active
 

@@ -35,7 +35,8 @@ def predict(
 
     For each image a folder ``out/NAME`` with ``objects.json``, ``overlay.png``, ``reconstruction.png`` and
     ``patches/*.png``, and beside them ``out/index.json``. An object's JSON has its box in the image's pixels
-    (``box_xyxy`` clipped to the image; ``patch_box_xyxy`` as the patch fills it), presence, depth and z_what's mean.
+    (``box_xyxy`` clipped to the image; ``patch_box_xyxy`` as the patch fills it), presence, class where the detector
+    tells classes, depth and z_what's mean.
     An image that cannot be read is named on standard error and in the index; the others are done all the same.
     Results of an earlier call are replaced.
 
@@ -112,6 +113,7 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
     Where a model has opacity, patches are transparent accordingly; where it paints a background, so does the
     reconstruction.
     """
+    names = class_names(objects, network)
     height, width = pixels.shape[:2]
     whole = objects.boxes_xyxy.cpu().numpy() * np.array([width, height, width, height])
     corners = whole.clip(0, [width, height, width, height])
@@ -123,6 +125,8 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
             "patch_box_xyxy": [round(float(value), 2) for value in whole[row]],
             "presence": round(float(objects.present[row]), 5),
         }
+        if names is not None:
+            record["category"] = names[row]
         if objects.depth is not None:
             record["depth"] = round(float(objects.depth[row]), 5)
         if objects.what is not None:
@@ -134,13 +138,22 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
                 patch.putalpha(to_picture(objects.alpha[row].expand(3, -1, -1)).convert("L"))
             patch.save(folder / record["patch"])
         rows.append(record)
-    draw_boxes(pixels, corners).save(folder / "overlay.png")
+    draw_boxes(pixels, corners, names).save(folder / "overlay.png")
     if isinstance(network, Baseline) and network.has_background:
         painted = network.reconstruct(pixels)[0]
     else:
         painted = network.render(objects, network.image_size)[0]
     to_picture(painted).save(folder / "reconstruction.png")
     write_json(folder / "objects.json", {"width": width, "height": height, "objects": rows})
+
+
+def class_names(objects: Objects, network: SSDIR | Baseline) -> list[str] | None:
+    """The name of each object's class, or its number where names are not known; None for a model that tells no
+    classes."""
+    if objects.labels is None:
+        return None
+    names = network.categories
+    return [str(label) if names is None else names[label] for label in objects.labels.tolist()]
 
 
 def _files(images: Sequence[Path]) -> Iterator[Path]:

@@ -175,6 +175,51 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# One's own photographs on a laptop. The detector tells classes; four priors a cell of three shapes, from 1/7 to 3/4 of
+# the image; a crop that loses all but a quarter of an image would make most of what is in it large.
+PRESETS["small"] = Preset(
+    scenes=None,
+    detector=DetectorRun(
+        detector=DetectorConfig(
+            image_size=192,
+            width=0.5,
+            maps=(0, 1, 2, 3),
+            min_sizes=(30.0, 65.0, 120.0, 190.0),
+            aspect_ratios=(1.0, 2.0, 0.5),
+            max_sizes=(65.0, 120.0, 190.0, 280.0),
+            class_agnostic=False,
+        ),
+        training=replace(
+            _SMALL_TRAINING,
+            steps=500,
+            batch_size=16,
+            learning_rate=0.003,
+            warmup_steps=75,
+            validate_every=250,
+            checkpoint_every=100,
+        ),
+        augmentation=AugmentationConfig(
+            flip=0.5, colour=0.5, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02,
+            zoom_out=0.25, zoom_out_max_side=1.5, crop=0.5, crop_min_side=0.5, crop_max_aspect=1.5,
+        ),  # fmt: skip
+    ),
+    ssdir=SSDIRRun(
+        model=_SMALL_MODEL,
+        objective=ObjectiveConfig(image=1.0, objects=1.0, what=0.001, depth=0.001, image_region="boxes"),
+        training=replace(
+            _SMALL_TRAINING,
+            feature_cache="disk",
+            steps=500,
+            batch_size=16,
+            learning_rate=0.003,
+            warmup_steps=50,
+            validate_every=250,
+            checkpoint_every=100,
+        ),
+    ),
+)
+
+
 def scenes_presets() -> dict[str, tuple[str, ScenesConfig]]:
     """Named scene parameters with a line of help: main, quickstart, and the 45 of the ablation study.
 

@@ -54,7 +54,7 @@ def test_folder_faults(folder: Path, tmp_path: Path) -> None:
     assert "no annotations" in _only(tmp_path / "empty").message
     (folder / "dataset.json").unlink()
     problem = _only(folder)
-    assert (problem.file, problem.severity) == (folder / "dataset.json", "warning")
+    assert (problem.file, problem.severity) == (folder / "dataset.json", "note")
     (folder / "dataset.json").write_text("{")
     assert _only(folder).severity == "error"
     (folder / "dataset.json").write_text("[]")

@@ -68,7 +68,11 @@ def _manifest(folder: Path, problems: list[Problem], wanted: bool) -> dict[str, 
     path = folder / MANIFEST
     if not path.exists():
         if wanted:
-            problems.append(Problem(path, "missing: how the dataset was made is not recorded", "warning"))
+            problems.append(
+                Problem(
+                    path, "absent, as in folders from elsewhere: no record to compare the files with", "note"
+                )
+            )
         return {}
     try:
         value = read_json(path)

@@ -33,6 +33,8 @@ class CellLatents:
     """The cell of each prediction."""
     reset: Bool[Tensor, "b n"]
     """Predictions too improbable to count: mean 0, sigma 1, box 0, never present, nothing in the KL."""
+    labels: Int[Tensor, "b n"] | None = None
+    """The likeliest class of each prediction, where the detector tells classes."""
 
     def gather(
         self, image: Int[Tensor, " m"], prediction: Int[Tensor, " m"]
@@ -69,6 +71,8 @@ class Objects:
     """Decoded appearance in [0, 1]."""
     alpha: Float[Tensor, "m 1 p p"] | None = None
     """Decoded opacity in [0, 1] (models that have one)."""
+    labels: Int[Tensor, " m"] | None = None
+    """The likeliest class 0..C-1, of a model whose detector tells classes."""
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
@@ -113,4 +117,5 @@ class Objects:
             n_images=self.n_images,
             patches=part(self.patches),
             alpha=part(self.alpha),
+            labels=part(self.labels),
         )

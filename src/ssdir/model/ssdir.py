@@ -97,7 +97,8 @@ class SSDIR(nn.Module):
             assert answer.maps is not None, "this answer was kept without feature maps"
             features = list(answer.maps)
         what, depth = self.what(features).float(), self.depth(features).float()
-        return CellLatents(boxes, present, what, depth, self.detector.cell_of_box, reset)
+        labels = None if self.detector.config.class_agnostic else self.detector.class_of(output)
+        return CellLatents(boxes, present, what, depth, self.detector.cell_of_box, reset, labels)
 
     def sample(self, latents: CellLatents, generator: torch.Generator) -> Objects:
         """Draw objects for training: presence from Bernoulli(beta), what and depth with their noise; no patches.
@@ -157,7 +158,8 @@ class SSDIR(nn.Module):
 
     def _pack(self, latents: CellLatents, image: Int[Tensor, " m"], prediction: Int[Tensor, " m"]) -> Objects:
         boxes, present, what, depth = latents.gather(image, prediction)
-        return Objects(boxes, present, what, depth, image, len(latents.boxes))
+        labels = None if latents.labels is None else latents.labels[image, prediction]
+        return Objects(boxes, present, what, depth, image, len(latents.boxes), labels=labels)
 
     def forward(
         self,
