@@ -76,3 +76,13 @@ def test_autocast_computes_in_half_precision_and_gives_whole_gradients() -> None
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
     expected = torch.autograd.grad(layer(inputs).square().sum(), layer.weight)[0]
     torch.testing.assert_close(layer.weight.grad, expected, atol=0.05, rtol=0.05)
+
+
+def test_wide_inputs_are_added_up_step_by_step() -> None:
+    torch.manual_seed(3)
+    layer, inputs = nn.Linear(1030, 2).double(), torch.rand(5, 1030, dtype=torch.float64)
+    unrolled = UnrolledLinear(layer, [1, 4])
+    scale = torch.rand(5, 2, dtype=torch.float64)
+    found = torch.cat([unrolled(0, inputs[:1]), unrolled(1, inputs[1:])])
+    (grad,) = torch.autograd.grad((found * scale).sum(), [layer.weight])
+    assert (grad - scale.t() @ inputs).abs().max() < 1e-12

@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_WIDE = 1024
+"""Inputs of more numbers than this are not copied together: added up step by step in less time and memory."""
+
 
 class Use(NamedTuple):
     """Where a weight acts."""
@@ -41,9 +44,21 @@ class _Once(torch.autograd.Function):
             if not asked:
                 found.append(None)
                 continue
-            inputs = torch.cat(use.inputs)
-            found.append((grad[:, use.columns].to(inputs.dtype).t() @ inputs).to(dtype))
+            found.append(_weight_gradient(grad[:, use.columns], use.inputs).to(dtype))
         return grad, None, *found
+
+
+def _weight_gradient(
+    grad: Float[Tensor, "rows o"], inputs: list[Float[Tensor, "_ i"]]
+) -> Float[Tensor, "o i"]:
+    """grad^T times all inputs, in their type."""
+    grad = grad.to(inputs[0].dtype)
+    if inputs[0].shape[1] <= _WIDE:
+        return grad.t() @ torch.cat(inputs)
+    total = grad.new_zeros(grad.shape[1], inputs[0].shape[1])
+    for of_step, some in zip(grad.split([len(some) for some in inputs]), inputs, strict=True):
+        total.addmm_(of_step.t(), some)
+    return total
 
 
 class UnrolledRows:

@@ -59,20 +59,36 @@ def read(above, below, upper, lower, place, weight, target):
 
 @loose
 @no_type_check
-def slopes(above, below, upper, lower, place, weight, slope, steps, source):
-    """By the column of a row's pixels, summed: plain, times ``steps``; and by what the two rows show, summed."""
+def gather(above, below, upper, lower, place, weight, lines):
+    """What :func:`total` needs of a row's four pixels each: left and right, blended by rows; then above and below, by
+    columns."""
     first, second, left, right = place[0], place[1], weight[0], weight[1]
+    for q in range(len(first)):
+        a, b = above[first[q]], above[second[q]]
+        c, d = below[first[q]], below[second[q]]
+        lines[0, q] = upper * a + lower * c
+        lines[1, q] = upper * b + lower * d
+        lines[2, q] = left[q] * a + right[q] * b
+        lines[3, q] = left[q] * c + right[q] * d
+
+
+@loose
+@no_type_check
+def total(lines, slope, steps, source):
+    """By the column of a row's pixels, summed: plain, times ``steps``; and by what the two rows show, summed.
+
+    Apart from :func:`gather`, since in one loop compilers gather by vector instructions: half as fast.
+    """
+    left, right, above, below = lines[0], lines[1], lines[2], lines[3]
     falls, rises = slope[0], slope[1]
     zero = steps.dtype.type(0)
     moved, scaled, of_upper, of_lower = zero, zero, zero, zero
     for q in range(len(source)):
-        a, b = above[first[q]], above[second[q]]
-        c, d = below[first[q]], below[second[q]]
-        by_column = source[q] * (falls[q] * (upper * a + lower * c) + rises[q] * (upper * b + lower * d))
+        by_column = source[q] * (falls[q] * left[q] + rises[q] * right[q])
         moved += by_column
         scaled += by_column * steps[q]
-        of_upper += source[q] * (left[q] * a + right[q] * b)
-        of_lower += source[q] * (left[q] * c + right[q] * d)
+        of_upper += source[q] * above[q]
+        of_lower += source[q] * below[q]
     return moved, scaled, of_upper, of_lower
 
 
@@ -95,8 +111,8 @@ def read_object(patch, image, box, border, rows, columns):
 
 @compiled
 @no_type_check
-def pull_box(grad, image, box, border, rows, columns, box_grad):
-    """Adds a box's gradient, from that of its patch."""
+def pull_box(grad, image, box, border, rows, columns, lines, box_grad):
+    """Adds a box's gradient, from that of its patch; ``lines`` "4 p" is room to work in."""
     channels, p = grad.shape[:2]
     height, width = image.shape[1:]
     kind = box.dtype.type
@@ -105,10 +121,11 @@ def pull_box(grad, image, box, border, rows, columns, box_grad):
     place, weight, slope, steps = rows
     for channel in range(channels):
         for t in range(p):
-            moved, scaled, of_upper, of_lower = slopes(
-                image[channel, place[0, t]], image[channel, place[1, t]], weight[0, t], weight[1, t], *columns,
-                grad[channel, t],
+            gather(
+                image[channel, place[0, t]], image[channel, place[1, t]], weight[0, t], weight[1, t], columns[0],
+                columns[1], lines,
             )  # fmt: skip
+            moved, scaled, of_upper, of_lower = total(lines, columns[2], columns[3], grad[channel, t])
             by_row = slope[0, t] * of_upper + slope[1, t] * of_lower
             box_grad[0] += moved * kind(width)
             box_grad[2] += scaled * kind(width)

@@ -215,6 +215,7 @@ def pull_crops(
     flat, flat_grad = images.reshape(-1), image_grads.reshape(-1)
     rows, columns = room(p, height, kind), room(p, width, kind)
     plain_rows, plain_columns = axis_of_glimpse(p, kind), axis_of_glimpse(p, kind)
+    plain_lines = np.empty((4, p), kind)
     line, line_grad = np.zeros(width + 2, kind), np.zeros(width + 2, kind)
     for k in range(starts[first_task], starts[last_task]):
         o = order[k]
@@ -223,8 +224,8 @@ def pull_crops(
         average_y, average_x = averages(boxes[o], p, height, width, antialias)
         if not (average_y or average_x or of_images):
             pull_box(
-                grad[o], images[image_index[o]], boxes[o], border, plain_rows, plain_columns, box_grads[o]
-            )
+                grad[o], images[image_index[o]], boxes[o], border, plain_rows, plain_columns, plain_lines, box_grads[o]
+            )  # fmt: skip
             continue
         top, _ = sample(boxes[o, 1], boxes[o, 3], p, height, border, average_y, rows)
         left, wide = sample(boxes[o, 0], boxes[o, 2], p, width, border, average_x, columns)
