@@ -23,12 +23,16 @@ def test_options_override_a_preset_and_leave_the_rest() -> None:
     assert command.detector == Path("R")
 
 
-def test_each_command_parses() -> None:
+def test_each_command_parses(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(["quickstart", "--pretrained"]) == Quickstart(pretrained=True)
     assert parse(["infer", "a.png", "b", "--out", "o"]) == Infer(
         images=(Path("a.png"), Path("b")), out=Path("o")
     )
     assert parse(["evaluate", "RUN"]) == Evaluate(model=Path("RUN"))
+    with pytest.raises(SystemExit):
+        parse("data mnist-scenes --help".split())
+    listed = capsys.readouterr().out
+    assert "quickstart" in listed and "ablation-2to6-96-384" in listed and listed.count("ablation-") < 3
     scenes = parse("data mnist-scenes ablation-3to5-128-256 --out o --n-train 7".split())
     assert isinstance(scenes, MnistScenes)
     assert (scenes.scenes.n_train, scenes.scenes.digit_max) == (7, 256)

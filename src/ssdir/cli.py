@@ -186,7 +186,7 @@ def parse(arguments: Sequence[str]) -> Any:
         if rest and rest[0] not in ("-h", "--help"):
             words = " ".join([*program, next(iter(node.words)), *rest])
             _refuse(f"name a {node.noun} first, such as: {words}", program)
-        stubs = {name: _stub(word.help) for name, word in node.words.items()}
+        stubs = {name: _stub(word.help) for name, word in node.words.items() if word.listed}
         tyro.extras.subcommand_cli_from_dict(
             stubs, prog=" ".join(program), description=node.help, args=rest or ["--help"]
         )

@@ -25,6 +25,8 @@ class Node:
     words: Mapping[str, Node] = field(default_factory=dict)
     noun: str = "command"
     """What the further words are."""
+    listed: bool = True
+    """Whether the help of the word before names it; where many are alike, that help tells their pattern instead."""
 
 
 def leaf(kind: type) -> Node:

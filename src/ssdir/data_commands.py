@@ -274,12 +274,19 @@ class DataShow:
 def data_commands() -> dict[str, Node]:
     """The words after ``ssdir data``."""
     scenes = {
-        name: Node(text, command=with_defaults(MnistScenes, scenes=config))
+        name: Node(
+            text,
+            command=with_defaults(MnistScenes, scenes=config),
+            listed=not name.startswith("ablation-"),
+        )
         for name, (text, config) in scenes_presets().items()
     }
     return {
         "mnist-scenes": Node(
-            "Generate Multi-scale scattered MNIST; name a preset.", words=scenes, noun="preset"
+            "Generate Multi-scale scattered MNIST; name a preset (the ablation study's are ablation-GRIDS-MIN-MAX, "
+            "such as ablation-2to6-96-384).",
+            words=scenes,
+            noun="preset",
         ),
         "clevr": leaf(Clevr),
         "clevr-like": leaf(ClevrLike),
