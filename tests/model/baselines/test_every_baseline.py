@@ -158,7 +158,7 @@ def test_a_training_step_of_every_preset(kind: str, name: str) -> None:
     task = BaselineTask(built(kind, run.model)).train()
     optimizer = make_optimizer(task.model, run.training, torch.device("cpu"), task.optimizer_groups())
     before = {key: value.detach().clone() for key, value in task.model.named_parameters()}
-    terms = one_step(task, optimizer, run.training, batch_of(pictures(128)[:1]), 0)
+    terms = one_step(task, optimizer, run.training, batch_of(pictures(run.model.image_size)[:1]), 0)
     assert terms.losses.keys() == task.weights.keys()
     assert all(math.isfinite(float(value.detach())) for value in terms.losses.values())
     assert "present_per_image" in terms.health
@@ -178,6 +178,7 @@ def test_a_training_step_of_every_preset(kind: str, name: str) -> None:
 SMALL: dict[str, dict[str, Any]] = {
     "space": {"g": 4, "glimpse_size": 8},
     "slot-attention": {"n_slots": 5},
+    "crop-vae": {},
     "spair": {"cell": 8, "anchor": 32.0, "patch_size": 8},
 }
 """The quickstart preset of each, for images of 32 px."""
@@ -368,11 +369,13 @@ def test_info_lists_every_parameter(kind: str, name: str, capsys: pytest.Capture
 
 # -- learning ----------------------------------------------------------------------------------------------------
 
-OVERFIT = {"space": (0.003, 5.0), "spair": (0.003, 2.0), "slot-attention": (0.003, 2.0)}
+OVERFIT = {
+    "space": (0.003, 5.0), "spair": (0.003, 2.0), "slot-attention": (0.003, 2.0), "crop-vae": (0.01, 2.0),
+}  # fmt: skip
 """Learning rate, and the factor by which 20 steps on 8 images must cut the loss, above its least possible value."""
 
 
-@pytest.mark.parametrize("kind", [kind for kind in OVERFIT if kind in BASELINES])
+@kinds
 def test_twenty_steps_cut_the_loss(kind: str) -> None:
     """The small form of runs/overfit_*.sh, with the schedules at their end."""
     rate, factor = OVERFIT[kind]
