@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import generator, page, plots, profiling, rendering, space, sweeps, training
+from benchmarks import generator, page, plots, profiling, rendering, space, spair, sweeps, training
 from benchmarks.inputs import Setup, quick
 from benchmarks.machine import Limits, machine_name, measure_limits, where
 from benchmarks.results import Results, Row, quantity, ratio_in_words, target_in_words, verdict
@@ -32,7 +32,7 @@ Name = Literal[
     "paste", "growth", "crop", "covered", "merges",
     "steps", "objects", "detector", "loss", "inference", "throughput", "profile",
     "generator", "streaming",
-    "space",
+    "space", "spair",
     "sweep-objects", "sweep-sides", "sweep-batches",
 ]  # fmt: skip
 
@@ -55,6 +55,7 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "generator": generator.generator,
     "streaming": generator.streaming,
     "space": space.space,
+    "spair": spair.cells,
     "profile": profiling.profiles,
 }
 

@@ -21,6 +21,7 @@ from ssdir.data.digits import load_digits
 from ssdir.data.multiscale_mnist import generate, make_scene, split_digits
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.model.baselines.space_config import SpaceConfig
+from ssdir.model.baselines.spair_config import SPAIR_PRESETS, SPAIRConfig
 from ssdir.presets import preset
 
 _MNIST = preset("mnist")
@@ -59,6 +60,10 @@ class Setup:
     """SPACE, with 8 x 8 cells at 128 pixels."""
     space_batch: int = 16
     """Images of its training step."""
+    spair: SPAIRConfig = SPAIR_PRESETS["published-sequential"].run.model
+    """SPAIR, with 11 x 11 cells at 128 pixels and glimpses of 28."""
+    spair_batch: int = 32
+    """Images of its scan."""
     sweep_objects: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
     sweep_sides: tuple[int, ...] = (128, 200, 300, 512, 768, 1024)
     sweep_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)

@@ -20,6 +20,7 @@ from benchmarks import (
     rendering,
     results,
     space,
+    spair,
     sweeps,
     timing,
     training,
@@ -34,6 +35,7 @@ from ssdir.config import DetectorConfig, ModelConfig, ScenesConfig
 from ssdir.model import render
 from ssdir.model.baselines.space_compose import compose, frame_map
 from ssdir.model.baselines.space_config import SpaceConfig
+from ssdir.model.baselines.spair_config import SPAIRConfig
 
 CPU = torch.device("cpu")
 TINY = Setup(
@@ -53,6 +55,10 @@ TINY = Setup(
     streamed=4,
     space=SpaceConfig(image_size=32, g=4, k=1, width=0.25, glimpse_size=8),
     space_batch=2,
+    spair=SPAIRConfig(
+        image_size=36, features=4, hidden=5, passthrough=3, z_what_size=4, patch_size=6, size_mean=0.0
+    ),
+    spair_batch=2,
     sweep_objects=(1, 3),
     sweep_sides=(32, 64),
     sweep_batches=(1,),
@@ -234,6 +240,20 @@ def test_references_compute_the_same():
     values, objects, pixels = reference.covered(patches, boxes, index, size)
     canvas = torch.zeros(n * size * size, 3).index_add(0, pixels, values * weights[objects, None])
     torch.testing.assert_close(canvas.view(n, size, size, 3).permute(0, 3, 1, 2), ours, **close)
+
+
+def test_scans_of_spair_compute_the_same():
+    scans = spair.Scans(TINY.spair, 2, CPU)
+    expected = scans.run("wavefront")
+    for name in ("raster", "straightforward"):
+        for mine, other in zip(expected, scans.run(name), strict=True):
+            torch.testing.assert_close(other, mine, atol=1e-5, rtol=0)
+    gradients = {}
+    for name in ("wavefront", "straightforward"):
+        scans.step(name)()
+        gradients[name] = [item.grad for item in scans.networks.parameters()] + [scans.features.grad]
+    for mine, other in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(other, mine, atol=1e-5, rtol=1e-4)
 
 
 def test_reference_of_space_computes_the_same():
