@@ -21,6 +21,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("detection.AP75", "AP75", "the same at IoU 0.75"),
     ("detection.AR100", "AR100", "share of true boxes found by up to 100 boxes an image, mean over IoU 0.50 to 0.95"),
     ("detection.count_accuracy", "count accuracy", "images in which exactly the right number was found"),
+    ("detection.without_nms.AP50", "AP50 without NMS", "the model's boxes as they are, duplicates and all"),
+    ("detection.without_nms.count_accuracy", "count accuracy without NMS", "likewise"),
     ("downstream.matched_share", "matched share", "true objects that were found (one-to-one, IoU at least 0.5)"),
     ("downstream.matched_accuracy", "matched accuracy", "found objects whose class a linear probe reads from z_what"),
     ("downstream.matched_macro_f1", "matched macro F1", "the same, every class counting alike"),
@@ -35,7 +37,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("reconstruction.object_mse_true_box", "object MSE, true box", "likewise, against the image inside the true box"),
     ("seconds.inference_per_image", "seconds an image", "from image to boxes, vectors and patches"),
     ("seconds.rendering_per_image", "seconds to paint", "from objects to an image of 128 px"),
-    ("memory.peak_mib", "peak memory, MiB", "of the pass over the images: inference and painting"),
+    ("memory.peak_mib", "peak memory, MiB", "of finding and painting the objects of a batch (docs/evaluation.md)"),
 )  # fmt: skip
 
 _ATTRIBUTE_ROWS: tuple[tuple[str, str, str], ...] = (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ssdir.console import Progress
 from ssdir.data.cache import CachedDataset
@@ -29,8 +29,8 @@ class Downstream:
 
     figures: dict[str, Any]
     """The part ``downstream`` of the metrics; where there is no probe, its figures are None and ``reason`` says why."""
-    told: dict[str, Int[np.ndarray, " k"]] = field(default_factory=dict)
-    """The probe's answer for each matched object, by what was asked (:data:`CATEGORY` or an attribute)."""
+    learned: MatchedLatents | None = None
+    """The objects that it learned from."""
 
 
 def train_labels(folder: Path, labels: Labels, strict: bool) -> Labels:
@@ -61,7 +61,7 @@ def measure_downstream(
     """
     reason = _obstacle(dataset, found, config)
     scores: dict[str, Any] | None = None
-    told: dict[str, Int[np.ndarray, " k"]] = {}
+    learned_from: MatchedLatents | None = None
     if reason is None:
         folder = config.probe_data or dataset.folder
         train = _Train(
@@ -69,11 +69,11 @@ def measure_downstream(
             learned or train_labels(folder, labels, strict=False),
             labels,
         )
-        scores, told, reason = _probe(model, train, found, config, progress, "probe: train objects")
+        scores, learned_from, reason = _probe(model, train, found, config, progress, "probe: train objects")
     if scores is None:
         nothing = dict.fromkeys(("matched_accuracy", "matched_macro_f1", "end_to_end_accuracy", "untrained"))
         share = len(found.matched()) / found.n_truth if found.n_truth else None
-        return Downstream({**nothing, "matched_share": share, "reason": reason})
+        return Downstream({**nothing, "matched_share": share, "reason": reason}, learned_from)
     scores["untrained"] = None
     if config.untrained_control and hasattr(model, "with_untrained_what"):
         control = model.with_untrained_what(config.seed)
@@ -81,9 +81,9 @@ def measure_downstream(
         task = "untrained control"
         indices = np.arange(found.n_images)
         batches = labelled_batches(dataset, labels, indices, config.batch_size, progress, task)
-        seen = collect(control, batches, paint=False)
+        seen = collect(control, batches, whole=False, true_boxes=config.true_boxes)
         scores["untrained"], _, _ = _probe(control, train, seen, config, progress, f"{task}: train objects")
-    return Downstream({**scores, "reason": None}, told)
+    return Downstream({**scores, "reason": None}, learned_from)
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,20 @@ class _Train:
     labels: Labels
     asked: Labels
     """Of the split that it is asked about."""
+
+    def attributes(self) -> dict[str, str]:
+        """What is asked, and under which name the labels have it."""
+        names = asked_attributes(self.asked)
+        return {shown: name for shown, name in names.items() if len(self.labels.names.get(name, ())) > 1}
+
+
+def asked_attributes(labels: Labels) -> dict[str, str]:
+    """What a probe can be asked of a split's objects, by the name to show: the name under which the labels have it.
+
+    An attribute that only repeats the class lends it its name.
+    """
+    twin = labels.twin
+    return {(twin or name) if name == CATEGORY else name: name for name in labels.names if name != twin}
 
 
 def _obstacle(dataset: CachedDataset, found: Collected, config: EvaluationConfig) -> str | None:
@@ -113,67 +127,73 @@ def _obstacle(dataset: CachedDataset, found: Collected, config: EvaluationConfig
 
 def _probe(
     model: Any, train: _Train, test: Collected, config: EvaluationConfig, progress: Progress | None, task: str
-) -> tuple[dict[str, Any] | None, dict[str, Int[np.ndarray, " k"]], str | None]:
-    """Fit on the train split, answer on the test split: figures and answers; or None, no answers and the reason.
+) -> tuple[dict[str, Any] | None, MatchedLatents | None, str | None]:
+    """Fit on the train split, answer on the test split: the figures, the objects learned from, and, where there are
+    no figures, the reason.
 
     The figures of the class (or of the first attribute where objects are of one class) stand at the top; those of
     all attributes, where there are more, under ``attributes``.
     """
     order = np.random.default_rng(config.seed).permutation(len(train.dataset))[: config.probe_train_images]
     batches = labelled_batches(train.dataset, train.labels, order, config.batch_size, progress, task)
-    learned = collect(
-        model,
-        batches,
-        paint=False,
-        enough=lambda so_far: sum(map(len, so_far.matches)) >= config.probe_train_objects,
+    seen = collect(model, batches, whole=False, true_boxes=config.true_boxes).matched_latents()
+    asked = test.matched_latents()
+    if seen is None or asked is None or len(seen.what) == 0:
+        return None, None, "no object of the train split was found"
+    fit = seen.rows(
+        np.random.default_rng(config.seed).permutation(len(seen.what))[: config.probe_train_objects]
     )
-    fit, asked = learned.matched_latents(), test.matched_latents()
-    if fit is None or asked is None or len(fit.what) == 0:
-        return None, {}, "no object of the train split was found"
-    twin = train.asked.twin
     results: dict[str, dict[str, Any]] = {}
-    told: dict[str, Int[np.ndarray, " k"]] = {}
-    for name, labels in fit.labels.items():
-        if name == twin or name not in asked.labels or len(train.labels.names[name]) < 2:
-            continue
-        shown = twin if name == CATEGORY and twin is not None else name
-        if len(np.unique(labels[labels >= 0])) < 2:
-            results[shown] = {**dict.fromkeys(_FIGURES), "reason": _ONE_CLASS}
-            continue
+    for shown, name in train.attributes().items():
         truth = joined(test.truth_labels[name], torch.int64).numpy()
-        results[shown], told[name] = _attribute(fit, asked, name, truth, config.seed)
-    if not told:
-        return None, {}, _ONE_CLASS
-    first = next(name for name, scores in results.items() if "reason" not in scores)
+        answers = ask_probe(fit, asked, name, truth, config.seed)
+        results[shown] = answers.figures if answers else {**dict.fromkeys(_FIGURES), "reason": _ONE_CLASS}
+    first = next((name for name, scores in results.items() if "reason" not in scores), None)
+    if first is None:
+        return None, fit, _ONE_CLASS
     more = {"attributes": results} if len(results) > 1 else {}
-    return {**results[first], "attribute": first, **more}, told, None
+    return {**results[first], "attribute": first, **more}, fit, None
 
 
-def _attribute(
+class Answers(NamedTuple):
+    """What a probe says of one attribute."""
+
+    figures: dict[str, Any]
+    told: Int[np.ndarray, " k"]
+    """For each matched object, from z_what alone."""
+
+
+def ask_probe(
     fit: MatchedLatents, asked: MatchedLatents, name: str, truth: Int[np.ndarray, " g"], seed: int
-) -> tuple[dict[str, Any], Int[np.ndarray, " k"]]:
-    """Figures of one attribute, from z_what alone and from z_what with the box; and what is told from z_what alone.
+) -> Answers | None:
+    """Fit one attribute from z_what alone and from z_what with the box; None where the objects to learn from are all
+    of one class.
 
     Objects that have no value of the attribute are neither learned from nor asked about.
+
+    Args:
+        fit, asked: objects to learn from and to answer for.
+        name: of the attribute, in ``labels``.
+        truth: its value for all true objects, matched or not.
     """
     known = fit.labels[name] >= 0
     labels, all_true = fit.labels[name][known], truth[truth >= 0]
+    if len(np.unique(labels)) < 2:
+        return None
     score = asked.labels[name] >= 0
 
-    def scores(probe: Probe, inputs: Float[np.ndarray, "k d"]) -> dict[str, Any]:
-        figures = classification_scores(
-            probe.predict(inputs[score]), asked.labels[name][score], len(all_true)
-        )
+    def scores(told: Int[np.ndarray, " k"], probe: Probe) -> dict[str, Any]:
+        figures = classification_scores(told[score], asked.labels[name][score], len(all_true))
         return {**figures, "strength": probe.strength}
 
     probe = fit_probe(fit.what[known], labels, seed=seed)
     with_box = fit_probe(np.concatenate([fit.what, fit.boxes], 1)[known], labels, seed=seed)
-    chance = float(np.mean(all_true == np.bincount(labels).argmax())) if len(all_true) else None
+    told = probe.predict(asked.what)
     figures = {
-        **scores(probe, asked.what),
-        "chance": chance,
+        **scores(told, probe),
+        "chance": float(np.mean(all_true == np.bincount(labels).argmax())) if len(all_true) else None,
         "classes": len(np.unique(labels)),
         "train_objects": probe.n_train,
-        "what_where": scores(with_box, np.concatenate([asked.what, asked.boxes], 1)),
+        "what_where": scores(with_box.predict(np.concatenate([asked.what, asked.boxes], 1)), with_box),
     }
-    return figures, probe.predict(asked.what)
+    return Answers(figures, told)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssdir.console import Progress, no_progress
@@ -37,6 +37,8 @@ class LabelledBatch(Batch):
 
     attributes: dict[str, Int[Tensor, " g"]] = field(default_factory=dict)
     """By name, the number of each object's value; -1 where it has none."""
+    target: Float[Tensor, "b 3 t t"] | None = None
+    """What reconstructions are compared with, where that is not ``images``; stays on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,17 @@ def labelled_batches(
     batch_size: int,
     progress: Progress | None,
     task: str,
+    targets: CachedDataset | None = None,
 ) -> Iterator[LabelledBatch]:
-    """The chosen images with their labels, a batch at a time, while a bar with the task's name fills."""
+    """The chosen images with their labels, a batch at a time, while a bar with the task's name fills.
+
+    ``targets``: the same split at the side at which reconstructions are compared, where that is another one.
+    """
     with (progress or no_progress)(task, len(indices)) as tell:
         for first in range(0, len(indices), batch_size):
             chosen = indices[first : first + batch_size]
-            yield labels.labelled(dataset.batch(chosen), chosen)
+            batch = labels.labelled(dataset.batch(chosen), chosen)
+            yield batch if targets is None else replace(batch, target=targets.batch(chosen).images)
             tell(first + len(chosen), len(indices))
 
 

@@ -12,18 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from ssdir.config import ConfigError
+from ssdir.config import PRESENT_THRESHOLD, ConfigError
 from ssdir.console import Progress
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.folder import splits
-from ssdir.evaluate.collect import Collected, collect, device_of, image_side, joined
+from ssdir.evaluate.asking import device_of, image_side
+from ssdir.evaluate.collect import Collected, FoundBoxes, collect, joined
 from ssdir.evaluate.detection import DetectionScores, average_precision, count_accuracy
-from ssdir.evaluate.downstream import measure_downstream, train_labels
-from ssdir.evaluate.labels import CATEGORY, labelled_batches, read_labels
-from ssdir.evaluate.record import peak_mib, provenance, reset_peak, write_per_image
+from ssdir.evaluate.downstream import asked_attributes, measure_downstream, train_labels
+from ssdir.evaluate.labels import CATEGORY, Labels, labelled_batches, read_labels
+from ssdir.evaluate.memory import what_is_measured
+from ssdir.evaluate.record import provenance, record_of, write_per_image
+from ssdir.evaluate.samples import samples_of
 from ssdir.evaluate.settings import EvaluationConfig
 from ssdir.figures.gallery import draw_figures
 from ssdir.storage import DataError, write_json
@@ -42,7 +46,8 @@ def evaluate(
     Args:
         model: a detector (``detect``), or any model with ``infer`` and ``render``; it is put into eval mode.
         data: a dataset folder, with whatever splits, classes and image sizes it has.
-        out: where ``metrics.json``, ``per_image.csv`` and ``figures/`` go; None writes nothing.
+        out: where ``metrics.json``, ``per_image.csv``, ``samples.safetensors`` and ``figures/`` go; None writes
+            nothing.
         config: see :class:`EvaluationConfig`.
         progress: shows how far it is (:func:`ssdir.console.progress_bar`); None keeps quiet.
         model_path: where the model came from, for the record.
@@ -54,44 +59,74 @@ def evaluate(
     Raises:
         DataError: the folder cannot be read, or has no annotated split; the probe's data has other attributes or
             categories.
-        ConfigError: there is no split of the name asked for.
+        ConfigError: there is no split of the name asked for; the model takes no true boxes.
         ModuleNotFoundError: without the ``eval`` extra (``pip install "ssdir[eval]"``).
     """
     config = config or EvaluationConfig()
     data = Path(data)
     if isinstance(model, torch.nn.Module):
         model.eval()
+    if config.true_boxes and not hasattr(model, "describe"):
+        raise ConfigError(f"{type(model).__name__} finds objects itself; it cannot be given the true boxes")
     clock = _Clock()
     split = choose_split(data, config.split)
     dataset = CachedDataset(data, split, image_side(model))
-    n_images = len(dataset) if config.limit is None else min(config.limit, len(dataset))
     labels = read_labels(data, split)
     other = config.probe_data
     learned = None if other is None else train_labels(other, labels, strict=True)  # a misfit is told at once
-    task = f"evaluating on {split}"
-    batches = labelled_batches(dataset, labels, np.arange(n_images), config.batch_size, progress, task)
-    reset_peak(device_of(model))
-    found = collect(model, batches, choose_scenes=various)
-    peak = peak_mib(device_of(model))  # of this pass: the probe and the figures are not the model's
-    scores = _judge_boxes(found)
+    found = _pass(model, dataset, labels, config, progress)
+    scores, free_scores = (_judge_boxes(found, boxes) for boxes in (found.boxes, found.free_boxes))
     clock.lap("test_pass")
     downstream = measure_downstream(model, dataset, labels, found, config, progress, learned)
     clock.lap("probe")
-    metrics = _summarise(found, scores) | {"downstream": downstream.figures}
-    metrics["provenance"] = provenance(model, model_path, data, split, config.seed) | {
-        "probe_data": None if config.probe_data is None else str(config.probe_data),
-        "categories": list(dataset.categories),
+    metrics = {
+        "detection": _detection(found, scores, free_scores),
+        **_summarise(found),
+        "downstream": downstream.figures,
+        "provenance": provenance(model, model_path, data, split, config.seed)
+        | {
+            "probe_data": None if other is None else str(other),
+            "categories": list(dataset.categories),
+            "attributes": asked_attributes(labels),
+        },
+        "memory": {"peak_mib": found.peak_mib, "is": what_is_measured(device_of(model))},
+        "record": record_of(model, data, split, config),
     }
     if out is not None:
         write_per_image(found, out / "per_image.csv")
+        samples_of(found, downstream.learned).save(out)
         if config.figures:
             _draw(out / "figures", model, found, scores, dataset.categories, config.seed)
             clock.lap("figures")
     metrics["seconds"] |= clock.laps | {"evaluation": clock.total()}
-    metrics["memory"] = {"peak_mib": peak}
     if out is not None:
         write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _pass(
+    model: Any,
+    dataset: CachedDataset,
+    labels: Labels,
+    config: EvaluationConfig,
+    progress: Progress | None,
+) -> Collected:
+    """The model's pass over the split."""
+    n_images = len(dataset) if config.limit is None else min(config.limit, len(dataset))
+    split, side = dataset.split.name, config.target_side
+    targets = None
+    if side is not None and side != dataset.image_size:
+        targets = CachedDataset(dataset.folder, split, side)
+    batches = labelled_batches(
+        dataset,
+        labels,
+        np.arange(n_images),
+        config.batch_size,
+        progress,
+        f"evaluating on {split}",
+        targets,
+    )
+    return collect(model, batches, true_boxes=config.true_boxes, choose_scenes=various)
 
 
 def choose_split(data: Path, wanted: str | None) -> str:
@@ -123,14 +158,16 @@ def various(batch: Batch, most: int = 6) -> list[int]:
     return [order[round(k)] for k in np.linspace(0, len(order) - 1, most)]
 
 
-def _judge_boxes(found: Collected) -> DetectionScores:
+def _judge_boxes(found: Collected, boxes: FoundBoxes | None) -> DetectionScores | None:
+    if boxes is None:
+        return None
     labels = truth_labels = None
-    if found.labels:
-        labels, truth_labels = torch.cat(found.labels), torch.cat(found.truth_labels["category"])
+    if boxes.labels:
+        labels, truth_labels = torch.cat(boxes.labels), torch.cat(found.truth_labels[CATEGORY])
     return average_precision(
-        joined(found.boxes).reshape(-1, 4),
-        joined(found.scores),
-        joined(found.box_image, torch.int64),
+        joined(boxes.boxes).reshape(-1, 4),
+        joined(boxes.scores),
+        joined(boxes.image, torch.int64),
         joined(found.truth).reshape(-1, 4),
         joined(found.truth_image, torch.int64),
         found.n_images,
@@ -139,13 +176,38 @@ def _judge_boxes(found: Collected) -> DetectionScores:
     )
 
 
-def _summarise(found: Collected, scores: DetectionScores) -> dict[str, Any]:
-    """The figures of the pass over the split."""
-    right_counts = count_accuracy(
-        joined(found.object_image, torch.int64), joined(found.truth_image, torch.int64), found.n_images
-    )
+def _detection(
+    found: Collected, scores: DetectionScores | None, free_scores: DetectionScores | None
+) -> dict[str, Any]:
+    """Figures of the boxes; None where the boxes were given, or, without NMS, where the model has one of its own."""
+    names = ("AP", "AP50", "AP75", "AR100", "count_accuracy")
+    if scores is None or found.boxes is None:
+        return dict.fromkeys((*names, "class_aware", "without_nms"))
     return {
-        "detection": {**scores.figures(), "count_accuracy": right_counts, "class_aware": bool(found.labels)},
+        **scores.figures(),
+        "count_accuracy": _right_counts(found, joined(found.object_image, torch.int64)),
+        "class_aware": bool(found.boxes.labels),
+        "without_nms": None
+        if free_scores is None or found.free_boxes is None
+        else {
+            **free_scores.figures(),
+            "count_accuracy": _right_counts(
+                found,
+                joined(found.free_boxes.image, torch.int64)[
+                    joined(found.free_boxes.scores) > PRESENT_THRESHOLD
+                ],
+            ),
+        },
+    }
+
+
+def _right_counts(found: Collected, image: Int[Tensor, " m"]) -> float | None:
+    return count_accuracy(image, joined(found.truth_image, torch.int64), found.n_images)
+
+
+def _summarise(found: Collected) -> dict[str, Any]:
+    """The other figures of the pass over the split."""
+    return {
         "reconstruction": {
             "image_mse": _mean(found.image_mse),
             "image_mse_black": _mean(found.image_mse_black),
@@ -169,7 +231,7 @@ def _draw(
     folder: Path,
     model: Any,
     found: Collected,
-    scores: DetectionScores,
+    scores: DetectionScores | None,
     categories: tuple[str, ...],
     seed: int,
 ) -> None:
@@ -178,7 +240,7 @@ def _draw(
         folder,
         model=model,
         scenes=found.scenes,
-        precision=scores.precision,
+        precision=None if scores is None else scores.precision,
         what=None if latents is None else latents.what,
         labels=None if latents is None else latents.labels[CATEGORY],
         categories=categories,

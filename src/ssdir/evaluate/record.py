@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ssdir.config import to_dict
 from ssdir.data.folder import annotations_digest
-from ssdir.evaluate.collect import Collected, device_of, image_side, joined
+from ssdir.evaluate.asking import device_of, image_side
+from ssdir.evaluate.collect import Collected, joined
+from ssdir.evaluate.settings import EvaluationConfig
+from ssdir.model.baselines.base import Baseline
 from ssdir.storage import atomic_write, tensors_fingerprint
 
-_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+PROTOCOL_VERSION = 2
+"""Raised whenever the same model on the same data would get other figures."""
 
 
 def provenance(
@@ -23,13 +27,12 @@ def provenance(
 ) -> dict[str, Any]:
     """What was measured on what, with what."""
     config = getattr(getattr(model, "detector", model), "config", None)
+    unsupervised = isinstance(model, Baseline) and model.frozen_detector() is None
     return {
         "model": type(model).__name__,
         "model_path": None if model_path is None else str(model_path),
-        "model_checksum": tensors_fingerprint(model.state_dict())
-        if isinstance(model, torch.nn.Module)
-        else None,
-        "class_agnostic": getattr(config, "class_agnostic", None),
+        "model_checksum": _weights(model),
+        "class_agnostic": unsupervised or getattr(config, "class_agnostic", None),
         "has_background": bool(getattr(model, "has_background", False)),
         "image_side": image_side(model),
         "data": str(data),
@@ -43,32 +46,29 @@ def provenance(
     }
 
 
-def reset_peak(device: torch.device) -> None:
-    """Forget the peak memory so far, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif _RESET.exists():
-        try:
-            _RESET.write_text("5")
-        except OSError:
-            return  # not allowed here: the peak is then that of the whole process
+def record_of(model: Any, data: Path, split: str, config: EvaluationConfig) -> dict[str, Any]:
+    """All that decides the figures of an evaluation: two of them with equal records say the same.
+
+    Time and memory depend on the machine beside.
+    """
+    settings = to_dict(config)
+    for name in ("figures", "split", "probe_data"):  # what is drawn; what stands here by content
+        del settings[name]
+    learns_from = config.probe_data or data
+    return {
+        "protocol": PROTOCOL_VERSION,
+        "weights": _weights(model),
+        "kind": getattr(model, "kind", type(model).__name__),
+        "split": split,
+        "annotations": annotations_digest(data, split),
+        "probe_annotations": annotations_digest(learns_from, "train"),
+        "settings": settings | {"target_side": config.target_side or image_side(model)},
+        "device": device_of(model).type,
+    }
 
 
-def peak_mib(device: torch.device) -> float | None:
-    """The most memory held since :func:`reset_peak`: of the accelerator where the model is on one, else of this
-    process; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+def _weights(model: Any) -> str | None:
+    return tensors_fingerprint(model.state_dict()) if isinstance(model, torch.nn.Module) else None
 
 
 def write_per_image(found: Collected, path: Path) -> None:

@@ -25,6 +25,11 @@ class EvaluationConfig:
     probe_data: Path | None = None
     """Dataset folder whose train split the probe learns from; None: the folder that is reported on. It must have the
     same attributes and categories, by name."""
+    target_side: int | None = None
+    """Side of the images that reconstructions are compared with, in pixels; None: the model's own. Models of different
+    sides are compared with the same images only where this is the same."""
+    true_boxes: bool = False
+    """Give the model the true boxes to describe instead of having it find objects (models with ``describe``)."""
     untrained_control: bool = True
     """Also probe the latents of an untrained what encoder."""
     figures: bool = True
@@ -38,3 +43,7 @@ class EvaluationConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit is {self.limit}; it must be at least 1, or None for all images")
+        if self.target_side is not None and self.target_side < 1:
+            raise ConfigError(
+                f"target_side is {self.target_side}; it must be at least 1, or None for the model's"
+            )
