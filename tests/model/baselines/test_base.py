@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ssdir.boxes import iou_matrix
-from ssdir.model.baselines.base import _select
+from ssdir.model.baselines.base import select
 from ssdir.model.latents import Objects
 from ssdir.storage import DataError, read_json, write_json
 
@@ -49,12 +49,12 @@ def test_objects_are_chosen_by_presence_sight_and_number() -> None:
         [0, 0, 0, 0, 2, 2],
         3,
     )  # fmt: skip
-    kept = _select(found, 0.5, None, None)  # the third lies outside, the fourth has no area
+    kept = select(found, 0.5, None, None)  # the third lies outside, the fourth has no area
     assert kept.what is not None and kept.what[:, 0].tolist() == [1, 0, 5]
     assert kept.image_index.tolist() == [0, 0, 2] and kept.n_images == 3
-    assert _select(found, 0.5, 0.5, None).image_index.tolist() == [0, 2]
-    assert _select(found, 0.3, None, 1).present.tolist() == pytest.approx([0.9, 0.8])
-    assert len(_select(found, 0.95, None, None)) == 0
+    assert select(found, 0.5, 0.5, None).image_index.tolist() == [0, 2]
+    assert select(found, 0.3, None, 1).present.tolist() == pytest.approx([0.9, 0.8])
+    assert len(select(found, 0.95, None, None)) == 0
 
 
 def test_infer_is_deterministic_and_leaves_the_mode_as_it_was(model: toy.ToyBaseline) -> None:

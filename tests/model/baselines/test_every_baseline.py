@@ -151,6 +151,13 @@ def test_each_kind_has_the_presets_that_users_look_for(kind: str) -> None:
         assert from_dict(item.run, json.loads(json.dumps(to_dict(preset.run)))) == preset.run
 
 
+@pytest.mark.parametrize("kind", list(BASELINES))
+def test_the_documentation_names_every_preset(kind: str) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "baselines.md").read_text()
+    assert f"ssdir train {kind} " in text
+    assert all(f"`{name}`" in text for name in BASELINES[kind].presets)
+
+
 @pytest.mark.parametrize(("kind", "name"), PRESETS)
 def test_a_training_step_of_every_preset(kind: str, name: str) -> None:
     """The whole architecture; the batch is cut to one image."""

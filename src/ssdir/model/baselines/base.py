@@ -152,7 +152,7 @@ class Baseline(nn.Module, ABC):
             found = self.every_object(asked, patches and not self.decodes_what)
             if len(batch) == 0:
                 found = dataclasses.replace(found.where(found.image_index < 0), n_images=0)
-            chosen = _select(found, threshold, iou, max_objects)
+            chosen = select(found, threshold, iou, max_objects)
             return self.with_patches(chosen) if patches and self.decodes_what else chosen
 
     def prepared(self, images: Images) -> Float[Tensor, "b 3 s s"]:
@@ -209,7 +209,7 @@ class Baseline(nn.Module, ABC):
         return cls(pretrained.config_part(cls.config_class, config, cls.kind, file))
 
 
-def _select(objects: Objects, threshold: float, nms_iou: float | None, most: int | None) -> Objects:
+def select(objects: Objects, threshold: float, nms_iou: float | None, most: int | None) -> Objects:
     """The objects above the threshold that lie, at least in part, in their image, after NMS where it is asked for."""
     corners = objects.boxes_xyxy.clamp(0, 1)
     seen = (corners[:, 2:] > corners[:, :2]).all(-1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssdir.config import ConfigError, perhaps
+from ssdir.model.baselines.crop_config import CROP_VAE_PRESETS, CropVAERun
 from ssdir.model.baselines.presets import BaselinePreset
 from ssdir.model.baselines.slot_config import SLOT_ATTENTION_PRESETS, SlotAttentionRun
 from ssdir.model.baselines.space_config import SPACE_PRESETS, SpaceRun
@@ -59,6 +60,14 @@ BASELINES: dict[str, BaselineKind] = {
         SLOT_ATTENTION_PRESETS,
         "ssdir.model.baselines.slot_attention",
         "SlotAttentionAutoencoder",
+    ),
+    "crop-vae": BaselineKind(
+        "a VAE of the crops that a trained, frozen detector finds: SSDIR without joint decoding",
+        CropVAERun,
+        CROP_VAE_PRESETS,
+        "ssdir.model.baselines.crop_vae",
+        "CropVAE",
+        needs_detector=True,
     ),
 }
 """By the name that ``ssdir train`` and ``config.json`` use."""
