@@ -1,12 +1,14 @@
 """The loops of the compiled ``paste`` and ``covered``: scalar code for numba, one object after another.
 
 A row of the window lies between two rows of the patch: these are blended into a line first (contiguous, so that it
-becomes vector code); the row's pixels then blend two neighbours on the line. Backwards likewise. Coordinates round as
-plain PyTorch's do, so that the same pixels are covered; there, fast-math is off. Bare integers would widen float32 to
-float64: numbers are brought to the arrays' type.
+becomes vector code); the row's pixels then blend two neighbours on the line. Backwards likewise
+(:mod:`ssdir.model.kernels.loops_pull`). Coordinates round as plain PyTorch's do, so that the same pixels are covered;
+there, fast-math is off. Bare integers would widen float32 to float64: numbers are brought to the arrays' type. Signed
+indices might count from the end, which numba asks at each: those of inner loops are unsigned.
 
-Arrays: ``patches`` "m c p p", ``boxes`` "m 4", ``flat`` what is drawn to or read from (images or pairs). Where
-an object's pixels lie in it: at ``base + channel * plane + row * line + column * step``.
+Arrays: ``patches`` "m c p p" (flat in inner loops: an object's begin at ``origin``), ``boxes`` "m 4", ``flat`` what
+is drawn to or read from (images or pairs). Where an object's pixels lie in it: at ``base + channel * plane + row *
+line + column * step``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,11 @@ from typing import Any, no_type_check
 
 import numpy as np
 from numba import njit
+
+from ssdir.model.kernels.loops_memory import CACHE_LINE, prefetch
+
+AHEAD = 8
+"""Rows of a window that patches are asked for ahead."""
 
 LOOSE = {"contract", "reassoc", "nsz"}
 """Sums may be reordered and products fused; NaN and infinity keep their meaning."""
@@ -88,79 +95,56 @@ def taps(first, count, centre, side, p, size, low, part, distance):
 
 @loose
 @no_type_check
-def blend(patch, low, part, weight, line):
-    """The line of a patch at a row, zeros around it: ``line[1 : p + 1]``."""
-    p = len(patch)
-    above, below = (type(part)(1) - part) * weight, part * weight
-    inner = line[1:]
-    if low == 0:
-        for t in range(p):
-            inner[t] = below * patch[0, t]
-    elif low == p:
-        for t in range(p):
-            inner[t] = above * patch[p - 1, t]
-    else:
-        first, second = patch[low - 1], patch[low]
-        for t in range(p):
-            inner[t] = above * first[t] + below * second[t]
+def fetch(patches, origin, channels, p, low):
+    """Ask for the two rows of a patch that :func:`blend` will read, of all channels."""
+    first = origin + max(np.int64(low) - 1, 0) * p
+    for channel in range(channels):
+        start = np.uint64(first + channel * p * p)
+        for t in range(0, 2 * p, CACHE_LINE // patches.itemsize):
+            prefetch(patches, start + np.uint64(t))
 
 
 @loose
 @no_type_check
-def draw(flat, base, plane, row, step, patch, weight, rows, height, columns, width, line):
+def between(origin, p, low, part, weight):
+    """Where the two rows of a plane around a row begin, and their weights: 0 beyond the first and the last."""
+    zero, one = type(part)(0), type(part)(1)
+    above = (one - part) * weight if low > 0 else zero
+    below = part * weight if low < p else zero
+    first, second = max(np.int64(low) - 1, 0), min(np.int64(low), p - 1)
+    return np.uint64(origin + first * p), np.uint64(origin + second * p), above, below
+
+
+@loose
+@no_type_check
+def blend(patches, origin, p, low, part, weight, line):
+    """The line of a patch's plane at a row, zeros around it: ``line[1 : p + 1]``."""
+    first, second, above, below = between(origin, p, low, part, weight)
+    for t in range(p):
+        k = np.uint64(t)
+        line[k + np.uint64(1)] = above * patches[first + k] + below * patches[second + k]
+
+
+@loose
+@no_type_check
+def draw(
+    flat, base, plane, row, step, patches, origin, channels, p, weight, rows, height, columns, width, line
+):
     """Add one object to its pixels. ``rows``, ``columns``: what :func:`taps` fills: low, part, distance."""
     one = line.dtype.type(1)
-    following = line[1:]
+    for i in range(min(AHEAD, height)):
+        fetch(patches, origin, channels, p, rows[0][i])
     for i in range(height):
-        for channel in range(len(patch)):
-            blend(patch[channel], rows[0][i], rows[1][i], weight, line)
+        if i + AHEAD < height:
+            fetch(patches, origin, channels, p, rows[0][i + AHEAD])
+        for channel in range(channels):
+            blend(patches, origin + channel * p * p, p, rows[0][i], rows[1][i], weight, line)
             start = base + channel * plane + i * row
             for j in range(width):
                 low, part = columns[0][j], columns[1][j]
-                flat[start + j * step] += (one - part) * line[low] + part * following[low]
-
-
-@loose
-@no_type_check
-def pull(
-    flat, base, plane, row, step, patch, weight, rows, height, columns, width, line, line_grad,
-    of_patch, of_box, of_weight, patch_grad, by_row, by_column,
-):  # fmt: skip
-    """The gradients of one object from those of its pixels; returns the weight's.
-
-    ``by_row`` and ``by_column`` receive those of the patch coordinates of the window's rows and columns.
-    """
-    p = patch.shape[1]
-    kind = line.dtype.type
-    one = kind(1)
-    following, following_grad, inner = line[1:], line_grad[1:], line_grad[1 : p + 1]
-    by_row[:height] = kind(0)
-    by_column[:width] = kind(0)
-    weight_grad = kind(0)
-    for i in range(height):
-        low_row, part_row = rows[0][i], rows[1][i]
-        for channel in range(len(patch)):
-            start = base + channel * plane + i * row
-            line_grad[:] = kind(0)
-            for j in range(width):
-                grad, low, part = flat[start + j * step], columns[0][j], columns[1][j]
-                line_grad[low] += (one - part) * grad
-                following_grad[low] += part * grad
-            if of_patch and low_row > 0:
-                add_scaled(patch_grad[channel, low_row - 1], (one - part_row) * weight, inner)
-            if of_patch and low_row < p:
-                add_scaled(patch_grad[channel, low_row], part_row * weight, inner)
-            if of_box or of_weight:
-                above = dot(patch[channel, low_row - 1], inner) if low_row > 0 else kind(0)
-                below = dot(patch[channel, low_row], inner) if low_row < p else kind(0)
-                weight_grad += (one - part_row) * above + part_row * below
-                by_row[i] += below - above
-            if of_box:
-                blend(patch[channel], low_row, part_row, one, line)
-                for j in range(width):
-                    low = columns[0][j]
-                    by_column[j] += flat[start + j * step] * (following[low] - line[low])
-    return weight_grad
+                flat[np.uint64(start + j * step)] += (one - part) * line[low] + part * line[
+                    low + np.uint32(1)
+                ]
 
 
 @loose
@@ -179,18 +163,6 @@ def dot(a, b):
     return total
 
 
-@loose
-@no_type_check
-def axis_gradient(by_pixel, distance, count, side, p):
-    """Of a box's centre and side along one axis."""
-    of_centre, of_side = type(side)(0), type(side)(0)
-    for i in range(count):
-        of_centre -= by_pixel[i]
-        of_side -= by_pixel[i] * distance[i]
-    scale = type(side)(p) / side
-    return of_centre * scale, of_side * scale / side
-
-
 @compiled
 @no_type_check
 def axis_taps(size, kind):
@@ -203,7 +175,7 @@ def axis_taps(size, kind):
 def draw_images(images, patches, boxes, weights, found, order, starts, bands, first_task, last_task):
     """Tasks are bands of rows, of one image after another; each adds the image's objects in their order."""
     channels, p, size = patches.shape[1], patches.shape[2], images.shape[2]
-    flat = images.reshape(-1)
+    flat, flat_patches = images.reshape(-1), patches.reshape(-1)
     rows, columns = axis_taps(size, images.dtype), axis_taps(size, images.dtype)
     line = np.zeros(p + 2, images.dtype)
     for task in range(first_task, last_task):
@@ -219,7 +191,8 @@ def draw_images(images, patches, boxes, weights, found, order, starts, bands, fi
                 taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
                 base = (image * channels * size + first) * size + left
                 draw(
-                    flat, base, size * size, size, 1, patches[o], weights[o], rows, last - first, columns, width, line
+                    flat, base, size * size, size, 1, flat_patches, o * channels * p * p, channels, p, weights[o],
+                    rows, last - first, columns, width, line,
                 )  # fmt: skip
 
 
@@ -230,7 +203,7 @@ def draw_pairs(
 ):
     """Tasks are objects; ``firsts`` is where the pairs of each begin."""
     channels, p = patches.shape[1:3]
-    flat = values.reshape(-1)
+    flat, flat_patches = values.reshape(-1), patches.reshape(-1)
     rows, columns = axis_taps(size, values.dtype), axis_taps(size, values.dtype)
     line = np.zeros(p + 2, values.dtype)
     for o in range(first_task, last_task):
@@ -245,39 +218,6 @@ def draw_pairs(
             for j in range(width):
                 pixels[first + i * width + j] = start + j
         draw(
-            flat, first * channels, 1, width * channels, channels, patches[o], values.dtype.type(1),
-            rows, height, columns, width, line,
+            flat, first * channels, 1, width * channels, channels, flat_patches, o * channels * p * p, channels, p,
+            values.dtype.type(1), rows, height, columns, width, line,
         )  # fmt: skip
-
-
-@compiled
-@no_type_check
-def pull_objects(
-    flat, bases, steps, patches, boxes, weights, found, size, of_patches, of_boxes, of_weights,
-    patch_grads, box_grads, weight_grads, first_task, last_task,
-):  # fmt: skip
-    """Tasks are objects. ``steps``: plane, row and column of each object's pixels in ``flat``, "m 3"."""
-    p = patches.shape[2]
-    kind = patches.dtype
-    rows, columns = axis_taps(size, kind), axis_taps(size, kind)
-    line, line_grad = np.zeros(p + 2, kind), np.zeros(p + 2, kind)
-    by_row, by_column = np.empty(size, kind), np.empty(size, kind)
-    for o in range(first_task, last_task):
-        top, height, left, width = found[o]
-        if height == 0:
-            continue
-        taps(top, height, boxes[o, 1], boxes[o, 3], p, size, *rows)
-        taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
-        weight_grad = pull(
-            flat, bases[o], steps[o, 0], steps[o, 1], steps[o, 2], patches[o], weights[o], rows, height, columns,
-            width, line, line_grad, of_patches, of_boxes, of_weights, patch_grads[o if of_patches else 0],
-            by_row, by_column,
-        )  # fmt: skip
-        if of_weights:
-            weight_grads[o] = weight_grad
-        if of_boxes:
-            x, w = axis_gradient(by_column, columns[2], width, boxes[o, 2], p)
-            y, h = axis_gradient(by_row, rows[2], height, boxes[o, 3], p)
-            weight = weights[o]
-            box_grads[o, 0], box_grads[o, 1] = x * weight, y * weight
-            box_grads[o, 2], box_grads[o, 3] = w * weight, h * weight

@@ -6,6 +6,7 @@ product; a chunk of them is small enough for the processor's caches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -132,3 +133,13 @@ def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return like.new_zeros(shape)
     return torch.from_numpy(np.zeros(shape, dtype=str(like.dtype).removeprefix("torch.")))
+
+
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for numbers: on a CPU in large pages where the system has them, and beginning with a cache line."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    count, step = math.prod(shape), 64 // like.element_size()
+    numbers = np.empty(count + step, dtype=str(like.dtype).removeprefix("torch."))
+    first = -numbers.ctypes.data % 64 // like.element_size()
+    return torch.from_numpy(numbers[first : first + count]).view(shape)

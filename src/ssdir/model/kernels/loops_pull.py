@@ -1,0 +1,162 @@
+"""The loops of the backward passes of the compiled ``paste`` and ``covered``: one object after another.
+
+The gradients of a window's pixels are spread to the lines of patch pixels between which they lie (one column of the
+window after another, whose sums do not wait for each other: twice as fast as row after row). A plane of the patch's
+gradient is then put together out of these lines where it fits into the nearest cache, and written once, zeros and all.
+
+Arrays as in :mod:`ssdir.model.kernels.loops`; ``lines`` "size (p + 2)" has zeros' places at both ends of each line.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import numpy as np
+
+from ssdir.model.kernels.loops import axis_taps, between, blend, compiled, fetch, loose, taps
+from ssdir.model.kernels.loops_memory import CACHE_LINE, settle, stream_line
+
+
+@loose
+@no_type_check
+def spread(flat, base, row, step, height, columns, width, lines):
+    zero, one = lines.dtype.type(0), lines.dtype.type(1)
+    lines[:height] = zero
+    for j in range(width):
+        low, part = columns[0][j], columns[1][j]
+        for i in range(height):
+            grad = flat[np.uint64(base + i * row + j * step)]
+            lines[np.uint64(i), low] += (one - part) * grad
+            lines[np.uint64(i), low + np.uint32(1)] += part * grad
+
+
+@loose
+@no_type_check
+def collect(lines, rows, height, weight, plane, is_zero):
+    """The gradient of a plane of a patch: each row is a sum of lines, in their order."""
+    kind = plane.dtype.type
+    one, p, start = kind(1), len(plane), 0
+    low, part = rows[0], rows[1]
+    for t in range(p):
+        while start < height and low[start] < t:
+            start += 1
+        target, i = plane[t], start
+        if i < height and low[i] <= t + 1:
+            share = (part[i] if low[i] == t else one - part[i]) * weight
+            line = lines[i, 1:]
+            for k in range(p):
+                target[k] = share * line[k]
+            i += 1
+        elif not is_zero:
+            target[:] = kind(0)
+        while i < height and low[i] <= t + 1:
+            share = (part[i] if low[i] == t else one - part[i]) * weight
+            line = lines[i, 1:]
+            for k in range(p):
+                target[k] += share * line[k]
+            i += 1
+
+
+@loose
+@no_type_check
+def compare(patches, origin, p, lines, rows, height, by_row):
+    """The weight's gradient from a plane; adds those of the rows' patch coordinates to ``by_row``."""
+    kind = lines.dtype.type
+    total = kind(0)
+    for i in range(height):
+        first, second, above, below = between(origin, p, rows[0][i], rows[1][i], kind(1))
+        line, of_above, of_below = lines[i, 1:], kind(0), kind(0)
+        for t in range(p):
+            of_above += line[t] * patches[first + np.uint64(t)]
+            of_below += line[t] * patches[second + np.uint64(t)]
+        total += above * of_above + below * of_below
+        by_row[i] += (of_below if rows[0][i] < p else kind(0)) - (of_above if rows[0][i] > 0 else kind(0))
+    return total
+
+
+@loose
+@no_type_check
+def compare_columns(flat, base, row, step, patches, origin, p, rows, height, columns, width, line, by_column):
+    """Adds the gradients of the columns' patch coordinates from a plane to ``by_column``."""
+    for i in range(height):
+        blend(patches, origin, p, rows[0][i], rows[1][i], line.dtype.type(1), line)
+        for j in range(width):
+            low = columns[0][j]
+            by_column[j] += flat[np.uint64(base + i * row + j * step)] * (
+                line[low + np.uint32(1)] - line[low]
+            )
+
+
+@loose
+@no_type_check
+def write(target, start, page, streamed):
+    source = page.reshape(-1)
+    if streamed:
+        for k in range(0, len(source), CACHE_LINE // source.itemsize):
+            stream_line(target, np.uint64(start) + np.uint64(k), source, np.uint64(k))
+    else:
+        for k in range(len(source)):
+            target[np.uint64(start) + np.uint64(k)] = source[k]
+
+
+@loose
+@no_type_check
+def axis_gradient(by_pixel, distance, count, side, p):
+    """Of a box's centre and side along one axis."""
+    of_centre, of_side = type(side)(0), type(side)(0)
+    for i in range(count):
+        of_centre -= by_pixel[i]
+        of_side -= by_pixel[i] * distance[i]
+    scale = type(side)(p) / side
+    return of_centre * scale, of_side * scale / side
+
+
+@compiled
+@no_type_check
+def pull_objects(
+    flat, bases, steps, patches, boxes, weights, found, size, of_patches, of_boxes, of_weights,
+    patch_grads, box_grads, weight_grads, are_zero, streamed, first_task, last_task,
+):  # fmt: skip
+    """Tasks are objects. ``steps``: plane, row and column of each object's pixels in ``flat``, "m 3".
+
+    All of ``patch_grads`` is written, or (``are_zero``) what is not zero; of the others, what belongs to objects with
+    something to see. ``streamed``: past the caches; each plane of a patch is whole cache lines, the first aligned.
+    """
+    channels, p = patches.shape[1:3]
+    kind = patches.dtype
+    flat_patches, flat_grads = patches.reshape(-1), patch_grads.reshape(-1)
+    rows, columns = axis_taps(size, kind), axis_taps(size, kind)
+    lines, line, page = np.empty((size, p + 2), kind), np.zeros(p + 2, kind), np.empty((p, p), kind)
+    by_row, by_column = np.empty(size, kind), np.empty(size, kind)
+    for o in range(first_task, last_task):
+        top, height, left, width = found[o]
+        taps(top, height, boxes[o, 1], boxes[o, 3], p, size, *rows)
+        taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
+        by_row[:height], by_column[:width], weight_grad = kind.type(0), kind.type(0), kind.type(0)
+        if of_boxes or of_weights:
+            for i in range(height):
+                fetch(flat_patches, o * channels * p * p, channels, p, rows[0][i])
+        for channel in range(channels):
+            plane, base = (o * channels + channel) * p * p, bases[o] + channel * steps[o, 0]
+            spread(flat, base, steps[o, 1], steps[o, 2], height, columns, width, lines)
+            if of_patches and are_zero:
+                collect(lines, rows, height, weights[o], patch_grads[o, channel], True)
+            elif of_patches:
+                collect(lines, rows, height, weights[o], page, False)
+                write(flat_grads, plane, page, streamed)
+            if of_boxes or of_weights:
+                weight_grad += compare(flat_patches, plane, p, lines, rows, height, by_row)
+            if of_boxes:
+                compare_columns(
+                    flat, base, steps[o, 1], steps[o, 2], flat_patches, plane, p, rows, height, columns, width, line,
+                    by_column,
+                )  # fmt: skip
+        if of_weights:
+            weight_grads[o] = weight_grad
+        if of_boxes and height > 0:
+            x, w = axis_gradient(by_column, columns[2], width, boxes[o, 2], p)
+            y, h = axis_gradient(by_row, rows[2], height, boxes[o, 3], p)
+            weight = weights[o]
+            box_grads[o, 0], box_grads[o, 1] = x * weight, y * weight
+            box_grads[o, 2], box_grads[o, 3] = w * weight, h * weight
+    settle()
