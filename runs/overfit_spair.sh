@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# SPAIR on 8 of the quickstart's scenes until it knows them, at learning rate 0.001. Prints the image error (aim: below
+# 0.001) of every checkpoint. Usage: runs/overfit_spair.sh [OUT]
+set -euo pipefail
+out=${1:-out/overfit-spair}
+ssdir data mnist-scenes quickstart --out "$out/data" --n-train 8 --n-val 0 --n-test 0
+ssdir train spair quickstart --data "$out/data" --out "$out/spair" --resume \
+    --training.learning-rate 0.001 --training.schedule cosine --training.warmup-steps 100 \
+    --training.steps 2000 --training.batch-size 8 --training.log-every 20 \
+    --training.checkpoint-every 250 --training.keep-checkpoints 9
+python - "$out" <<'END'
+import sys
+from pathlib import Path
+
+from ssdir.data.cache import CachedDataset
+from ssdir.model.baselines.spair import SPAIR
+
+out = Path(sys.argv[1])
+images = CachedDataset(out / "data", "train", 128).batch(range(8)).images
+for folder in sorted((out / "spair" / "checkpoints").iterdir()):
+    model = SPAIR.from_pretrained(folder)
+    error = (model.reconstruct(images) - images).square().mean().item()
+    objects = len(model.infer(images)) / len(images)
+    print(f"{folder.name}: image error {error:.5f}; {objects:.1f} objects an image")
+END
