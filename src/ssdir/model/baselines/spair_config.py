@@ -162,6 +162,7 @@ _MNIST = SPAIRConfig(
     anchor=128.0,
     size_mean=-0.51,
     size_std=1.0,
+    alpha_scale=1.0,
     background="solid",
 )
 _CLEVR = SPAIRConfig(
@@ -186,7 +187,7 @@ _LONG = TrainingConfig(
     validate_every=5_000,
     checkpoint_every=2_000,
 )
-_QUICKSTART = replace(_MNIST, background="black", alpha_scale=1.0, count_decay=100, wheels_steps=50)
+_QUICKSTART = replace(_MNIST, background="black", count_decay=100, wheels_steps=50)
 
 SPAIR_PRESETS: dict[str, BaselinePreset[SPAIRRun]] = {
     "published": BaselinePreset(
