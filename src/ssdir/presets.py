@@ -199,13 +199,37 @@ PRESETS["small"] = Preset(
             checkpoint_every=100,
         ),
         augmentation=AugmentationConfig(
-            flip=0.5, colour=0.5, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02,
-            zoom_out=0.25, zoom_out_max_side=1.5, crop=0.5, crop_min_side=0.5, crop_max_aspect=1.5,
-        ),  # fmt: skip
+            flip=0.5,
+            colour=0.5,
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.2,
+            hue=0.02,
+            zoom_out=0.25,
+            zoom_out_max_side=1.5,
+            crop=0.5,
+            crop_min_side=0.5,
+            crop_max_aspect=1.5,
+        ),
+    ),
+    teacher=TeacherRun(
+        model=_SMALL_MODEL,
+        teacher=TeacherConfig(crops=128),
+        training=replace(
+            _SMALL_TRAINING,
+            feature_cache="disk",
+            steps=600,
+            batch_size=32,
+            learning_rate=0.003,
+            log_every=50,
+            checkpoint_every=200,
+        ),
     ),
     ssdir=SSDIRRun(
         model=_SMALL_MODEL,
-        objective=ObjectiveConfig(image=1.0, objects=1.0, what=0.001, depth=0.001, image_region="boxes"),
+        objective=ObjectiveConfig(
+            image=1.0, objects=1.0, what=0.001, depth=0.001, teacher=3.0, image_region="boxes"
+        ),
         training=replace(
             _SMALL_TRAINING,
             feature_cache="disk",
