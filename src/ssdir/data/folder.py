@@ -44,7 +44,8 @@ def nothing_known(folder: Path) -> str:
         )
     return (
         f"{folder} has no annotations: looked for annotations/{{split}}.json and other places of COCO files, and for "
-        "data.yaml (YOLO)"
+        "data.yaml (YOLO); where a COCO file and its images lie elsewhere, ssdir data convert FILE.json --images "
+        "FOLDER --to coco --out DIR brings them together"
     )
 
 
