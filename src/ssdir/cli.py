@@ -1,4 +1,4 @@
-"""The command line: ``ssdir quickstart``, ``data``, ``train``, ``evaluate``, ``infer``, ``info``.
+"""The command line: ``ssdir quickstart``, ``data``, ``train``, ``evaluate``, ``compare``, ``infer``, ``info``.
 
 Every command is a frozen dataclass whose fields are its options and whose docstring is its help; nested
 configurations come from :mod:`ssdir.config`. Only the command that is asked for is built, and torch is imported
@@ -79,6 +79,57 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Measure several runs in the same way, on the same images: one table and one figure.
+
+    Runs that differ in their seeds alone are put together: mean and range. An evaluation that was made before, in OUT
+    or in the run, is taken where weights, data and settings are the same.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders of detectors, of SSDIR and of baselines."""
+    data: Path
+    """Dataset folder."""
+    out: Path
+    """Folder for comparison.md, .csv, .tex, .json, .png and the evaluations."""
+    name: tuple[str, ...] = ()
+    """NAME=RUN ...: what runs are called in the table (default: their kind of model)."""
+    true_boxes: tuple[Path, ...] = ()
+    """Runs that are given the true boxes, as a ceiling (the crop VAE)."""
+    split: str | None = None
+    """Split to report on (default: the first that exists of test, val, train)."""
+    probe_data: Path | None = None
+    """Dataset folder whose train split the probes learn from (default: --data)."""
+    limit: int | None = None
+    """Most images of the split (default: all)."""
+    resamples: int = 1_000
+    """Resamples of the images for the confidence intervals."""
+    seed: int = 0
+    """Of the resamples."""
+    batch_size: int = 32
+    """Images at a time."""
+    device: str = "auto"
+    """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+
+    def run(self) -> int:
+        from ssdir.compare import CompareConfig, compare, contenders_of
+        from ssdir.console import progress_bar
+        from ssdir.evaluate.settings import EvaluationConfig
+        from ssdir.quickstart import require_evaluation
+
+        require_evaluation()
+        settings = EvaluationConfig(
+            split=self.split, batch_size=self.batch_size, limit=self.limit, probe_data=self.probe_data
+        )
+        config = CompareConfig(settings, self.resamples, self.seed, self.device)
+        contenders = contenders_of(self.runs, self.name, self.true_boxes)
+        compare(contenders, self.data, self.out, config, progress_bar)
+        print((self.out / "comparison.md").read_text(), end="")
+        print(f"\nLook at {self.out / 'comparison.png'}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Infer:
     """Find, encode and paint the objects of images: JSON, overlay and patches for each.
 
@@ -143,6 +194,7 @@ def _commands() -> Node:
                 words=train_commands(),
             ),
             "evaluate": leaf(Evaluate),
+            "compare": leaf(Compare),
             "infer": leaf(Infer),
             "info": leaf(Info),
         },

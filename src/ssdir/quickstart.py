@@ -54,7 +54,7 @@ def quickstart(
             installed.
         DataError: ``out`` cannot be written, or holds damaged files.
     """
-    _require_evaluation()
+    require_evaluation()
     chosen = chosen or preset("quickstart")
     out = out or Path("out/quickstart-pretrained" if pretrained else "out/quickstart")
     if chosen.scenes is None:
@@ -123,7 +123,7 @@ def _generate(scenes: ScenesConfig, folder: Path, workers: int | None = None) ->
         generate(scenes, folder, workers=workers, progress=progress)
 
 
-def _require_evaluation() -> None:
+def require_evaluation() -> None:
     """Tell what an evaluation lacks before minutes are spent on what leads to it."""
     needed = {"sklearn": "scikit-learn", "faster_coco_eval": "faster-coco-eval", "matplotlib": "matplotlib"}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
@@ -159,7 +159,7 @@ def evaluate_run(
         raise ConfigError(
             "name a run folder or --pretrained: ssdir evaluate RUN, or ssdir evaluate --pretrained"
         )
-    _require_evaluation()
+    require_evaluation()
     model = load_model(run).to(choose_device(device))
     out = out or (Path("out/evaluation") if run is None else run / "evaluation")
     if data is None:

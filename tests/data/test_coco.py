@@ -327,8 +327,8 @@ def test_masks_are_noted(tmp_path: Path) -> None:
         "2 annotations have a segmentation (1 of them run-length encoded), which is not used: boxes alone are",
     )
     assert split.attributes == [{}, {"colour": "red"}, {}]
-    notes = [problem for problem in check(tmp_path) if problem.severity == "note"]
-    assert len(notes) == 1 and "segmentation" in notes[0].message
+    notes = [problem.message for problem in check(tmp_path) if problem.severity == "note"]
+    assert len(notes) == 2 and "absent" in notes[0] and "segmentation" in notes[1]
 
 
 def test_folders_without_annotations_say_what_was_looked_for(tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ def check(folder: str | Path, progress: Callable[[int, int], None] | None = None
 
     Errors: an unfinished folder, no annotations, a malformed annotation file, a missing, unreadable or wrongly sized
     image, a box with NaN or a negative side, a repeated annotation id, files that differ from the manifest's checksum.
-    Warnings: no ``dataset.json`` (in a COCO folder), boxes that reach outside their image or are left out for being
+    Warnings: boxes that reach outside their image or are left out for being
     smaller than a pixel in it, images without an entry, labels without an image, ids of 0 (COCO evaluators read 0 as
-    unmatched). Notes: what the annotations hold and nothing uses, such as masks.
+    unmatched). Notes: no ``dataset.json`` (in a COCO folder), what the annotations hold and nothing
+    uses, such as masks.
     """
     folder = Path(folder)
     try:

@@ -161,6 +161,8 @@ class Answers(NamedTuple):
     figures: dict[str, Any]
     told: Int[np.ndarray, " k"]
     """For each matched object, from z_what alone."""
+    told_with_box: Int[np.ndarray, " k"]
+    """From z_what with the box."""
 
 
 def ask_probe(
@@ -189,11 +191,12 @@ def ask_probe(
     probe = fit_probe(fit.what[known], labels, seed=seed)
     with_box = fit_probe(np.concatenate([fit.what, fit.boxes], 1)[known], labels, seed=seed)
     told = probe.predict(asked.what)
+    told_with_box = with_box.predict(np.concatenate([asked.what, asked.boxes], 1))
     figures = {
         **scores(told, probe),
         "chance": float(np.mean(all_true == np.bincount(labels).argmax())) if len(all_true) else None,
         "classes": len(np.unique(labels)),
         "train_objects": probe.n_train,
-        "what_where": scores(with_box.predict(np.concatenate([asked.what, asked.boxes], 1)), with_box),
+        "what_where": scores(told_with_box, with_box),
     }
-    return Answers(figures, told)
+    return Answers(figures, told, told_with_box)

@@ -19,14 +19,23 @@ def what_is_measured(device: torch.device) -> str:
     return ACCELERATOR if device.type == "cuda" else PROCESS
 
 
+REPEATS = 3
+"""How often work is measured: memory that stays behind in the heap may hide a part of a peak, now more, now less."""
+
+
 def peak_of(work: Callable[[], object], device: torch.device) -> float | None:
-    """Run the work and tell its peak of memory, in MiB.
+    """Run the work :data:`REPEATS` times and tell its highest peak of memory, in MiB.
 
     On CUDA: the most memory that is allocated meanwhile, weights included. On a CPU: by how much the process grows at
     its largest (resident memory; memory that was free in its heap is given back to the system before, where the
     C library is glibc). None where the system does not tell: other systems than Linux, and where a process may
     not reset its peak.
     """
+    peaks = [_once(work, device) for _ in range(REPEATS)]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _once(work: Callable[[], object], device: torch.device) -> float | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()

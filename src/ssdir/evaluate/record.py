@@ -52,7 +52,8 @@ def record_of(model: Any, data: Path, split: str, config: EvaluationConfig) -> d
     Time and memory depend on the machine beside.
     """
     settings = to_dict(config)
-    for name in ("figures", "split", "probe_data"):  # what is drawn; what stands here by content
+    # What is drawn, what stands beside the model's own figures, what stands here by content.
+    for name in ("figures", "untrained_control", "split", "probe_data"):
         del settings[name]
     learns_from = config.probe_data or data
     return {

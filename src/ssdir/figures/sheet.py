@@ -38,7 +38,7 @@ def scene_sheet(scenes: Sequence[Scene], n_patches: int = 6) -> Figure:
 
     The objects shown are spread evenly over the sizes found, largest first. Each has a coloured frame, and its box
     in the third column has the same colour; the boxes of objects that are not shown are thin and white. A model
-    that paints nothing gets its boxes drawn on the input.
+    that paints nothing gets its boxes drawn on the input; beside others that do, its output stays empty.
 
     After the reconstruction figure of the SSDIR supplementary material.
     """
@@ -84,9 +84,10 @@ def spread_over_sizes(boxes: Float[Tensor, "m 4"], most: int) -> Int[np.ndarray,
 def _draw_scene(row: Sequence[Axes], scene: Scene, paints: bool, n_patches: int) -> None:
     shown = spread_over_sizes(scene.objects.boxes, n_patches)
     canvas = scene.image if scene.output is None else scene.output
-    pictures = [scene.image, canvas, canvas] if paints else [scene.image, canvas]
+    pictures = [scene.image, scene.output, canvas] if paints else [scene.image, canvas]
     for axes, picture in zip(row, pictures, strict=False):
-        _show(axes, picture)
+        if picture is not None:
+            _show(axes, picture)
     _draw_boxes(row[len(pictures) - 1], scene.objects, shown)
     if scene.name:
         row[0].set_ylabel(scene.name)

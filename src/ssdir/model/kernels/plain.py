@@ -45,7 +45,7 @@ def paste_backward(
     for window in windows_of(patches, boxes, size):
         start = _rows_start(window, image_index, channels, size)
         found.add(window, read_rows(grad.view(-1), start, window.width), patches, boxes, weights)
-    return found.patches, found.boxes, found.weights
+    return found.whole()
 
 
 def covered(patches: Tensor, boxes: Tensor, image_index: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,9 +63,10 @@ def covered(patches: Tensor, boxes: Tensor, image_index: Tensor, size: int) -> t
     pixels = torch.empty_like(objects)
     for window in found:
         kept, place = _places(window, first, wide)
-        warped, spots = warp(patches, window, None).view(-1), _spots(kept, channels, window.width)
+        area = window.start.shape[1] * window.width
+        warped, spots = warp(patches, window, None).view(-1), _spots(kept, channels, area)
         for channel in range(channels):
-            here = warped[channel * window.width :].index_select(0, spots)
+            here = warped[channel * area :].index_select(0, spots)
             values[:, channel].index_copy_(0, place, here)
         image = image_index[window.objects, None] * (size * size)
         at = window.pixels(image + window.start)
@@ -89,22 +90,24 @@ def covered_backward(
     first = counts.cumsum(0) - counts
     found = Gradients(patches, boxes, of_patches, of_boxes, False)
     for window in windows_of(patches, boxes, size):
-        grad = grad_values.new_zeros(*window.start.shape, channels, window.width)
+        n, h = window.start.shape
+        grad = grad_values.new_zeros(n, channels, h, window.width)
         wide = torch.zeros_like(counts).index_copy_(0, window.objects, window.columns.inside.sum(1))
         kept, place = _places(window, first, wide)
-        flat, spots = grad.view(-1), _spots(kept, channels, window.width)
+        area = h * window.width
+        flat, spots = grad.view(-1), _spots(kept, channels, area)
         for channel in range(channels):
             here = grad_values[:, channel].index_select(0, place)
-            flat[channel * window.width :].index_copy_(0, spots, here)
+            flat[channel * area :].index_copy_(0, spots, here)
         found.add(window, grad, patches, boxes, None)
-    return found.patches, found.boxes
+    return found.whole()[:2]
 
 
 def _rows_start(window: Window, image_index: Tensor, channels: int, size: int) -> Tensor:
-    """Where each row of each window begins in the flat images: "j h c"."""
+    """Where each row of each window begins in the flat images: "j c h"."""
     planes = torch.arange(channels, device=image_index.device) * (size * size)
     image = image_index[window.objects] * (channels * size * size)
-    return image[:, None, None] + window.start[..., None] + planes
+    return image[:, None, None] + planes[:, None] + window.start[:, None]
 
 
 def _places(window: Window, first: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,6 +119,6 @@ def _places(window: Window, first: Tensor, wide: Tensor) -> tuple[Tensor, Tensor
     return kept, (place[:, :, None] + column[:, None, :]).flatten().index_select(0, kept)
 
 
-def _spots(kept: Tensor, channels: int, width: int) -> Tensor:
-    """Where pixels of "j h w" lie in "j h c w", in the first channel."""
-    return kept + kept.div(width, rounding_mode="floor") * ((channels - 1) * width)
+def _spots(kept: Tensor, channels: int, area: int) -> Tensor:
+    """Where pixels of "j h w" lie in "j c h w", in the first channel; ``area``: pixels of a window."""
+    return kept + kept.div(area, rounding_mode="floor") * ((channels - 1) * area)

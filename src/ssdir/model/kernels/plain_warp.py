@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssdir.model.kernels import windows
-from ssdir.model.kernels.windows import zeros
+from ssdir.model.kernels.windows import empty
 
 
 class Taps(NamedTuple):
@@ -49,13 +49,12 @@ class Window(NamedTuple):
 
 
 def warp(patches: Tensor, window: Window, weights: Tensor | None) -> Tensor:
-    """The windows' pixels: "j h c w"."""
+    """The windows' pixels: "j c h w"."""
     blended = _blend(*_patch_rows(patches, window), window.rows)
-    if weights is not None:
-        blended *= weights[window.objects, None, None, None]
-    n, h, channels, p = blended.shape
-    columns = _matrix(window.columns, p).transpose(1, 2)
-    return torch.bmm(blended.view(n, h * channels, p), columns).view(n, h, channels, -1)
+    n, channels, h, p = blended.shape
+    scale = None if weights is None else weights[window.objects]
+    columns = _matrix(window.columns, p, scale).transpose(1, 2)
+    return torch.bmm(blended.view(n, channels * h, p), columns).view(n, channels, h, -1)
 
 
 class Gradients:
@@ -64,57 +63,66 @@ class Gradients:
     def __init__(
         self, patches: Tensor, boxes: Tensor, of_patches: bool, of_boxes: bool, of_weights: bool
     ) -> None:
-        self.patches = zeros(patches.shape if of_patches else (0,), patches)
+        self.patches = empty(patches.shape, patches) if of_patches else patches.new_empty(0)
         self.boxes = torch.zeros_like(boxes) if of_boxes else boxes.new_empty(0)
         self.weights = boxes.new_zeros(len(boxes)) if of_weights else boxes.new_empty(0)
         self.asked = of_patches, of_boxes, of_weights
+        self.unseen = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+
+    def whole(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of patches, boxes and weights, once all groups are in."""
+        if self.asked[0]:
+            # All others were written whole: zeros below them would have cost as much again.
+            self.patches.index_fill_(0, self.unseen.nonzero()[:, 0], 0)
+        return self.patches, self.boxes, self.weights
 
     def add(
         self, window: Window, grad: Tensor, patches: Tensor, boxes: Tensor, weights: Tensor | None
     ) -> None:
-        """``grad``: of the windows' pixels, "j h c w"."""
+        """``grad``: of the windows' pixels, "j c h w"."""
         of_patches, of_boxes, of_weights = self.asked
         objects, p = window.objects, patches.shape[-1]
         scale = None if weights is None else weights[objects]
-        into = self.patches if of_patches else None
-        of_weight, by_row, by_column = _pull(patches, window, grad, scale, into, of_boxes or of_weights)
+        n, channels, h, w = grad.shape
+        at_taps = torch.bmm(grad.view(n, channels * h, w), _matrix(window.columns, p)).view(n, channels, h, p)
+        if of_patches:
+            self._write_patches(objects, _matrix(window.rows, p, scale), at_taps)
+        if not (of_boxes or of_weights):
+            return
+        low, high = _patch_rows(patches, window)
+        blended = _blend(low, high, window.rows)
         if of_weights:
-            self.weights.index_copy_(0, objects, of_weight)
+            self.weights.index_copy_(0, objects, (at_taps * blended).sum((1, 2, 3)))
         if of_boxes:
             sides = boxes.index_select(0, objects)[:, 2:]
+            by_row = _of_rows(low, high, at_taps, window.rows)
+            by_column = _of_columns(grad, blended, window.columns)
             both = [(by_column, window.columns.distance), (by_row, window.rows.distance)]
             of_centre = torch.stack([slope.sum(1) for slope, _ in both], 1) * (-p / sides)
             of_side = torch.stack([(slope * distance).sum(1) for slope, distance in both], 1)
-            found = torch.cat([of_centre, of_side * (-p / sides.square())], 1)
-            self.boxes.index_copy_(0, objects, found if scale is None else found * scale[:, None])
+            moved = torch.cat([of_centre, of_side * (-p / sides.square())], 1)
+            self.boxes.index_copy_(0, objects, moved if scale is None else moved * scale[:, None])
+
+    def _write_patches(self, objects: Tensor, vertical: Tensor, at_taps: Tensor) -> None:
+        """``vertical``: the weights of the windows' rows, "j h p"; what is made of them is gone afterwards."""
+        n, channels, h, p = at_taps.shape
+        vertical = vertical[:, None].expand(n, channels, h, p).reshape(n * channels, h, p)
+        found = torch.bmm(vertical.transpose(1, 2), at_taps.view(n * channels, h, p))
+        self.unseen.index_fill_(0, objects, False)
+        self.patches.index_copy_(0, objects, found.view(n, channels, p, p))
 
 
-Pulled = tuple[Tensor, Tensor, Tensor]
-"""Gradients of the weights "j" and of the patch coordinates of the windows' rows "j h" and columns "j w"."""
+def _of_rows(low: Tensor, high: Tensor, at_taps: Tensor, rows: Taps) -> Tensor:
+    """Gradients of the patch coordinates of the windows' rows, "j h"; overwrites ``low`` and ``high``."""
+    high.mul_(_along_rows(rows.high_inside)).sub_(low.mul_(_along_rows(rows.low_inside)))
+    return (at_taps * high).sum((1, 3))
 
 
-def _pull(
-    patches: Tensor, window: Window, grad: Tensor, scale: Tensor | None, into: Tensor | None, further: bool
-) -> Pulled:
-    n, h, channels, w = grad.shape
-    p, rows, columns = patches.shape[-1], window.rows, window.columns
-    grad = grad.view(n, h * channels, w)
-    at_taps = torch.bmm(grad, _matrix(columns, p)).view(n, h, channels, p)
-    if into is not None:
-        vertical = _matrix(rows, p)
-        if scale is not None:
-            vertical *= scale[:, None, None]
-        found = torch.bmm(vertical.transpose(1, 2), at_taps.view(n, h, channels * p))
-        into.index_copy_(0, window.objects, found.view(n, p, channels, p).transpose(1, 2))
-    if not further:
-        return grad, grad, grad
-    low, high = _patch_rows(patches, window)
-    blended = _blend(low, high, rows)
-    by_tap = torch.bmm(grad.transpose(1, 2), blended.view(n, h * channels, p))
+def _of_columns(grad: Tensor, blended: Tensor, columns: Taps) -> Tensor:
+    """Gradients of the patch coordinates of the windows' columns, "j w"."""
+    by_tap = torch.bmm(grad.flatten(1, 2).transpose(1, 2), blended.flatten(1, 2))
     by_column = by_tap.gather(2, columns.high[..., None])[..., 0] * columns.high_inside
-    by_column -= by_tap.gather(2, columns.low[..., None])[..., 0] * columns.low_inside
-    steps = high.mul_(rows.high_inside[..., None, None]).sub_(low.mul_(rows.low_inside[..., None, None]))
-    return (at_taps * blended).sum((1, 2, 3)), (at_taps * steps).sum((2, 3)), by_column
+    return by_column.sub_(by_tap.gather(2, columns.low[..., None])[..., 0] * columns.low_inside)
 
 
 def windows_of(patches: Tensor, boxes: Tensor, size: int) -> Iterator[Window]:
@@ -159,11 +167,11 @@ def _taps(centre: Tensor, side: Tensor, first: Tensor, count: int, p: int, size:
 
 
 def _patch_rows(patches: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-    """The two rows of the patch around each row of the windows: "j h c p"."""
+    """The two rows of the patch around each row of the windows: "j c h p"."""
     channels, p = patches.shape[1:3]
     planes = window.objects[:, None] * channels + torch.arange(channels, device=patches.device)
     flat = patches.view(-1, p)
-    low, high = (planes[:, None] * p + tap[..., None] for tap in (window.rows.low, window.rows.high))
+    low, high = (planes[..., None] * p + tap[:, None] for tap in (window.rows.low, window.rows.high))
     return (
         flat.index_select(0, low.flatten()).view(*low.shape, p),
         flat.index_select(0, high.flatten()).view(*low.shape, p),
@@ -171,11 +179,19 @@ def _patch_rows(patches: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 
 
 def _blend(low: Tensor, high: Tensor, rows: Taps) -> Tensor:
-    return (low * rows.low_weight[..., None, None]).addcmul_(high, rows.high_weight[..., None, None])
+    return (low * _along_rows(rows.low_weight)).addcmul_(high, _along_rows(rows.high_weight))
 
 
-def _matrix(taps: Taps, p: int) -> Tensor:
-    """The weights as banded matrices: "j w p"."""
-    matrix = taps.low_weight.new_zeros(*taps.low.shape, p)
-    matrix.scatter_(2, taps.low[..., None], taps.low_weight[..., None])
-    return matrix.scatter_add_(2, taps.high[..., None], taps.high_weight[..., None])
+def _along_rows(values: Tensor) -> Tensor:
+    """From "j h" to what goes with "j c h p"."""
+    return values[:, None, :, None]
+
+
+def _matrix(taps: Taps, p: int, scale: Tensor | None = None) -> Tensor:
+    """The weights, times a number for each object, as banded matrices: "j w p"."""
+    low_weight, high_weight = taps.low_weight, taps.high_weight
+    if scale is not None:
+        low_weight, high_weight = low_weight * scale[:, None], high_weight * scale[:, None]
+    matrix = low_weight.new_zeros(*taps.low.shape, p)
+    matrix.scatter_(2, taps.low[..., None], low_weight[..., None])
+    return matrix.scatter_add_(2, taps.high[..., None], high_weight[..., None])

@@ -94,7 +94,8 @@ def groups(
 ) -> Iterator[Group]:
     """Objects with something to see, by window size (the same powers of two) and kind of resampling.
 
-    Finer steps would waste fewer pixels, but cost as much in smaller products.
+    Finer steps would waste fewer pixels, but cost as much in smaller products. Where many objects make several chunks
+    of a group, those of similar heights share one, which costs nothing.
 
     ``numbers``: how many numbers an object with a window of so many rows and columns takes on the way.
     """
@@ -103,12 +104,13 @@ def groups(
         return
     high, wide = (np.ceil(np.log2(span.counts[seen])).astype(np.int64) for span in (rows, columns))
     keys = ((high * 64 + wide) * 2 + rows.averaged[seen]) * 2 + columns.averaged[seen]
-    order = np.argsort(keys, kind="stable")
+    order = np.lexsort((-rows.counts[seen], keys))
     for alike in np.split(seen[order], np.flatnonzero(np.diff(keys[order])) + 1):
-        h, w = int(rows.counts[alike].max()), int(columns.counts[alike].max())
-        step = max(1, CHUNK // numbers(h, w))
-        for start in range(0, len(alike), step):
-            members = alike[start : start + step]
+        start, widest = 0, int(columns.counts[alike].max())
+        while start < len(alike):
+            h = int(rows.counts[alike[start]])  # the highest of those that are left
+            members = alike[start : start + max(1, CHUNK // numbers(h, widest))]
+            start, w = start + len(members), int(columns.counts[members].max())
             top, left = (
                 np.minimum(rows.first[members], height - h),
                 np.minimum(columns.first[members], width - w),

@@ -1,0 +1,386 @@
+"""Several models on the same images, measured in the same way: one table and one figure.
+
+Every model is asked by the same protocol (:mod:`ssdir.evaluate.protocol`); its pictures are compared with the same
+images, its probe learns from as many objects. ``docs/compare.md`` tells what the table says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssdir.comparison import Figure, Group, Model, figures_of, grouped, probe_objects, rows_of
+from ssdir.comparison_figure import comparison_scenes
+from ssdir.comparison_tables import Table, comma_separated, latex, markdown
+from ssdir.config import ConfigError
+from ssdir.console import Progress
+from ssdir.evaluate.asking import image_side
+from ssdir.evaluate.bootstrap import Resamples
+from ssdir.evaluate.protocol import choose_split, evaluate
+from ssdir.evaluate.record import record_of
+from ssdir.evaluate.samples import FILE, Samples
+from ssdir.evaluate.settings import EvaluationConfig
+from ssdir.figures.sheet import scene_sheet
+from ssdir.figures.style import save
+from ssdir.machine import choose_device
+from ssdir.model.pretrained import find_folder, read_config
+from ssdir.model.registry import load_model
+from ssdir.run_folder import checkpoints
+from ssdir.storage import DataError, atomic_write, load_tensors, read_json, tensors_fingerprint, write_json
+
+TITLES = {
+    "ssdir": "SSDIR",
+    "detector": "detector",
+    "space": "SPACE",
+    "spair": "SPAIR",
+    "slot-attention": "Slot Attention",
+    "crop-vae": "crop VAE",
+}
+"""Names of kinds of models in the table."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A run to be compared."""
+
+    run: Path
+    name: str | None = None
+    """In the table; None: the kind of model, with the run folder's name where there are several of a kind."""
+    true_boxes: bool = False
+    """Whether it is given the true boxes."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What a comparison may vary."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Settings of the evaluation of each model; ``target_side`` None takes the largest side of the models."""
+    resamples: int = 1_000
+    """Of the images, for the confidence intervals."""
+    seed: int = 0
+    """Of these."""
+    device: str = "auto"
+    """See :func:`ssdir.machine.choose_device`."""
+    figure_images: int = 3
+    """Images that the figure shows."""
+
+    def __post_init__(self) -> None:
+        for name in ("resamples", "figure_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A contender with what was measured."""
+
+    model: Model
+    samples: Samples
+    metrics: dict[str, Any]
+
+
+def compare(
+    contenders: Sequence[Contender],
+    data: Path,
+    out: Path,
+    config: CompareConfig | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate runs on a dataset, or take their evaluations where they are there, and write the comparison.
+
+    An evaluation is looked for in ``out/evaluations`` and in the run, and taken where its record is that of the one to
+    be made: the same weights, annotations, settings and version of the protocol. New ones go to ``out/evaluations``.
+
+    Args:
+        contenders: runs of any kind of model.
+        data: a dataset folder.
+        out: where ``comparison.md``, ``.csv``, ``.tex``, ``.json`` and ``.png`` go.
+        config: see :class:`CompareConfig`.
+
+    Returns:
+        What ``comparison.json`` holds.
+
+    Raises:
+        ConfigError: no run; a name twice; a run that cannot be given the true boxes.
+        DataError: a run or the dataset cannot be read.
+    """
+    config = config or CompareConfig()
+    if not contenders:
+        raise ConfigError("name runs to compare: ssdir compare RUN RUN --data DIR --out DIR")
+    data, out = Path(data), Path(out)
+    split = choose_split(data, config.evaluation.split)
+    models = _described(contenders)
+    sides = [image_side(load_model(contender.run)) for contender in contenders]
+    settings = dataclasses.replace(
+        config.evaluation,
+        split=split,
+        target_side=config.evaluation.target_side or max(sides),
+        figures=False,
+        untrained_control=False,
+    )
+    found = [
+        _evaluated(contender, model, data, out, settings, config.device, progress)
+        for contender, model in zip(contenders, models, strict=True)
+    ]
+    comparison = _put_together(found, config, settings)
+    table, facts = comparison
+    title = f"{found[0].samples.n_images:,} images of {data} ({split})"
+    atomic_write(out / "comparison.md", markdown(table))
+    atomic_write(out / "comparison.csv", comma_separated(table))
+    atomic_write(out / "comparison.tex", latex(table, f"Models compared on {title}"))
+    scenes = comparison_scenes(
+        [
+            (model.name, _load(contender, config.device), contender.true_boxes)
+            for model, contender in zip(models, contenders, strict=True)
+        ],
+        data,
+        split,
+        settings.target_side or max(sides),
+        settings.batch_size,
+        config.figure_images,
+    )
+    save(scene_sheet(scenes), out / "comparison.png", pdf=True)
+    facts |= {"data": str(data), "split": split, "target_side": settings.target_side}
+    write_json(out / "comparison.json", facts)
+    return facts
+
+
+def _described(contenders: Sequence[Contender]) -> list[Model]:
+    """What is known of each run before it is measured; names are made where none are given."""
+    kinds = [str(read_config(contender.run)["kind"]) for contender in contenders]
+    alike = [(kind, contender.true_boxes) for kind, contender in zip(kinds, contenders, strict=True)]
+    models = []
+    for contender, kind in zip(contenders, kinds, strict=True):
+        name = TITLES.get(kind, kind) + (", true boxes" if contender.true_boxes else "")
+        if alike.count((kind, contender.true_boxes)) > 1:
+            folder = contender.run.resolve()
+            name += f" ({folder.parent.name if folder.name == 'model' else folder.name})"
+        seed, group = _seed_and_group(contender.run)
+        models.append(
+            Model(contender.name or name, str(contender.run), kind, seed, group, contender.true_boxes)
+        )
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            runs = " and ".join(model.run for model in models if model.name == name)
+            raise ConfigError(f"{runs} would both be called {name!r}; name them: --name ONE=RUN OTHER=RUN")
+    return models
+
+
+def _seed_and_group(run: Path) -> tuple[int | None, str | None]:
+    """The seed of a run's training, and a text that runs share which differ in their seeds alone; None where the
+    folder does not tell."""
+    file = run / "config.json"
+    description = read_json(file) if file.is_file() else None
+    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+        return None, None
+    seed = description["config"].get("training", {}).get("seed")
+    data = description.get("data")
+    kept = {
+        "kind": description.get("kind"),
+        "config": _without_seeds(description["config"]),
+        "detector": _without_seeds(description.get("detector")),
+        "data": data.get("fingerprint", data.get("stream")) if isinstance(data, dict) else None,
+    }
+    return seed, json.dumps(kept, sort_keys=True)
+
+
+def _without_seeds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_seeds(item) for key, item in value.items() if key != "seed"}
+    return value
+
+
+def _load(contender: Contender, device: str) -> Any:
+    return load_model(contender.run).to(choose_device(device)).eval()
+
+
+def _evaluated(
+    contender: Contender,
+    described: Model,
+    data: Path,
+    out: Path,
+    settings: EvaluationConfig,
+    device: str,
+    progress: Progress | None,
+) -> _Evaluated:
+    """The contender's evaluation: one that is there and fits, or a new one."""
+    settings = dataclasses.replace(settings, true_boxes=contender.true_boxes)
+    model = _load(contender, device)
+    assert settings.split is not None
+    record = record_of(model, data, settings.split, settings)
+    own = out / "evaluations" / (re.sub(r"[^\w.-]+", "-", described.name).strip("-") or "model")
+    folder = next((place for place in (own, contender.run / "evaluation") if _fits(place, record)), None)
+    if folder is None:
+        folder = own
+        evaluate(model, data, folder, settings, progress, contender.run)
+    metrics = read_json(folder / "metrics.json")
+    parameters = list(model.parameters())
+    facts = {
+        "parameters": Figure(sum(item.numel() for item in parameters)),
+        "trained_parameters": Figure(sum(item.numel() for item in parameters if item.requires_grad)),
+        **_training_time(contender.run),
+    }
+    return _Evaluated(dataclasses.replace(described, figures=facts), Samples.load(folder), metrics)
+
+
+def _fits(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether a folder holds an evaluation with that record."""
+    if not (folder / "metrics.json").is_file() or not (folder / FILE).is_file():
+        return False
+    try:
+        metrics = read_json(folder / "metrics.json")
+    except DataError:
+        return False
+    return isinstance(metrics, dict) and metrics.get("record") == record
+
+
+def _training_time(run: Path) -> dict[str, Figure]:
+    """Seconds of a run's training, and of it with the detector and the teacher that it stands on, where these lie
+    beside the run."""
+    own = _seconds(run)
+    if own is None:
+        absent = Figure(None, reason="its folder holds no checkpoint, which would tell")
+        return {"training_seconds": absent, "training_seconds_in_all": absent}
+    description = read_json(run / "config.json")
+    needed = {description[key] for key in ("detector_weights", "teacher_weights") if key in description}
+    total = own
+    for folder in sorted(run.resolve().parent.iterdir()) if needed else ():
+        seconds = _seconds(folder) if folder.is_dir() else None
+        fingerprint = _fingerprint(folder) if seconds is not None else None
+        if seconds is not None and fingerprint in needed:
+            needed.remove(fingerprint)
+            total += seconds
+    whole = Figure(total) if not needed else Figure(None, reason="what it stands on does not lie beside it")
+    return {"training_seconds": Figure(own), "training_seconds_in_all": whole}
+
+
+def _seconds(run: Path) -> float | None:
+    """Of the training up to the run's last checkpoint."""
+    found = checkpoints(run)
+    if not found:
+        return None
+    seconds = read_json(found[-1] / "training.json").get("seconds")
+    return None if seconds is None else float(seconds)
+
+
+def _fingerprint(run: Path) -> str | None:
+    try:
+        return tensors_fingerprint(load_tensors(find_folder(run) / "model.safetensors"))
+    except DataError:
+        return None
+
+
+def _put_together(
+    found: Sequence[_Evaluated], config: CompareConfig, settings: EvaluationConfig
+) -> tuple[Table, dict[str, Any]]:
+    """The table and what the JSON file holds."""
+    learned = [len(item.samples.learned.what) for item in found if item.samples.learned is not None]
+    n_probe = probe_objects(learned)
+    attributes = _attributes(found)
+    resamples = Resamples(found[0].samples.n_images, config.resamples, config.seed)
+    models = [
+        dataclasses.replace(
+            item.model,
+            figures=item.model.figures
+            | figures_of(item.samples, item.metrics, attributes, n_probe, resamples, settings.seed),
+        )
+        for item in found
+    ]
+    groups = grouped(models, TITLES)
+    rows = rows_of(list(attributes))
+    notes = _notes(found, config, settings, n_probe, groups)
+    facts = {
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "models": [dataclasses.asdict(model) for model in models],
+        "groups": [dataclasses.asdict(group) for group in groups],
+        "notes": notes,
+        "images": resamples.n_images,
+        "probe_objects": n_probe,
+        "resamples": config.resamples,
+        "seed": config.seed,
+    }
+    return Table(rows, models, groups, notes), facts
+
+
+def _attributes(found: Sequence[_Evaluated]) -> dict[str, str]:
+    """What probes were asked: the class and the attributes of the data, those that are always the same left out."""
+    names: dict[str, str] = {}
+    for item in found:
+        asked = item.metrics["provenance"]["attributes"]
+        down = item.metrics["downstream"]
+        answered = down.get("attributes") or ({down["attribute"]: None} if "attribute" in down else {})
+        names |= {shown: name for shown, name in asked.items() if shown in answered}
+    return names or {"category": "category"}
+
+
+def _notes(
+    found: Sequence[_Evaluated],
+    config: CompareConfig,
+    settings: EvaluationConfig,
+    n_probe: int,
+    groups: Sequence[Group],
+) -> list[str]:
+    """What must be known to read the table."""
+    samples = found[0].samples
+    notes = [
+        f"{samples.n_images:,} images with {len(samples.truth_image):,} objects ({settings.split} split). In brackets: "
+        f"95% confidence intervals, percentiles of {config.resamples:,} resamples of the images."
+    ]
+    if groups:
+        notes.append("Columns of several seeds: mean, and in parentheses the range.")
+    notes.append(
+        f"What is painted is compared with the same images of {settings.target_side} px: images at 128 px, objects at "
+        "64 px. Boxes count without regard to their class."
+    )
+    if n_probe:
+        notes.append(
+            f"Every probe learns from {n_probe:,} matched objects of the same images of the train split, or from all "
+            "that the model found where these are fewer."
+        )
+    chances = found[0].metrics["downstream"].get("attributes") or {}
+    if not chances and "chance" in found[0].metrics["downstream"]:
+        chances = {found[0].metrics["downstream"]["attribute"]: found[0].metrics["downstream"]}
+    levels = [f"{name} {of['chance']:.3f}" for name, of in chances.items() if of.get("chance") is not None]
+    if levels:
+        notes.append(f"Chance (always naming the most frequent class): {', '.join(levels)}.")
+    machines = {(p["device"], p["threads"]) for p in (item.metrics["provenance"] for item in found)}
+    device, threads = sorted(machines)[0]
+    where = f"on {device}, {threads} {'thread' if threads == 1 else 'threads'}"
+    if len(machines) > 1:
+        where = "on different devices or numbers of threads, which makes them hard to compare"
+    notes.append(
+        f"Time and memory: batches of {settings.batch_size}, {where}; memory is "
+        f"{found[0].metrics['memory']['is']}."
+    )
+    return notes
+
+
+def contenders_of(
+    runs: Sequence[Path], names: Sequence[str] = (), true_boxes: Sequence[Path] = ()
+) -> list[Contender]:
+    """The runs of a command line: those given, those named (``NAME=RUN``; a run given already gets the name), and
+    those that are given the true boxes.
+
+    Raises:
+        ConfigError: a name is not of the form NAME=RUN.
+
+    >>> contenders_of([Path("a"), Path("b")], ["Ours=b", "Theirs=c"])[1:]
+    [Contender(run=PosixPath('b'), name='Ours', true_boxes=False), Contender(run=PosixPath('c'), name='Theirs', \
+true_boxes=False)]
+    """
+    called: dict[Path, str] = {}
+    for item in names:
+        name, sign, run = item.partition("=")
+        if not (name and sign and run):
+            raise ConfigError(f"--name {item!r} does not name a run; write NAME=RUN")
+        called[Path(run)] = name
+    every = [*runs, *(run for run in called if run not in runs)]
+    given = [Contender(run, true_boxes=True) for run in true_boxes]
+    return [*(Contender(run, called.get(run)) for run in every), *given]
