@@ -61,25 +61,6 @@ def test_work_follows_the_covered_area(large):
     assert visited < 2.5 * (rows.counts * columns.counts).sum()
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (40, 1000)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zeros_that_are_not_touched_are_zeros_of_the_same_type(shape, dtype):
-    found = windows.zeros(shape, torch.empty(0, dtype=dtype))
-    assert found.dtype == dtype
-    assert found.shape == shape
-    assert found.eq(0).all()
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (2, 3), (40, 1000)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_room_begins_with_a_cache_line(shape, dtype):
-    found = windows.empty(shape, torch.empty(0, dtype=dtype))
-    assert found.dtype == dtype
-    assert found.shape == shape
-    assert found.is_contiguous()
-    assert found.data_ptr() % 64 == 0
-
-
 def test_rows_are_read_alike_through_views_and_by_index():
     flat = torch.arange(100.0)
     start = torch.tensor([[[0, 5], [90, 17]]])

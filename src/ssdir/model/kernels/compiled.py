@@ -10,17 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdir.machine import keeps_freed_memory
 from ssdir.model.kernels import loops, loops_crop, loops_pull
 from ssdir.model.kernels.loops_memory import CACHE_LINE
+from ssdir.model.kernels.room import empty
 from ssdir.model.kernels.threads import share
-from ssdir.model.kernels.windows import empty, zeros
 
 ZEROS = False
 STREAMED = 2**22
 """Gradients of more bytes are written past the caches, which could not hold them anyway."""
-REUSED = 2**25
-"""Blocks of up to so many bytes glibc soon hands out again, also where a process does not keep all that it frees."""
 
 BANDS = 4
 """Bands of rows that an image is drawn in: enough tasks for a few threads with one image."""
@@ -152,9 +149,7 @@ def _pull(
     asked: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_patches, of_boxes, of_weights = asked
-    fresh = _is_fresh(patches)
-    room = zeros if fresh else empty
-    patch_grads = room(patches.shape, patches) if of_patches else patches.new_empty(0)
+    patch_grads = empty(patches.shape, patches) if of_patches else patches.new_empty(0)
     box_grads = torch.zeros_like(boxes) if of_boxes else boxes.new_empty(0)
     weight_grads = boxes.new_zeros(len(boxes)) if of_weights else boxes.new_empty(0)
     # The loops want arrays of fixed dimensions, also where nothing is asked for.
@@ -165,17 +160,11 @@ def _pull(
     )
     flat, patch_array, box_array = _arrays(grad.view(-1), patches, boxes)
     arrays = (
-        flat, bases, steps, patch_array, box_array, weights, found, size, *asked, *_arrays(*shaped), fresh,
+        flat, bases, steps, patch_array, box_array, weights, found, size, *asked, *_arrays(*shaped),
         _streams(patch_grads),
     )  # fmt: skip
     share(lambda first, last: loops_pull.pull_objects(*arrays, first, last), len(boxes), _area(found))
     return patch_grads, box_grads, weight_grads
-
-
-def _is_fresh(patches: Tensor) -> bool:
-    """Whether room for a gradient comes from the system, which hands out zeros and has just written them: then rows
-    without a gradient are left alone. Elsewhere all rows are written, past the caches and without a look at them."""
-    return patches.numel() * patches.element_size() > REUSED and not keeps_freed_memory()
 
 
 def _streams(grads: Tensor) -> bool:

@@ -32,7 +32,7 @@ def spread(flat, base, row, step, height, columns, width, lines):
 
 @loose
 @no_type_check
-def collect(lines, rows, height, weight, plane, is_zero):
+def collect(lines, rows, height, weight, plane):
     """The gradient of a plane of a patch: each row is a sum of lines, in their order."""
     kind = plane.dtype.type
     one, p, start = kind(1), len(plane), 0
@@ -47,7 +47,7 @@ def collect(lines, rows, height, weight, plane, is_zero):
             for k in range(p):
                 target[k] = share * line[k]
             i += 1
-        elif not is_zero:
+        else:
             target[:] = kind(0)
         while i < height and low[i] <= t + 1:
             share = (part[i] if low[i] == t else one - part[i]) * weight
@@ -115,12 +115,12 @@ def axis_gradient(by_pixel, distance, count, side, p):
 @no_type_check
 def pull_objects(
     flat, bases, steps, patches, boxes, weights, found, size, of_patches, of_boxes, of_weights,
-    patch_grads, box_grads, weight_grads, are_zero, streamed, first_task, last_task,
+    patch_grads, box_grads, weight_grads, streamed, first_task, last_task,
 ):  # fmt: skip
     """Tasks are objects. ``steps``: plane, row and column of each object's pixels in ``flat``, "m 3".
 
-    All of ``patch_grads`` is written, or (``are_zero``) what is not zero; of the others, what belongs to objects with
-    something to see. ``streamed``: past the caches; each plane of a patch is whole cache lines, the first aligned.
+    All of ``patch_grads`` is written; of the others, what belongs to objects with something to see.
+    ``streamed``: past the caches; each plane of a patch is whole cache lines, the first aligned.
     """
     channels, p = patches.shape[1:3]
     kind = patches.dtype
@@ -139,10 +139,8 @@ def pull_objects(
         for channel in range(channels):
             plane, base = (o * channels + channel) * p * p, bases[o] + channel * steps[o, 0]
             spread(flat, base, steps[o, 1], steps[o, 2], height, columns, width, lines)
-            if of_patches and are_zero:
-                collect(lines, rows, height, weights[o], patch_grads[o, channel], True)
-            elif of_patches:
-                collect(lines, rows, height, weights[o], page, False)
+            if of_patches:
+                collect(lines, rows, height, weights[o], page)
                 write(flat_grads, plane, page, streamed)
             if of_boxes or of_weights:
                 weight_grad += compare(flat_patches, plane, p, lines, rows, height, by_row)

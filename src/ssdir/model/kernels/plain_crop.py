@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ssdir.model.kernels import windows
-from ssdir.model.kernels.windows import read_rows, zeros
+from ssdir.model.kernels.room import zeros
+from ssdir.model.kernels.windows import read_rows
 
 
 class Taps(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssdir.model.kernels import windows
-from ssdir.model.kernels.windows import empty
+from ssdir.model.kernels.room import empty
 
 
 class Taps(NamedTuple):

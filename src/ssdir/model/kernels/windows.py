@@ -6,7 +6,6 @@ product; a chunk of them is small enough for the processor's caches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -128,20 +127,3 @@ def read_rows(flat: Tensor, start: Int[Tensor, "j h c"], width: int) -> Tensor:
     else:
         found = flat[start.flatten()[:, None] + torch.arange(width, device=flat.device)]
     return found.view(*start.shape, width)
-
-
-def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros that a CPU does not touch before they are written, in large pages where the system has them."""
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    return torch.from_numpy(np.zeros(shape, dtype=str(like.dtype).removeprefix("torch.")))
-
-
-def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for numbers: on a CPU in large pages where the system has them, and beginning with a cache line."""
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
-    count, step = math.prod(shape), 64 // like.element_size()
-    numbers = np.empty(count + step, dtype=str(like.dtype).removeprefix("torch."))
-    first = -numbers.ctypes.data % 64 // like.element_size()
-    return torch.from_numpy(numbers[first : first + count]).view(shape)
