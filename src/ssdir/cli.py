@@ -112,7 +112,8 @@ class Compare:
     """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
 
     def run(self) -> int:
-        from ssdir.compare import CompareConfig, compare, contenders_of
+        from ssdir.compare.contenders import contenders_of
+        from ssdir.compare.run import CompareConfig, compare
         from ssdir.console import progress_bar
         from ssdir.evaluate.settings import EvaluationConfig
         from ssdir.quickstart import require_evaluation

@@ -7,16 +7,16 @@ images, its probe learns from as many objects. ``docs/compare.md`` tells what th
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssdir.comparison import Figure, Group, Model, figures_of, grouped, probe_objects, rows_of
-from ssdir.comparison_figure import comparison_scenes
-from ssdir.comparison_tables import Table, comma_separated, latex, markdown
+from ssdir.compare.contenders import TITLES, Contender, describe, training_time
+from ssdir.compare.figures import Figure, Group, Model, figures_of, grouped, probe_objects, rows_of
+from ssdir.compare.scenes import comparison_scenes
+from ssdir.compare.tables import Table, comma_separated, latex, markdown
 from ssdir.config import ConfigError
 from ssdir.console import Progress
 from ssdir.evaluate.asking import image_side
@@ -28,31 +28,8 @@ from ssdir.evaluate.settings import EvaluationConfig
 from ssdir.figures.sheet import scene_sheet
 from ssdir.figures.style import save
 from ssdir.machine import choose_device
-from ssdir.model.pretrained import find_folder, read_config
 from ssdir.model.registry import load_model
-from ssdir.run_folder import checkpoints
-from ssdir.storage import DataError, atomic_write, load_tensors, read_json, tensors_fingerprint, write_json
-
-TITLES = {
-    "ssdir": "SSDIR",
-    "detector": "detector",
-    "space": "SPACE",
-    "spair": "SPAIR",
-    "slot-attention": "Slot Attention",
-    "crop-vae": "crop VAE",
-}
-"""Names of kinds of models in the table."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A run to be compared."""
-
-    run: Path
-    name: str | None = None
-    """In the table; None: the kind of model, with the run folder's name where there are several of a kind."""
-    true_boxes: bool = False
-    """Whether it is given the true boxes."""
+from ssdir.storage import DataError, atomic_write, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -115,8 +92,8 @@ def compare(
         raise ConfigError("name runs to compare: ssdir compare RUN RUN --data DIR --out DIR")
     data, out = Path(data), Path(out)
     split = choose_split(data, config.evaluation.split)
-    models = _described(contenders)
-    sides = [image_side(load_model(contender.run)) for contender in contenders]
+    models = describe(contenders)
+    sides = [_side(contender) for contender in contenders]
     settings = dataclasses.replace(
         config.evaluation,
         split=split,
@@ -151,50 +128,14 @@ def compare(
     return facts
 
 
-def _described(contenders: Sequence[Contender]) -> list[Model]:
-    """What is known of each run before it is measured; names are made where none are given."""
-    kinds = [str(read_config(contender.run)["kind"]) for contender in contenders]
-    alike = [(kind, contender.true_boxes) for kind, contender in zip(kinds, contenders, strict=True)]
-    models = []
-    for contender, kind in zip(contenders, kinds, strict=True):
-        name = TITLES.get(kind, kind) + (", true boxes" if contender.true_boxes else "")
-        if alike.count((kind, contender.true_boxes)) > 1:
-            folder = contender.run.resolve()
-            name += f" ({folder.parent.name if folder.name == 'model' else folder.name})"
-        seed, group = _seed_and_group(contender.run)
-        models.append(
-            Model(contender.name or name, str(contender.run), kind, seed, group, contender.true_boxes)
+def _side(contender: Contender) -> int:
+    """The image side that a run's model works at; a run that cannot be compared is told before any is measured."""
+    model = load_model(contender.run)
+    if contender.true_boxes and not hasattr(model, "describe"):
+        raise ConfigError(
+            f"{contender.run}: {type(model).__name__} finds objects itself; it cannot be given the true boxes"
         )
-    names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1:
-            runs = " and ".join(model.run for model in models if model.name == name)
-            raise ConfigError(f"{runs} would both be called {name!r}; name them: --name ONE=RUN OTHER=RUN")
-    return models
-
-
-def _seed_and_group(run: Path) -> tuple[int | None, str | None]:
-    """The seed of a run's training, and a text that runs share which differ in their seeds alone; None where the
-    folder does not tell."""
-    file = run / "config.json"
-    description = read_json(file) if file.is_file() else None
-    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        return None, None
-    seed = description["config"].get("training", {}).get("seed")
-    data = description.get("data")
-    kept = {
-        "kind": description.get("kind"),
-        "config": _without_seeds(description["config"]),
-        "detector": _without_seeds(description.get("detector")),
-        "data": data.get("fingerprint", data.get("stream")) if isinstance(data, dict) else None,
-    }
-    return seed, json.dumps(kept, sort_keys=True)
-
-
-def _without_seeds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_seeds(item) for key, item in value.items() if key != "seed"}
-    return value
+    return image_side(model)
 
 
 def _load(contender: Contender, device: str) -> Any:
@@ -225,7 +166,7 @@ def _evaluated(
     facts = {
         "parameters": Figure(sum(item.numel() for item in parameters)),
         "trained_parameters": Figure(sum(item.numel() for item in parameters if item.requires_grad)),
-        **_training_time(contender.run),
+        **training_time(contender.run),
     }
     return _Evaluated(dataclasses.replace(described, figures=facts), Samples.load(folder), metrics)
 
@@ -239,42 +180,6 @@ def _fits(folder: Path, record: dict[str, Any]) -> bool:
     except DataError:
         return False
     return isinstance(metrics, dict) and metrics.get("record") == record
-
-
-def _training_time(run: Path) -> dict[str, Figure]:
-    """Seconds of a run's training, and of it with the detector and the teacher that it stands on, where these lie
-    beside the run."""
-    own = _seconds(run)
-    if own is None:
-        absent = Figure(None, reason="its folder holds no checkpoint, which would tell")
-        return {"training_seconds": absent, "training_seconds_in_all": absent}
-    description = read_json(run / "config.json")
-    needed = {description[key] for key in ("detector_weights", "teacher_weights") if key in description}
-    total = own
-    for folder in sorted(run.resolve().parent.iterdir()) if needed else ():
-        seconds = _seconds(folder) if folder.is_dir() else None
-        fingerprint = _fingerprint(folder) if seconds is not None else None
-        if seconds is not None and fingerprint in needed:
-            needed.remove(fingerprint)
-            total += seconds
-    whole = Figure(total) if not needed else Figure(None, reason="what it stands on does not lie beside it")
-    return {"training_seconds": Figure(own), "training_seconds_in_all": whole}
-
-
-def _seconds(run: Path) -> float | None:
-    """Of the training up to the run's last checkpoint."""
-    found = checkpoints(run)
-    if not found:
-        return None
-    seconds = read_json(found[-1] / "training.json").get("seconds")
-    return None if seconds is None else float(seconds)
-
-
-def _fingerprint(run: Path) -> str | None:
-    try:
-        return tensors_fingerprint(load_tensors(find_folder(run) / "model.safetensors"))
-    except DataError:
-        return None
 
 
 def _put_together(
@@ -360,27 +265,3 @@ def _notes(
         f"{found[0].metrics['memory']['is']}."
     )
     return notes
-
-
-def contenders_of(
-    runs: Sequence[Path], names: Sequence[str] = (), true_boxes: Sequence[Path] = ()
-) -> list[Contender]:
-    """The runs of a command line: those given, those named (``NAME=RUN``; a run given already gets the name), and
-    those that are given the true boxes.
-
-    Raises:
-        ConfigError: a name is not of the form NAME=RUN.
-
-    >>> contenders_of([Path("a"), Path("b")], ["Ours=b", "Theirs=c"])[1:]
-    [Contender(run=PosixPath('b'), name='Ours', true_boxes=False), Contender(run=PosixPath('c'), name='Theirs', \
-true_boxes=False)]
-    """
-    called: dict[Path, str] = {}
-    for item in names:
-        name, sign, run = item.partition("=")
-        if not (name and sign and run):
-            raise ConfigError(f"--name {item!r} does not name a run; write NAME=RUN")
-        called[Path(run)] = name
-    every = [*runs, *(run for run in called if run not in runs)]
-    given = [Contender(run, true_boxes=True) for run in true_boxes]
-    return [*(Contender(run, called.get(run)) for run in every), *given]
