@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from ssdir.command_tree import Node, Unprefixed, leaf, with_defaults
 from ssdir.config import ClevrLikeConfig, ConfigError, ScenesConfig
+from ssdir.data.shards import Shard, parse_shard
 from ssdir.presets import scenes_presets
 
 
@@ -32,6 +33,10 @@ class MnistScenes:
     """Download MNIST (12 MB) into the folder named by --digits first, if it is not there."""
     workers: int | None = None
     """Processes (default: one per core); the bytes do not depend on it."""
+    shard: str | None = None
+    """Make only this share of the images, such as 3/8, so that several jobs that share a disk make the folder."""
+    merge: bool = False
+    """Verify and finish a folder whose shards are all made."""
 
     def run(self) -> int:
         from ssdir.console import progress_bar
@@ -45,8 +50,16 @@ class MnistScenes:
                 download_mnist(Path(self.digits), progress=lambda _, done, of: tell(done, of))
         total = self.scenes.n_train + self.scenes.n_val + self.scenes.n_test
         with progress_bar("generating scenes", total) as progress:
-            generate(self.scenes, self.out, digits=self.digits, workers=self.workers, progress=progress)
-        print(f"{total:,} scenes in {self.out} (ssdir data show {self.out})")
+            generate(
+                self.scenes,
+                self.out,
+                self.digits,
+                self.workers,
+                progress,
+                _shard(self.shard, self.merge),
+                self.merge,
+            )
+        print(_made(self.out, total, self.shard))
         return 0
 
 
@@ -109,6 +122,10 @@ class ClevrLike:
     scenes: Unprefixed[ClevrLikeConfig] = dataclasses.field(default_factory=ClevrLikeConfig)
     workers: int | None = None
     """Processes (default: one per core); the bytes do not depend on it."""
+    shard: str | None = None
+    """Make only this share of the images, such as 3/8, so that several jobs that share a disk make the folder."""
+    merge: bool = False
+    """Verify and finish a folder whose shards are all made."""
 
     def run(self) -> int:
         from ssdir.console import progress_bar
@@ -116,9 +133,24 @@ class ClevrLike:
 
         total = self.scenes.n_train + self.scenes.n_val + self.scenes.n_test
         with progress_bar("rendering scenes", total) as progress:
-            generate(self.scenes, self.out, workers=self.workers, progress=progress)
-        print(f"{total:,} scenes in {self.out} (ssdir data show {self.out})")
+            shard = _shard(self.shard, self.merge)
+            generate(self.scenes, self.out, self.workers, progress, shard, self.merge)
+        print(_made(self.out, total, self.shard))
         return 0
+
+
+def _shard(text: str | None, merge: bool) -> Shard | None:
+    """The shard that is asked for, if any."""
+    if text is not None and merge:
+        raise ConfigError("--merge finishes what all shards have made; give it in a call without --shard")
+    return None if text is None else parse_shard(text)
+
+
+def _made(out: Path, total: int, shard: str | None) -> str:
+    """What a command says at its end."""
+    if shard is None:
+        return f"{total:,} scenes in {out} (ssdir data show {out})"
+    return f"shard {shard} of {total:,} scenes in {out} is made; when all are, --merge instead of --shard finishes it"
 
 
 def _share(text: str) -> tuple[str, float]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ssdir.data.chunks import lacking
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
 from ssdir.data.images import IMAGE_SUFFIXES, open_image
 from ssdir.data.making import MANIFEST, mask_path, split_checksum
@@ -21,8 +22,9 @@ __all__ = ["Problem", "check"]
 def check(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
     """Everything wrong in a dataset folder; [] where all is well. ``progress(images done, images in all)``.
 
-    Errors: an unfinished folder, no annotations, a malformed annotation file, a missing, unreadable or wrongly sized
-    image, a box with NaN or a negative side, a repeated annotation id, files that differ from the manifest's checksum.
+    Errors: an unfinished folder (and which of its shards lack), no annotations, a malformed annotation file, a missing,
+    unreadable or wrongly sized image, a box with NaN or a negative side, a repeated annotation id, files that differ
+    from the manifest's checksum.
     Warnings: boxes that reach outside their image or are left out for being
     smaller than a pixel in it, images without an entry, labels without an image, ids of 0 (COCO evaluators read 0 as
     unmatched). Notes: no ``dataset.json`` (in a COCO folder), what the annotations hold and nothing
@@ -32,7 +34,7 @@ def check(folder: str | Path, progress: Callable[[int, int], None] | None = None
     try:
         opened = open_folder(folder)
     except DataError as error:
-        return [Problem(folder, str(error), "error")]
+        return [Problem(folder, str(error), "error"), *_lacking_shards(folder)]
     names = opened.splits()
     if not names:
         return [Problem(folder, nothing_known(folder), "error")]
@@ -63,6 +65,18 @@ def check(folder: str | Path, progress: Callable[[int, int], None] | None = None
                 Problem(folder, f"the annotations of {name} are missing, but {MANIFEST} lists it", "error")
             )
     return problems
+
+
+def _lacking_shards(folder: Path) -> list[Problem]:
+    """Of a folder that several jobs are making: what each must still do."""
+    try:
+        shards = lacking(folder)
+    except DataError as error:
+        return [Problem(folder, str(error), "error")]
+    return [
+        Problem(folder, f"shard {name} lacks {number:,} images; call it again: --shard {name}", "error")
+        for name, number in shards
+    ]
 
 
 def _manifest(folder: Path, problems: list[Problem], wanted: bool) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ssdir.data.clevr_placement import make_scene, scene_json
 from ssdir.data.clevr_render import mitsuba, render
 from ssdir.data.making import Drawn, Records, make_dataset, write_coco
 from ssdir.data.png import encode_png
+from ssdir.data.shards import Shard
 from ssdir.storage import atomic_open
 
 generator_version = 1
@@ -37,11 +38,14 @@ def generate(
     folder: str | Path,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    shard: Shard | None = None,
+    merge: bool = False,
 ) -> None:
     """Make a whole dataset folder, with ``scenes/`` in CLEVR's own format beside the annotations.
 
     ``workers`` defaults to the number of cores, and does not change the files' bytes. Killed at any moment and called
-    again, it goes on; a finished folder is left as it is.
+    again, it goes on; a finished folder is left as it is. ``shard`` and ``merge`` as for
+    :func:`ssdir.data.multiscale_mnist.generate`.
 
     Raises:
         DataError: Mitsuba is not installed, the folder holds something else, or the disk is too full.
@@ -64,6 +68,8 @@ def generate(
         progress,
         functools.partial(_annotate, config),
         chunk=_CHUNK,
+        shard=shard,
+        merge=merge,
     )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ssdir.data.coco import CocoFolder
 from ssdir.data.coco_files import annotation_files, has_annotations_folder
-from ssdir.data.making import MAKING, MANIFEST
+from ssdir.data.chunks import MAKING
+from ssdir.data.making import MANIFEST
 from ssdir.data.split import Split
 from ssdir.data.yolo import YoloFolder
 from ssdir.data.yolo_config import find_config, read_config

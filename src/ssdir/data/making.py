@@ -3,6 +3,9 @@
 While a folder is being made it holds ``.making/``: ``manifest.json`` (what is being made; written first) and one small
 file for each finished chunk of images, with their checksums and objects. The annotations are written from these at the
 end, then ``dataset.json``, and ``.making`` goes. So a folder is whole exactly if it has ``dataset.json``.
+
+Several jobs may make a folder together, each a shard of the chunks; a last one merges: it looks at every file, and
+writes what is written at the end. Since a chunk's images and record are the same whoever makes them, so is the folder.
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssdir.data.chunks import MAKING, Chunk, chunks_of, files_of, is_finished, require_whole
+from ssdir.data.shards import Shard, note_shards
 from ssdir.machine import available_cores
 from ssdir.storage import DataError, atomic_open, atomic_write, read_json, require_free_space, write_json
 
 MANIFEST = "dataset.json"
-MAKING = ".making"
 _CHUNK = 64  # images: large enough to be cheap to record, small enough to lose little and to share out evenly
 
 
@@ -80,6 +84,8 @@ def make_dataset(
     progress: Callable[[int, int], None] | None = None,
     annotate: Annotate | None = None,
     chunk: int | None = None,
+    shard: Shard | None = None,
+    merge: bool = False,
 ) -> None:
     """Make ``splits`` (name -> number of images; those with none are left out) in ``folder``.
 
@@ -87,14 +93,31 @@ def make_dataset(
     once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the annotations:
     COCO's, unless told otherwise. What is done is noted down every ``chunk`` (64) images; a killed run loses at most
     so many for each worker.
+
+    With ``shard``, only that share of the images is made, and the folder stays unfinished; ``merge`` finishes a folder
+    whose images are all there, after comparing each file with the checksum of the job that made it.
+
+    Raises:
+        DataError: see :func:`_begin`; with ``merge``, shards or files that lack or are damaged, by name.
     """
     splits = {name: number for name, number in splits.items() if number > 0}
     if not splits:
         raise DataError(f"nothing to make in {folder}: every split has 0 images")
-    if not _begin(folder, identity):
+    if merge and not (folder / MAKING / "manifest.json").exists() and not (folder / MANIFEST).exists():
+        raise DataError(
+            f"{folder} holds no dataset in the making; make its shards first: --shard 1/N to --shard N/N"
+        )
+    if not _begin(folder, identity, shared=shard is not None):
         return
-    total, chunk = sum(splits.values()), _CHUNK if chunk is None else chunk
-    waiting = [part for part in _chunks(splits, chunk) if not _is_finished(folder, part)]
+    chunk = _CHUNK if chunk is None else chunk
+    chunks = chunks_of(splits, chunk)
+    if shard is not None:
+        note_shards(folder / MAKING, shard.of, splits, chunk)
+        chunks = shard.share(chunks)
+    total = sum(len(part.indices) for part in chunks)
+    waiting = [part for part in chunks if not is_finished(folder, part)]
+    if merge:
+        require_whole(folder, chunks, waiting)
     done = total - sum(len(part.indices) for part in waiting)
     if progress is not None:
         progress(done, total)
@@ -106,16 +129,8 @@ def make_dataset(
             done += len(finished.indices)
             if progress is not None:
                 progress(done, total)
-    _finish(folder, identity, splits, categories, annotate or write_coco, chunk)
-
-
-class _Chunk(NamedTuple):
-    split: str
-    number: int
-    indices: range
-
-    def part(self, folder: Path) -> Path:
-        return folder / MAKING / f"{self.split}_{self.number:05d}.json"
+    if shard is None:
+        _finish(folder, identity, splits, categories, annotate or write_coco, chunk)
 
 
 def mask_path(folder: Path, split: str, file_name: str) -> Path:
@@ -123,16 +138,11 @@ def mask_path(folder: Path, split: str, file_name: str) -> Path:
     return (folder / "masks" / split / file_name).with_suffix(".png")
 
 
-def _chunks(splits: dict[str, int], size: int) -> list[_Chunk]:
-    return [
-        _Chunk(split, number, range(start, min(start + size, total)))
-        for split, total in splits.items()
-        for number, start in enumerate(range(0, total, size))
-    ]
+def _begin(folder: Path, identity: dict[str, Any], shared: bool = False) -> bool:
+    """Make or take over the folder; False where it is finished already, DataError where it holds something else.
 
-
-def _begin(folder: Path, identity: dict[str, Any]) -> bool:
-    """Make or take over the folder; False where it is finished already, DataError where it holds something else."""
+    What other jobs are writing into a ``shared`` folder is left alone.
+    """
     finished, begun = folder / MANIFEST, folder / MAKING / "manifest.json"
     for path in (finished, begun):
         if path.exists():
@@ -141,11 +151,13 @@ def _begin(folder: Path, identity: dict[str, Any]) -> bool:
             if path == finished:
                 shutil.rmtree(folder / MAKING, ignore_errors=True)
                 return False
-            _remove_temporary_files(folder)
+            if not shared:
+                _remove_temporary_files(folder)
             return True
     if folder.is_file():
         raise DataError(f"{folder} is a file; choose another folder for the dataset")
-    if folder.exists() and any(item.name != MAKING for item in folder.iterdir()):
+    # Another shard may have begun in this moment: its manifest comes before its images.
+    if folder.exists() and any(item.name != MAKING for item in folder.iterdir()) and not begun.exists():
         raise DataError(f"{folder} holds other files; choose an empty or a new folder for the dataset")
     write_json(begun, identity)
     return True
@@ -179,27 +191,7 @@ def _remove_temporary_files(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_finished(folder: Path, chunk: _Chunk) -> bool:
-    """Whether a chunk's record is there and its files have the recorded sizes (a power cut may empty files)."""
-    if not chunk.part(folder).exists():
-        return False
-    try:
-        images = read_json(chunk.part(folder))
-        return len(images) == len(chunk.indices) and all(
-            (folder / file["path"]).stat().st_size == file["bytes"]
-            for image in images
-            for file in _files(image)
-        )
-    except (DataError, OSError, KeyError, TypeError):
-        return False
-
-
-def _files(image: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of an image's record: where each of its files lies, and the file's size and checksum."""
-    return [image["image"]] + ([image["mask"]] if image["mask"] is not None else [])
-
-
-def _check_space(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw]) -> None:
+def _check_space(folder: Path, waiting: list[Chunk], prepare: Callable[[], Draw]) -> None:
     """Estimate the space from a few images; files take whole blocks of 4 kB."""
     draw, chunk = prepare(), waiting[0]
     sample = [draw(chunk.split, index) for index in chunk.indices[: max(len(chunk.indices) // 8, 1)]]
@@ -210,7 +202,7 @@ def _check_space(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw
     require_free_space(folder, int(1.1 * each * number), f"making {number} images")
 
 
-def _run(folder: Path, waiting: list[_Chunk], prepare: Callable[[], Draw], workers: int) -> Iterator[_Chunk]:
+def _run(folder: Path, waiting: list[Chunk], prepare: Callable[[], Draw], workers: int) -> Iterator[Chunk]:
     """Make the chunks; yield each when it is finished."""
     if workers <= 1:
         draw = prepare()
@@ -251,12 +243,12 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _work(chunk: _Chunk) -> None:
+def _work(chunk: Chunk) -> None:
     folder, draw = _worker
     _make_chunk(folder, chunk, draw)
 
 
-def _make_chunk(folder: Path, chunk: _Chunk, draw: Draw) -> None:
+def _make_chunk(folder: Path, chunk: Chunk, draw: Draw) -> None:
     """Write a chunk's images, leaving those that are there already, then its record."""
     record = []
     for index in chunk.indices:
@@ -313,7 +305,7 @@ def _finish(
 ) -> None:
     """Write annotations, then the manifest, and remove the records."""
     records: dict[str, Records] = {
-        split: functools.partial(_records, folder, _chunks({split: number}, chunk))
+        split: functools.partial(_records, folder, chunks_of({split: number}, chunk))
         for split, number in splits.items()
     }
     summary = annotate(folder, records, categories)
@@ -350,11 +342,11 @@ def _write_annotations(
                 file.write(f"{',' if n_objects else ''}\n{json.dumps(entry)}".encode())
                 n_objects += 1
         file.write(b"]}\n")
-    hashes = [part["sha256"] for _, image in records() for part in _files(image)]
+    hashes = [part["sha256"] for _, image in records() for part in files_of(image)]
     return {"images": n_images, "objects": n_objects, "sha256": split_checksum(hashes, path)}
 
 
-def _records(folder: Path, chunks: list[_Chunk]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(folder: Path, chunks: list[Chunk]) -> Iterator[tuple[int, dict[str, Any]]]:
     for chunk in chunks:
         yield from zip(chunk.indices, read_json(chunk.part(folder)), strict=True)
 

@@ -28,6 +28,7 @@ from ssdir.data.cubic import Resized, enlarge
 from ssdir.data.digits import Digits, load_digits
 from ssdir.data.making import Drawn, Object, make_dataset
 from ssdir.data.png import encode_png
+from ssdir.data.shards import Shard
 from ssdir.storage import DataError
 
 generator_version = 1
@@ -232,12 +233,17 @@ def generate(
     digits: str | Path = "embedded",
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    shard: Shard | None = None,
+    merge: bool = False,
 ) -> None:
     """Make a whole dataset folder: ``images/``, ``annotations/`` (COCO) and ``dataset.json``.
 
     ``digits`` is what :func:`~ssdir.data.digits.load_digits` takes; ``workers`` defaults to the number of cores;
     ``progress(done, total)`` is called now and then. The files' bytes do not depend on ``workers``. Killed at any
     moment and called again, it goes on without making finished images again; a finished folder is left as it is.
+
+    Jobs that share a disk make a folder together, each its ``shard``, and a last call with ``merge`` verifies and
+    finishes it; the files are those of a folder made in one go.
 
     Raises :class:`~ssdir.storage.DataError` where the folder holds something else (other parameters, another
     ``generator_version``, other files) or the disk is too full.
@@ -254,7 +260,9 @@ def generate(
     }
     splits = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
     prepare = functools.partial(_prepare, config, str(digits))
-    make_dataset(Path(folder), identity, splits, CLASSES, prepare, workers, progress)
+    make_dataset(
+        Path(folder), identity, splits, CLASSES, prepare, workers, progress, shard=shard, merge=merge
+    )
 
 
 def _prepare(config: ScenesConfig, digits: str) -> Callable[[str, int], Drawn]:
