@@ -76,16 +76,22 @@ def test_work_is_shared_in_whole_and_only_when_it_is_much(set_threads):
     set_threads(2)
     taken: list[tuple[int, int, str]] = []
 
+    caller, other_began = threading.current_thread().name, threading.Event()
+
     def run(first: int, last: int) -> None:
         taken.append((first, last, threading.current_thread().name))
+        if taken[-1][2] == caller and last - first < 10:
+            assert other_began.wait(60)
+        other_began.set()
 
     threads.share(run, 10, 10**6)
     assert sorted(task for first, last, _ in taken for task in range(first, last)) == list(range(10))
-    assert all(name.startswith("ssdir") for _, _, name in taken)
+    others = {name for *_, name in taken} - {caller}
+    assert len(others) == 1 and others.pop().startswith("ssdir")
     taken.clear()
     threads.share(run, 10, 100)
     threads.share(run, 0, 10**6)
-    assert taken == [(0, 10, threading.current_thread().name), (0, 0, threading.current_thread().name)]
+    assert taken == [(0, 10, caller), (0, 0, caller)]
 
 
 def test_errors_in_a_thread_reach_the_caller(set_threads):
