@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -32,7 +33,7 @@ def share(run: Callable[[int, int], object], tasks: int, work: int) -> None:
         return
     chunks = min(tasks, workers * CHUNKS)
     ends = [tasks * chunk // chunks for chunk in range(chunks + 1)]
-    left = deque(zip(ends[:-1], ends[1:], strict=True))
+    left = deque(pairwise(ends))
     helpers = [_pool(workers - 1).submit(_work_off, run, left) for _ in range(workers - 1)]
     try:
         _work_off(run, left)
