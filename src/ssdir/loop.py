@@ -11,7 +11,7 @@ bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
@@ -63,6 +63,9 @@ class LoopOptions(TypedDict, total=False):
     """``tensorboard`` and ``wandb``, beside metrics.csv."""
     console: Console | None
     """Where progress goes; default the standard output."""
+    observe: Callable[[int, Row], None] | None
+    """Is told the finished steps and the line of metrics of each validation, in the first process; what it raises ends
+    the run."""
 
 
 def train(
@@ -76,6 +79,7 @@ def train(
     allow_changed: Iterable[str] = (),
     track: Iterable[str] = (),
     console: Console | None = None,
+    observe: Callable[[int, Row], None] | None = None,
 ) -> Path:
     """Train a task's network and write the run folder ``out``; returns it.
 
@@ -88,7 +92,7 @@ def train(
             at the task's image size.
         out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model. Several
             machines must see the same one: the first process writes it, all read it when they resume.
-        validation, resume, allow_changed, track, console: see :class:`LoopOptions`.
+        validation, resume, allow_changed, track, console, observe: see :class:`LoopOptions`.
 
     Raises:
         ConfigError: a folder that holds another run, changed settings, a batch that processes cannot share.
@@ -188,6 +192,8 @@ def train(
                     with clock.paused():
                         row |= _validate(task, average, held_out, images, settings, out, done, recorder)
                 recorder.row(row, columns, clock.seconds_left(settings.steps - done))
+                if validates and writes and observe is not None:
+                    observe(done, row)
             if saves and writes:
                 with clock.paused():
                     recorder.sync()
