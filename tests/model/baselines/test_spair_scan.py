@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -124,6 +125,20 @@ def test_samples_lie_where_noise_puts_them() -> None:
     assert (found.depth - depth.sigmoid()).abs().max() < 1e-12
     assert (found.present - (found.logits + noise.logistic[..., 0]).sigmoid()).abs().max() < 1e-12
     assert found.what_std.max() < 2 and found.what_std.min() > 0
+
+
+@pytest.mark.parametrize("logit", [1e4, -1e4])
+def test_boxes_of_extreme_logits_are_those_of_10(logit: float) -> None:
+    """Places and sides of logits beyond 10, and the floor of 1 % of the image under the sides."""
+    networks, (features, images) = networks_of(CONFIG, torch.float64), inputs(CONFIG, torch.float64)
+    with torch.no_grad():
+        networks.heads["where"].last.bias[:4].fill_(logit)
+    found = scan(networks, wavefront(5, 5, 1), features, images, None)
+    share = 1 / (1 + math.exp(math.copysign(10, -logit)))
+    row, column = torch.arange(25) // 5, torch.arange(25) % 5
+    side = torch.full((25,), max(share * 1.5 * 48 / 60, 0.01))
+    expected = torch.stack([*((at + 2 * share - 0.5) * 12 / 60 for at in (column, row)), side, side], -1)
+    assert (found.boxes - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])
