@@ -101,6 +101,7 @@ def _seed_and_group(run: Path) -> tuple[int | None, str | None]:
         "kind": description.get("kind"),
         "config": _without_seeds(description["config"]),
         "detector": _without_seeds(description.get("detector")),
+        "teacher": "teacher_weights" in description,
         "data": data.get("fingerprint", data.get("stream")) if isinstance(data, dict) else None,
     }
     return seed, json.dumps(kept, sort_keys=True)

@@ -26,7 +26,7 @@ NO_PAINT = "the model paints nothing"
 class Figure:
     """One cell of the table: a value, perhaps with its interval; or the reason why there is none."""
 
-    value: float | None
+    value: int | float | None
     low: float | None = None
     high: float | None = None
     reason: str | None = None
@@ -262,5 +262,5 @@ def _downstream(
 _ASKED = ("matched_accuracy", "matched_macro_f1", "end_to_end_accuracy", "with_box")
 
 
-def _plain(value: float | None, reason: str) -> Figure:
+def _plain(value: int | float | None, reason: str) -> Figure:
     return Figure(value, reason=reason if value is None else None)
