@@ -208,7 +208,7 @@ def _detection(samples: Samples, resamples: Resamples, true: np.ndarray) -> dict
         figures[f"{prefix}AP"] = Figure.of(None if precision is None else precision.AP, reason)
         figures[f"{prefix}AP50"] = Figure.of(None if precision is None else precision.AP50, reason)
         figures[f"{prefix}count_accuracy"] = Figure.of(
-            resamples.ratio(counts == true, np.ones(len(true))), reason
+            resamples.ratio((counts == true).astype(np.float64), np.ones(len(true))), reason
         )
     return figures
 
