@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The crop VAE on 8 of the quickstart's scenes, learning rate 0.002, after 150 steps of a detector on the same scenes, which
-# then finds all of their 130 digits. Prints two errors of five checkpoints: that of the patches against their crops
-# (each crop counts alike, whatever its size), and that of the image that they make on black. Recorded with 600 steps:
-# 0.0178, 0.0047, 0.0033, 0.0026 and 0.0024 of the patches; 0.0086, 0.0029, 0.0022, 0.0020 and 0.0019 of the image, the
-# same on the true boxes. Short of the aim of 0.001. About a minute and a quarter of one core, the detector included.
+# The crop VAE on 8 of the quickstart's scenes, learning rate 0.002, after 150 steps of a detector on the same scenes,
+# which then finds 130 objects, as many as there are digits. Prints two errors of five checkpoints: that of the patches
+# against their crops (each crop counts alike, whatever its size), and that of the image that they make on black.
+# Recorded with 600 steps: 0.0178, 0.0047, 0.0033, 0.0026 and 0.0024 of the patches; 0.0086, 0.0029, 0.0022, 0.0020 and
+# 0.0019 of the image, the same on the true boxes. Short of the aim of 0.001. About a minute and a quarter of one core,
+# the detector included.
 # Usage: runs/overfit_crop_vae.sh [OUT] [STEPS]
 set -euo pipefail
 out=${1:-out/overfit-crop-vae}
