@@ -166,13 +166,13 @@ def escaped(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def _number(value: float, style: str, digits: int) -> str:
+def _number(value: int | float, style: str, digits: int) -> str:
     if style == "error":
         return f"{value:.{digits}f}"
     return {"share": f"{value:.3f}", "whole": f"{value:,.0f}", "tenth": f"{value:.1f}"}[style]
 
 
-def _digits(value: float) -> int:
+def _digits(value: int | float) -> int:
     """Decimal places that show three digits of an error, at least four and at most eight.
 
     >>> _digits(0.0135), _digits(0.000123)
