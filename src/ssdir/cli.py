@@ -24,6 +24,7 @@ from tyro.conf import Positional
 import ssdir
 from ssdir.command_tree import Node, leaf
 from ssdir.data_commands import data_commands
+from ssdir.study.commands import tune_commands
 from ssdir.train_commands import train_commands
 
 
@@ -194,6 +195,7 @@ def _commands() -> Node:
                 "Train a detector, then SSDIR on it (with a teacher in between, if you like); or a baseline.",
                 words=train_commands(),
             ),
+            "tune": Node("Search for settings of SSDIR; name a preset.", words=tune_commands(), noun="preset"),
             "evaluate": leaf(Evaluate),
             "compare": leaf(Compare),
             "infer": leaf(Infer),

@@ -1,0 +1,1 @@
+"""Studies: many trainings that know of each other, on any number of processes and machines."""

@@ -1,0 +1,110 @@
+"""The command ``ssdir tune``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ssdir.command_tree import Node, Unprefixed, with_defaults
+from ssdir.config import SSDIRRun
+from ssdir.presets import PRESETS
+from ssdir.study.engine import Pace
+from ssdir.study.tune import Objective, Pruner, Sampler, TuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Search for settings of SSDIR.
+
+    Give the same command to any number of processes on any number of machines that see OUT: they share one study. It
+    ends when it has --trials finished trials; given again with more, it goes on. The trial of a worker that is killed
+    is marked failed and tried once more.
+    """
+
+    data: Path
+    """Dataset folder with a train split, and a val split on which trials are measured."""
+    out: Path
+    """The study's folder: detector, trials, journal, report."""
+    trials: int = 50
+    """Finished trials (complete or pruned) of the whole study."""
+    space: tuple[str, ...] = ()
+    """Changes to the search space: NAME=LOW:HIGH, NAME=log:LOW:HIGH, NAME=A,B,C or NAME=off, such as
+    objective.what=log:0.1:10 model.z_what_size=64,128 model.n_hidden=off."""
+    objective: Objective = "object_mse"
+    """Of the val split. A validation's: loss (weighed as in the preset), image, objects, what, depth, image_mse. An
+    evaluation's, at the end of a trial: object_mse, probe_accuracy, end_to_end; these prune by objects."""
+    sampler: Sampler = "tpe"
+    """What proposes settings: tpe, gp (Gaussian process), random."""
+    pruner: Pruner = "hyperband"
+    """What ends hopeless trials: hyperband, median, none."""
+    study: str = "tune"
+    """Name of the study."""
+    storage: str | None = None
+    """Where it is kept: a journal file on a shared disk (default: OUT/study.journal), sqlite:///FILE on one machine,
+    postgresql://USER:PASSWORD@HOST/DATABASE or mysql://..."""
+    detector: Path | None = None
+    """Run folder of a detector (default: the preset's is trained once, by one worker)."""
+    teacher: Path | None = None
+    """Run folder of a teacher (default: the preset's, where objective.teacher is above 0)."""
+    seed: int = 0
+    """Of the proposals."""
+    patience: float = 120.0
+    """Seconds without a sign of life after which a worker counts as dead."""
+    report: bool = False
+    """Run nothing; draw history, importance and slices of the study so far into OUT/report."""
+    run_config: Unprefixed[SSDIRRun] = field(default_factory=SSDIRRun)
+    preset: ClassVar[str]
+
+    def run(self) -> int:
+        from ssdir.study.report import write_study_report
+        from ssdir.study.space import make_space
+        from ssdir.study.tune import best_command, study_of, tune
+
+        config = TuneConfig(
+            preset=self.preset,
+            run=self.run_config,
+            data=self.data,
+            out=self.out,
+            space=make_space(self.run_config, self.space),
+            trials=self.trials,
+            objective=self.objective,
+            sampler=self.sampler,
+            pruner=self.pruner,
+            study=self.study,
+            storage=self.storage,
+            detector=self.detector,
+            teacher=self.teacher,
+            seed=self.seed,
+            pace=Pace(min(20.0, self.patience / 4), self.patience),
+        )
+        study = study_of(config) if self.report else tune(config)
+        print(write_study_report(study, self.out / "report"))
+        print(best_command(study))
+        return 0
+
+
+def tune_commands() -> dict[str, Node]:
+    """The words after ``ssdir tune``."""
+    return {
+        name: Node(f"settings about those of the preset {name}", command=_tune(name, item.ssdir))
+        for name, item in PRESETS.items()
+    }
+
+
+def _tune(name: str, run: SSDIRRun) -> Callable[[], Any]:
+    """The command of one preset."""
+
+    def build() -> Any:
+        return dataclasses.make_dataclass(
+            "Tune",
+            [],
+            bases=(with_defaults(Tune, run_config=run)(),),
+            frozen=True,
+            kw_only=True,
+            namespace={"__doc__": Tune.__doc__, "preset": name},
+        )
+
+    return build
