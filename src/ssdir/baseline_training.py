@@ -20,7 +20,7 @@ from ssdir.model.baselines.base import Baseline
 from ssdir.model.latents import Objects
 from ssdir.model.terms import Terms
 from ssdir.storage import tensors_fingerprint
-from ssdir.tasks import PICTURE_IMAGES, Means, Task, box_average_precision, grid_of, with_boxes
+from ssdir.tasks import PICTURE_IMAGES, Means, Task, box_average_precision, grid_of, with_answer, with_boxes
 
 JUDGED = 0.01
 """Average precision looks at objects whose presence exceeds this, as a detector's does."""
@@ -52,6 +52,15 @@ class BaselineTask(Task):
         if self.model.frozen_detector() is None:
             return self.model(batch.images, generator, step)
         return self.model(batch.images, generator, step, answer=batch.answer)
+
+    def counted(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, dict[str, Tensor | int]]:
+        """Means over images, but for what a model on a detector says otherwise."""
+        detector = self.model.frozen_detector()
+        if detector is None:
+            return batch, {}
+        batch = with_answer(batch, detector, maps=False)
+        assert batch.answer is not None
+        return batch, dict(self.model.counts(batch.images, batch.answer))
 
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses with fully annealed schedules; mean squared error of the reconstruction, background included;

@@ -3,14 +3,15 @@
 :func:`train` shows a run from top to bottom. What is trained is a :class:`~ssdir.tasks.Task` (a network and its
 loss); :mod:`ssdir.train` builds those of all models.
 
-Order of images, initial weights and noise are pure functions of seed, step and process, so that a checkpoint needs
-no generator state, and a run killed at any moment goes on exactly: on the CPU, with the same threads and versions,
-bit for bit.
+Order of images, initial weights and noise are pure functions of seed, step and, of noise that :mod:`ssdir.shares`
+does not share, process, so that a checkpoint needs no generator state, and a run killed at any moment goes on exactly:
+on the CPU, with the same threads and versions, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
@@ -29,9 +30,10 @@ from ssdir.machine import computes_in_bf16, keep_freed_memory
 from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.model.terms import Terms
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
-from ssdir.randomness import generator_of
 from ssdir.run_folder import check_run, remove_leftovers
+from ssdir.shares import shares_of
 from ssdir.storage import atomic_open, write_json
+from ssdir.synced_norm import sync_batch_norm
 from ssdir.tasks import Task
 from ssdir.tracking import Recorder
 
@@ -117,6 +119,9 @@ def train(
         remove_leftovers(out)
         write_json(out / "config.json", description)
 
+    if accelerator.num_processes > 1:
+        for part in task.synced_parts():
+            sync_batch_norm(part)
     if settings.channels_last:
         torch.nn.utils.convert_conv2d_weight_memory_format(task.model, torch.channels_last)
     if settings.compile:
@@ -158,13 +163,12 @@ def train(
 
             micro_terms: list[Terms] = []
             image_ids: list[int] = []
-            for micro, batch in enumerate(feed.micro_batches(step)):
-                noise = generator_of(settings.seed, step, accelerator.process_index, micro, device=device)
+            for share in shares_of(task, feed.micro_batches(step), step, settings, accelerator):
                 with accelerator.accumulate(network):
-                    terms = network(batch, noise, step)
+                    terms = share.weighed(network(share.batch, share.noise, step))
                     accelerator.backward(task.weighted(terms.losses))
                 micro_terms.append(terms)
-                image_ids.extend(batch.image_ids)
+                image_ids.extend(share.batch.image_ids)
             grad_norm = accelerator.clip_grad_norm_(run.trained, settings.clip_norm or math.inf)
 
             done = step + 1
@@ -194,6 +198,8 @@ def train(
                 recorder.row(row, columns, clock.seconds_left(settings.steps - done))
                 if validates and writes and observe is not None:
                     observe(done, row)
+            if saves:
+                window.share(accelerator)
             if saves and writes:
                 with clock.paused():
                     recorder.sync()
@@ -219,6 +225,8 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
     # Accelerate's state outlives a run and pins its precision; the next run in this process may have another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
+        # Of processes that torchrun starts, Accelerate tells none of the others unless it is told that there is no GPU.
+        cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
         mixed_precision="bf16" if computes_in_bf16(settings.precision) else "no",
         gradient_accumulation_steps=settings.accumulate,
     )

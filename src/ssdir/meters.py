@@ -64,6 +64,11 @@ class Window:
         self.count += 1
         return dict(zip(self.names, values, strict=True))
 
+    def share(self, accelerator: Accelerator) -> None:
+        """Give every process the mean sums of all: what a checkpoint keeps must not be one process's share."""
+        if self.sums is not None and accelerator.num_processes > 1:
+            self.sums = accelerator.reduce(self.sums, reduction="mean")
+
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over steps and processes, by name; the window is empty afterwards."""
         assert self.sums is not None

@@ -28,7 +28,7 @@ from ssdir.model.render import crop
 from ssdir.model.teacher import Teacher, contexts_of
 from ssdir.model.terms import Terms
 from ssdir.storage import tensors_fingerprint
-from ssdir.tasks import Means, Task, grid_of
+from ssdir.tasks import Means, Task, grid_of, with_answer
 
 PICTURE_CROPS = 12
 
@@ -59,6 +59,13 @@ class TeacherTask(Task):
             boxes, image_index = boxes[chosen], image_index[chosen]
         contexts = contexts_of(batch.images, boxes, image_index, self.model.config)
         return Terms(self.model.losses(contexts, generator), {"crops": len(contexts)})
+
+    def counted(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, dict[str, Tensor | int]]:
+        """Both terms are means over crops; of fewer than two nothing is learned."""
+        batch = with_answer(batch, self.detector, maps=False)
+        crops = min(len(self.find(batch.images, batch.answer)[0]), self.model.config.crops)
+        number = crops if crops > 1 else 0
+        return batch, {"reconstruction": number, "invariance": number}
 
     @torch.no_grad()
     def find(

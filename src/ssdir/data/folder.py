@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ssdir.data.chunks import MAKING
 from ssdir.data.coco import CocoFolder
 from ssdir.data.coco_files import annotation_files, has_annotations_folder
-from ssdir.data.chunks import MAKING
 from ssdir.data.making import MANIFEST
 from ssdir.data.split import Split
 from ssdir.data.yolo import YoloFolder

@@ -127,9 +127,7 @@ class MultiboxLoss:
         """
         with torch.autocast(output.logits.device.type, enabled=False):
             offsets, logits = output.offsets.float(), output.logits.float()
-            sound = _sound(batch.boxes, detector.config.image_size)
-            boxes = torch.where(sound[:, None], batch.boxes.float(), 0)  # empty boxes match nothing
-            rows = match(detector.priors, boxes, batch.image_index, len(batch.images), self.config.match_iou)
+            sound, boxes, rows = self._matched(detector, batch)
             positive = rows >= 0
             # All predictions are coded, not the positives alone, whose number a device would have to tell. A negative
             # stands for its prior, from which it is no distance away.
@@ -153,6 +151,19 @@ class MultiboxLoss:
             n_positive = positive.sum().clamp(min=1)
             score = torch.where(chosen, losses, torch.zeros_like(losses)).sum()
             return {"box": box / n_positive, "score": score / n_positive}
+
+    def positives(self, detector: Detector, batch: Batch) -> Int[Tensor, ""]:
+        """How many predictions stand for an object: what both terms are divided by (at least 1)."""
+        return (self._matched(detector, batch)[2] >= 0).sum()
+
+    def _matched(
+        self, detector: Detector, batch: Batch
+    ) -> tuple[Bool[Tensor, " g"], Float[Tensor, "g 4"], Int[Tensor, "b n"]]:
+        """Which boxes count, the boxes (all 0 where they do not), and for each prediction the box it stands for."""
+        sound = _sound(batch.boxes, detector.config.image_size)
+        boxes = torch.where(sound[:, None], batch.boxes.float(), 0)  # empty boxes match nothing
+        rows = match(detector.priors, boxes, batch.image_index, len(batch.images), self.config.match_iou)
+        return sound, boxes, rows
 
 
 def _sound(boxes: Float[Tensor, "g 4"], image_size: int) -> Bool[Tensor, " g"]:

@@ -64,6 +64,29 @@ class Objective:
                 "depth": cell_kl(latents.depth.float().square(), latents, self.model.sigma_depth),
             }
 
+    def counts(
+        self,
+        boxes: Float[Tensor, "m 4"],
+        image_index: Int[Tensor, " m"],
+        n_images: int,
+        patch_size: int,
+        size: int,
+    ) -> dict[str, Tensor]:
+        """What the terms that are no means over images are means over, for the boxes of the objects decoded.
+
+        Args:
+            boxes: cxcywh in [0, 1].
+            image_index: the image of each box.
+            n_images: images in the batch.
+            patch_size: side of the decoded patches.
+            size: side of the images.
+        """
+        rows, columns = pixels_inside(boxes.float(), patch_size)
+        counts = {"objects": (rows.sum(1) * columns.sum(1)).sum()}
+        if self.needs_images and self.config.image_region == "boxes":
+            counts["image"] = inside_boxes(boxes, image_index, n_images, size).sum()
+        return counts
+
     def _image(self, output: SSDIROutput, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, ""]:
         if output.images is None:
             return images.new_zeros(())

@@ -143,6 +143,12 @@ class CropVAE(Baseline):
             boxes, image_index = boxes[chosen], image_index[chosen]
         return Terms(self.crop_losses(images, boxes, image_index, generator), health)
 
+    def counts(self, images: Float[Tensor, "b 3 s s"], answer: Answer) -> dict[str, int]:
+        """Both terms are means over crops."""
+        number = len(self._find(images, answer, self.config.present_threshold, "config", None))
+        number = number if self.config.crops is None else min(number, self.config.crops)
+        return {"objects": number, "what": number}
+
     def crop_losses(
         self,
         images: Float[Tensor, "b 3 s s"],
