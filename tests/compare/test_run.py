@@ -1,5 +1,9 @@
+"""``ssdir compare`` from the command line: figures, reuse of evaluations, models of several kinds, errors."""
+
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,9 +11,25 @@ import torch
 from tests.evaluate.test_protocol import SMALL, make_dataset
 
 from ssdir.cli import main
+from ssdir.compare import run as comparing
 from ssdir.config import ModelConfig
 from ssdir.detector.ssd import Detector
+from ssdir.model.baselines.crop_config import CropVAEConfig
+from ssdir.model.baselines.crop_vae import CropVAE
+from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
+
+MEASURED = (
+    "AP",
+    "AP50",
+    "count_accuracy",
+    "image_mse",
+    "object_mse",
+    "matched_share",
+    "latent_size",
+    "parameters",
+)
+NONE = {"value": None, "low": None, "high": None}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +56,83 @@ def compare(data: Path, out: Path, *words: object) -> int:
             for w in ("compare", *words, "--data", data, "--out", out, "--resamples", 20, "--device", "cpu")
         ]
     )
+
+
+def figures(out: Path) -> dict[str, dict[str, object]]:
+    models = json.loads((out / "comparison.json").read_text())["models"]
+    return {model["name"]: {key: model["figures"][key] for key in MEASURED} for model in models}
+
+
+def test_a_comparison_from_the_command_line(data, saved, tmp_path, capsys, monkeypatch):
+    evaluated: list[str] = []
+    evaluate = comparing.evaluate
+
+    def counted(model, folder, out, *rest):
+        evaluated.append(out.name)
+        return evaluate(model, folder, out, *rest)
+
+    monkeypatch.setattr(comparing, "evaluate", counted)
+    twin, out = tmp_path / "two", tmp_path / "out"
+    shutil.copytree(saved, twin)
+    words = (saved, "--name", f"the other={twin}")
+    assert compare(data, out, *words) == 0
+    shown = capsys.readouterr().out
+    assert (out / "comparison.md").read_text() in shown
+    assert "| SSDIR (one) | the other |" in shown and "6 images" in shown
+    assert "the folder holds no checkpoint, which would tell" in shown
+    for ending in ("md", "csv", "tex", "json", "png", "pdf"):
+        assert (out / f"comparison.{ending}").stat().st_size > 0
+    assert evaluated == ["SSDIR-one", "the-other"]
+
+    # The same weights under two names: the same figures and intervals.
+    first = figures(out)
+    assert first["SSDIR (one)"] == first["the other"]
+    assert first["the other"]["image_mse"]["low"] < first["the other"]["image_mse"]["high"]
+
+    # Nothing has changed: nothing is measured anew. Other weights: that is.
+    evaluated.clear()
+    assert compare(data, out, *words) == 0
+    assert evaluated == [] and figures(out) == first
+    model = SSDIR.from_pretrained(twin)
+    with torch.no_grad():
+        next(model.decoder.parameters()).mul_(2.0)
+    model.save_pretrained(twin)
+    assert compare(data, out, *words) == 0
+    assert evaluated == ["the-other"]
+    assert figures(out)["SSDIR (one)"] == first["SSDIR (one)"]
+    assert figures(out)["the other"]["image_mse"] != first["the other"]["image_mse"]
+
+
+def test_models_of_several_kinds_and_true_boxes(data, saved, tmp_path):
+    detector = SSDIR.from_pretrained(saved).detector
+    save_detector(detector, tmp_path / "detector")
+    config = CropVAEConfig(
+        image_size=SMALL.image_size, z_what_size=4, decoder_channels=(8, 8, 4), encoder_width=8
+    )
+    CropVAE(detector, config).save_pretrained(tmp_path / "crops")
+    out, names = tmp_path / "out", ("--name", f"found={tmp_path / 'crops'}")
+    words = (saved, tmp_path / "detector", "--true-boxes", tmp_path / "crops", *names)
+    assert compare(data, out, *words) == 0
+    measured = figures(out)
+    assert list(measured) == ["SSDIR", "detector", "found", "crop VAE, true boxes"]
+    # The boxes are the same detector's, those of the last are given.
+    for name in ("AP", "AP50", "count_accuracy", "matched_share"):
+        assert measured["SSDIR"][name] == measured["detector"][name] == measured["found"][name]
+        absent = measured["crop VAE, true boxes"][name]
+        assert absent["value"] is None and absent["reason"] == "the true boxes were given"
+    assert measured["detector"]["image_mse"] == {**NONE, "reason": "the model paints nothing"}
+    assert [measured[name]["latent_size"]["value"] for name in measured] == [5, None, 4, 4]
+    table = (out / "comparison.md").read_text()
+    assert "the true boxes were given" in table and "the model paints nothing" in table
+
+    # Other settings, or other data, and everything is measured anew.
+    record = (out / "evaluations" / "detector" / "metrics.json").stat().st_mtime_ns
+    assert compare(data, out, *words, "--limit", 3) == 0
+    limited = (out / "evaluations" / "detector" / "metrics.json").stat().st_mtime_ns
+    assert limited > record and json.loads((out / "comparison.json").read_text())["images"] == 3
+    other = make_dataset(tmp_path / "other", {"train": 8, "test": 3}, empty=())
+    assert compare(other, out, *words, "--limit", 3) == 0
+    assert (out / "evaluations" / "detector" / "metrics.json").stat().st_mtime_ns > limited
 
 
 @pytest.mark.parametrize(
