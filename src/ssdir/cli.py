@@ -24,7 +24,7 @@ from tyro.conf import Positional
 import ssdir
 from ssdir.command_tree import Node, leaf
 from ssdir.data_commands import data_commands
-from ssdir.study.commands import tune_commands
+from ssdir.study.commands import Ablate, tune_commands
 from ssdir.train_commands import train_commands
 
 
@@ -196,6 +196,7 @@ def _commands() -> Node:
                 words=train_commands(),
             ),
             "tune": Node("Search for settings of SSDIR; name a preset.", words=tune_commands(), noun="preset"),
+            "ablate": leaf(Ablate),
             "evaluate": leaf(Evaluate),
             "compare": leaf(Compare),
             "infer": leaf(Infer),

@@ -1,8 +1,9 @@
-"""The command ``ssdir tune``."""
+"""The commands ``ssdir tune`` and ``ssdir ablate``."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 from ssdir.command_tree import Node, Unprefixed, with_defaults
 from ssdir.config import SSDIRRun
 from ssdir.presets import PRESETS
+from ssdir.study.ablate import Scale
 from ssdir.study.engine import Pace
 from ssdir.study.tune import Objective, Pruner, Sampler, TuneConfig
 
@@ -108,3 +110,52 @@ def _tune(name: str, run: SSDIRRun) -> Callable[[], Any]:
         )
 
     return build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate:
+    """The ablation study over grids and digit sizes: 45 datasets, each with its detector, SSDIR and evaluation.
+
+    Give the same command to any number of processes that see both folders; killed, it goes on when given again. One
+    table (ablation.md, .csv) and one figure (.png) are written to OUT.
+    """
+
+    data_root: Path
+    """Folder of the datasets, one folder for each combination."""
+    out: Path | None = None
+    """Folder for runs, table and figure (default: DATA_ROOT/study)."""
+    grids: tuple[str, ...] = ("*",)
+    """Patterns of grids: 2to5 2to6 3to5 3to6 4to6, or 2to*."""
+    minimum: tuple[str, ...] = ("*",)
+    """Patterns of smallest digit sizes: 96 128 160."""
+    maximum: tuple[str, ...] = ("*",)
+    """Patterns of largest digit sizes: 256 320 384."""
+    scale: Scale = "full"
+    """full: the paper's, for GPUs. small: 128 px, few scenes, short trainings; all 45 in hours on two cores."""
+    storage: str | None = None
+    """Where the study is kept: a journal file (default: OUT/study.journal) or a database's URL."""
+    workers: int | None = None
+    """Processes that generate scenes (default: one per core)."""
+    patience: float = 120.0
+    """Seconds without a sign of life after which a worker counts as dead."""
+
+    def run(self) -> int:
+        from ssdir.study.ablate import AblationConfig, ablate, combinations
+
+        out = self.out or self.data_root / "study"
+        config = AblationConfig(
+            data_root=self.data_root,
+            out=out,
+            chosen=combinations(self.grids, self.minimum, self.maximum),
+            scale=self.scale,
+            storage=self.storage,
+            workers=self.workers,
+            pace=Pace(min(20.0, self.patience / 4), self.patience),
+        )
+        rows = ablate(config)
+        done = {row["combination"] for row in rows}
+        missing = [item.name for item in config.chosen if item.name not in done]
+        print(f"{len(rows)} of 45 combinations in {out / 'ablation.md'}; look at {out / 'ablation.png'}")
+        if missing:
+            print(f"error: {', '.join(missing)} failed; give the command again to try again", file=sys.stderr)
+        return 1 if missing else 0
