@@ -1,3 +1,5 @@
+"""The texts of a comparison: aligned Markdown, LaTeX with escapes, CSV."""
+
 from __future__ import annotations
 
 import csv
@@ -32,10 +34,10 @@ def table() -> Table:
 
 def test_markdown():
     assert markdown(table()) == (
-        "| | A\\|1 | B_2 | SPACE, 2 seeds |\n"
-        "|---|---|---|---|\n"
-        "| AP ↑ | 0.500 [0.250, 0.750] | 0.700 [0.600, 0.800] | 0.600 (0.500\N{EN DASH}0.700) |\n"
-        "| image_mse & more ↓ | 0.000120 | \N{EN DASH}<sup>1</sup> | \N{EN DASH}<sup>1</sup> |\n"
+        "|                    | A\\|1                 | B_2                  | SPACE, 2 seeds      |\n"
+        "|--------------------|----------------------|----------------------|---------------------|\n"
+        "| AP ↑               | 0.500 [0.250, 0.750] | 0.700 [0.600, 0.800] | 0.600 (0.500\N{EN DASH}0.700) |\n"
+        "| image_mse & more ↓ | 0.000120             | \N{EN DASH}¹                   | \N{EN DASH}¹                  |\n"
         "\n"
         "1. \N{EN DASH}: 50% of it\n"
         "\n"

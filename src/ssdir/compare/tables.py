@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ssdir.compare.figures import Figure, Group, Model, Row
 
 DASH = "\N{EN DASH}"
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -54,26 +55,28 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """The table, what its dashes mean, and the notes."""
+    """The table, what its dashes mean, and the notes; its columns are aligned, so that it reads as text too."""
     columns, reasons = table.columns(), table.reasons()
-    lines = ["| | " + " | ".join(_cell_text(name) for name, _, _ in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
+    lines = [["", *(_cell_text(name) for name, _, _ in columns)]]
     for row in table.rows:
         cells = []
         for _, figures, over_seeds in columns:
             figure = figures[row.key]
             if figure.value is None:
-                cells.append(f"{DASH}<sup>{reasons.index(str(figure.reason)) + 1}</sup>")
+                cells.append(DASH + str(reasons.index(str(figure.reason)) + 1).translate(_RAISED))
             else:
                 cells.append(written(figure, row, over_seeds))
         arrow = {"higher": " ↑", "lower": " ↓", "": ""}[row.better]
-        lines.append(f"| {_cell_text(row.title)}{arrow} | " + " | ".join(cells) + " |")
-    lines.append("")
-    lines += [f"{number}. {DASH}: {reason}" for number, reason in enumerate(reasons, start=1)]
-    if reasons:
-        lines.append("")
-    lines += [f"{note}\n" for note in table.notes]
-    return "\n".join(lines).rstrip() + "\n"
+        lines.append([_cell_text(row.title) + arrow, *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    ]
+    rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    below = [f"{number}. {DASH}: {reason}" for number, reason in enumerate(reasons, start=1)]
+    parts = ["\n".join(rows), *(["\n".join(below)] if below else []), *table.notes]
+    return "\n\n".join(parts) + "\n"
 
 
 def latex(table: Table, caption: str, label: str = "tab:comparison") -> str:
