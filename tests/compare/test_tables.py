@@ -6,7 +6,7 @@ import csv
 import io
 
 from ssdir.compare.figures import Figure, Group, Model, Row
-from ssdir.compare.tables import Table, comma_separated, latex, markdown
+from ssdir.compare.tables import DASH, Table, comma_separated, latex, markdown
 
 ROWS = [Row("AP", "AP", "share", "higher"), Row("mse", "image_mse & more", "error", "lower")]
 
@@ -36,10 +36,10 @@ def test_markdown():
     assert markdown(table()) == (
         "|                    | A\\|1                 | B_2                  | SPACE, 2 seeds      |\n"
         "|--------------------|----------------------|----------------------|---------------------|\n"
-        "| AP ↑               | 0.500 [0.250, 0.750] | 0.700 [0.600, 0.800] | 0.600 (0.500\N{EN DASH}0.700) |\n"
-        "| image_mse & more ↓ | 0.000120             | \N{EN DASH}¹                   | \N{EN DASH}¹                  |\n"
+        f"| AP ↑               | 0.500 [0.250, 0.750] | 0.700 [0.600, 0.800] | 0.600 (0.500{DASH}0.700) |\n"
+        f"| image_mse & more ↓ | 0.000120             | {DASH}¹                   | {DASH}¹                  |\n"
         "\n"
-        "1. \N{EN DASH}: 50% of it\n"
+        f"1. {DASH}: 50% of it\n"
         "\n"
         "A note.\n"
     )
