@@ -27,14 +27,16 @@ SAMPLERS = ("tpe", "random")
 def toy(trial: Any) -> float:
     """A narrow valley in five settings, as losses have in learning rates and coefficients; its least value is 0.
 
-    The sum of the squared distances, in decades, of a learning rate from 1e-3 and of a coefficient from the learning rate
+    The sum of the squared distances, in decades, of a learning rate from 1e-3 and of a coefficient from that rate
     times 1,000; of a width from 128 in doublings, weighed 0.1; two settings hardly matter (0.01).
     """
     rate = math.log10(trial.suggest_float("rate", 1e-5, 1e-1, log=True))
     weight = math.log10(trial.suggest_float("weight", 1e-2, 1e2, log=True))
     width = math.log2(trial.suggest_categorical("width", [32, 64, 128, 256, 512]))
     rest = trial.suggest_float("sigma", 0.0, 1.0) - 0.5, trial.suggest_int("layers", 0, 4) - 2
-    return (rate + 3) ** 2 + (weight - rate - 3) ** 2 + 0.1 * (width - 7) ** 2 + 0.01 * sum(x * x for x in rest)
+    return (
+        (rate + 3) ** 2 + (weight - rate - 3) ** 2 + 0.1 * (width - 7) ** 2 + 0.01 * sum(x * x for x in rest)
+    )
 
 
 def best_of_toy(sampler: str, seed: int, trials: int = 40) -> float:
@@ -100,7 +102,9 @@ def difference(of_random: Sequence[float], of_tpe: Sequence[float]) -> Estimate:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("toy", "model"))
     parser.add_argument("--out", type=Path, default=Path("out/search"))
     parser.add_argument("--trials", type=int, default=None, help="of each study (default: toy 40, model 20)")

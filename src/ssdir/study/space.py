@@ -97,7 +97,7 @@ def default_space(run: SSDIRRun) -> dict[str, Between | OneOf]:
     for name in TUNED:
         value = settings[name]
         if name == "model.n_hidden":
-            space[name] = Between(max(0, value - 1), value + 1, whole=True)
+            space[name] = Between(float(max(0, value - 1)), float(value + 1), whole=True)
         elif name == "model.z_what_size":
             space[name] = OneOf(tuple(sorted({max(1, value // 2), value, 2 * value})))
         elif value > 0:
