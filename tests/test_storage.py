@@ -103,6 +103,9 @@ def test_json_round_trip_and_errors(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not valid JSON"):
         read_json(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"value\.json is not valid JSON"):
+        read_json(path)
     with pytest.raises(DataError, match=r"absent\.json does not exist"):
         read_json(tmp_path / "absent.json")
     with pytest.raises(DataError, match="cannot be read"):

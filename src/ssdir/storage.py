@@ -183,7 +183,7 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path} does not exist") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # also covers text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and brackets without end
         raise DataError(
             f"{path} is not valid JSON ({error}); it may be truncated: write or copy it again"
         ) from error

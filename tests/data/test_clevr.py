@@ -286,6 +286,7 @@ def test_held_out_scenes_are_whole_and_the_same_every_time(root: Path, tmp_path:
         ({"test": 1.5}, "share held out for test is 1.5"),
         ({"test": 0.6, "dev": 0.4}, "leave nothing to train on"),
         ({"../x": 0.1}, "cannot be the name of a split"),
+        ({"dev": 0.001}, "of 70 train scenes none would be left for dev"),
     ):
         with pytest.raises(ConfigError, match=message):
             convert(root, tmp_path / "c", hold_out=bad)
@@ -378,6 +379,8 @@ def test_malformed_scenes(tmp_path: Path, change: Callable[[dict[str, Any]], Non
         ('{"scenes": [{"image_filename": "a', "not valid JSON at byte 12 .*unpack or copy it again"),
         ('{"scenes": [', "not valid JSON at byte 12"),
         ('{"scenes": []', "not valid JSON at byte 13"),
+        ('{"scenes": []} x', "not valid JSON at byte 15 .more after its end"),
+        ('{"scenes": [' + "[" * 100_000, "not valid JSON at byte 12 .brackets nested too deeply"),
     ],
 )
 def test_malformed_scene_files(tmp_path: Path, text: str, message: str) -> None:

@@ -171,6 +171,18 @@ def _delete(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_set("annotations", 0, "bbox", to=[1, 2, None, 4]), "annotation 1 needs a bbox of four numbers"),
         (_set("images", 1, "id", to=True), r"images\[1\] needs a whole number as id"),
         (_set("annotations", 0, to="?"), r"annotations\[0\] is not an object"),
+        (
+            _set("annotations", 0, "id", to=[1]),
+            r"annotations\[0\] needs a whole number as id, or none, not \[1\]",
+        ),
+        (_set("images", 1, "width", to=10**400), r"images\[1\] needs a positive whole number as width"),
+        (
+            _set("images", 1, "file_name", to="a" * 300),
+            r"images\[1\] has the file_name 'aaa.*no file can have",
+        ),
+        (_set("images", 1, "file_name", to="a\0b"), r"images\[1\] has the file_name .*no file can have"),
+        (_set("images", 1, "file_name", to="\ud800"), r"images\[1\] has the file_name .*no file can have"),
+        (_set("categories", 0, "name", to="\ud800"), r"categories\[0\] has the name .*surrogate"),
     ],
 )
 def test_malformed_files(tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
@@ -179,6 +191,27 @@ def test_malformed_files(tmp_path: Path, change: Callable[[dict[str, Any]], None
     with pytest.raises(DataError, match=message) as caught:
         open_split(write_coco(tmp_path, value), "train")
     assert "train.json" in str(caught.value) and "ssdir data check" in str(caught.value)
+
+
+def test_oddities_that_decide_nothing_are_passed_over(tmp_path: Path) -> None:
+    value = copy.deepcopy(GOOD)
+    value["categories"][0]["supercategory"] = ["things"]
+    value["annotations"][0] |= {"attributes": [1, 2], "iscrowd": "0"}
+    value["annotations"][1] |= {"attributes": {"size": "small"}, "iscrowd": "1"}
+    value["annotations"][2]["attributes"] = {"size": "large"}
+    split = open_split(write_coco(tmp_path, value), "train", attributes=True)
+    assert split.attributes == [{}, {"size": "large"}] and split.dropped == {"crowd": 1}
+
+
+def test_numbers_beyond_floating_point_are_left_out(tmp_path: Path) -> None:
+    value = copy.deepcopy(GOOD)
+    value["annotations"][0]["bbox"] = [1, 2, 10**400, 4]
+    with pytest.warns(UserWarning, match="boxes left out: 1 NaN or infinite"):
+        split = open_split(write_coco(tmp_path, value), "train")
+    assert len(split.labels) == 2
+    assert [problem.severity for problem in check(tmp_path) if "NaN or infinite" in problem.message] == [
+        "error"
+    ]
 
 
 def test_not_an_object_and_not_json(tmp_path: Path) -> None:
@@ -292,7 +325,9 @@ def test_all_splits_have_the_classes_of_the_first(tmp_path: Path) -> None:
         open_split(tmp_path, "val")
     assert any("'newt' is not in" in problem.message for problem in check(tmp_path))
     write_coco(tmp_path, {}, "train")
-    with pytest.raises(DataError, match=r"train\.json: the list 'images' is missing; correct it first"):
+    with pytest.raises(
+        DataError, match=r"train\.json: the list 'images' is missing .*write \[\]\); correct it first"
+    ):
         open_split(tmp_path, "val")
 
 

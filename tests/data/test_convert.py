@@ -202,6 +202,14 @@ def test_missing_images_and_false_sizes(
         open_split(tmp_path / "other", "train")
 
 
+def test_a_truncated_image_is_named(coco: Path, tmp_path: Path) -> None:
+    path = coco / "images/val/a.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"a\.png cannot be decoded .* truncated"):
+        convert(coco, "hf", tmp_path / "out", workers=1)
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
 def test_what_is_left_out_is_told(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     value = read_json(coco / "annotations/val.json")
     other = {"image_id": 99, "category_id": 3, "bbox": [1, 1, 5, 5]}
@@ -215,7 +223,7 @@ def test_what_is_left_out_is_told(coco: Path, tmp_path: Path, capsys: pytest.Cap
     assert "val: 2 images, 2 objects; left out: 1 objects: crowd" in output
     assert "note: 1 annotations have a segmentation" in output
     assert main(["data", "check", str(coco)]) == 0
-    assert "errors: 0, warnings: 1" in capsys.readouterr().out  # of the absent dataset.json; notes are none
+    assert "errors: 0, warnings: 0" in capsys.readouterr().out  # what is not used is a note
 
 
 def test_a_finished_folder_is_left_alone_and_others_refused(coco: Path, tmp_path: Path) -> None:

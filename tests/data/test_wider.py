@@ -19,7 +19,7 @@ from ssdir.config import ConfigError
 from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.folder import open_split
-from ssdir.data.images import Header
+from ssdir.data.images import Header, image_size
 from ssdir.data.wider import Counts, choose, make_wider_face, usable
 from ssdir.data.wider_annotations import Face, parse_mat, parse_text
 from ssdir.storage import DataError, read_json
@@ -147,6 +147,7 @@ ROW = "1 2 3 4 0 0 0 0 0 0"
         ),
         ("a.jpg\n1\n1 2 3 4 0 0 0 0 0 x\n", "line 3: expected face 1"),
         ("a.jpg\n1\n1 2 3.5 4 0 0 0 0 0 0\n", "line 3: expected face 1"),
+        (f"a.jpg\n1\n1 2 {'9' * 400} 4 0 0 0 0 0 0\n", "line 3: expected face 1"),
         (f"a.jpg\n0\n{ROW}\n", "line 3: a face .*, but line 2 says that a.jpg has none"),
         (f"a.jpg\n1\n{ROW}\na.jpg\n1\n{ROW}\n", "line 4: a.jpg is there a second time"),
     ],
@@ -318,13 +319,23 @@ def test_nothing_is_written_outside(root: Path, tmp_path: Path, name: str) -> No
     assert all(path.is_relative_to(tmp_path / "out") for path in new)
     with (root / "wider_face_split/wider_face_val_bbx_gt.txt").open("a") as file:
         file.write(f"{name}\n1\n{ROW}\n")
-    with pytest.raises(DataError, match="which would lie outside"):
+    named = r"val_bbx_gt\.txt, line \d+: .*evil\.jpg' is no path below the folder of the images.*download the file"
+    with pytest.raises(DataError, match=named):
         make_wider_face(root, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
 def _unlink(path: str) -> Callable[[Path], None]:
     return lambda root: (root / path).unlink()
+
+
+def _truncate_image(root: Path) -> None:
+    """Its header is whole."""
+    path = root / "WIDER_val/images/3--F/c.jpg"
+    width, height = image_size(path)
+    noise = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
 
 
 def _truncate_zip(root: Path) -> None:
@@ -360,6 +371,7 @@ def _damage_entry(root: Path) -> None:
             lambda root: (root / "wider_face_split/wider_face_val_bbx_gt.txt").write_bytes(b"\xff"),
             "val_bbx_gt.txt is not text",
         ),
+        (_truncate_image, "WIDER_val/images/3--F/c.jpg cannot be decoded .* truncated"),
     ],
 )
 def test_what_is_missing_or_damaged_is_named(
@@ -380,6 +392,12 @@ def test_other_faults(root: Path, tmp_path: Path) -> None:
     make_wider_face(root, tmp_path / "out")
     with pytest.raises(DataError, match=r"min_side_share is 0.04 there, 0.1 here"):
         make_wider_face(root, tmp_path / "out", min_side_share=0.1)
+
+
+def test_where_no_face_is_left_the_reasons_are_told(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"keeps a face .train: 0 of .* faces; .*--min-side-share"):
+        make_wider_face(root, tmp_path / "out", min_side_share=0.99)
+    assert not (tmp_path / "out").exists()
 
 
 def test_killed_and_resumed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,8 @@ def test_malformed_lines_name_file_and_line(folder: Path, line: str, message: st
         open_split(folder, "train")
     (problem,) = check(folder)
     assert (problem.file, problem.severity) == (path, "error") and ", line 3: " in problem.message
+    remedies = ("correct", "remove", "divide", "a box is")
+    assert any(remedy in problem.message for remedy in remedies)
 
 
 def test_every_malformed_line_is_listed(folder: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
+from ssdir.config import ConfigError
 from ssdir.console import Progress, no_progress
 from ssdir.data.clevr_geometry import (
     SHAPES,
@@ -174,6 +175,11 @@ def _held_out(sources: dict[str, Source], hold_out: dict[str, float]) -> dict[st
         return sources
     train = sources["train"]
     parts = {split: train.rows(rows) for split, rows in held_out_rows(train.names, hold_out).items()}
+    for split, part in parts.items():
+        if not len(part):
+            raise ConfigError(
+                f"of {len(train)} train scenes none would be left for {split}; change the shares"
+            )
     together = sources | parts
     return {split: together[split] for split in in_order(together)}
 

@@ -208,6 +208,9 @@ def _entries(reader: _Reader) -> Iterator[tuple[Place, Any]]:
         if reader.peek() == "}":
             break
         reader.take(",")
+    reader.take("}")
+    if reader.peek():
+        raise reader.damaged("more after its end")
     if not found:
         raise DataError(f"{reader.path} has no list 'scenes'; is it a scene file of CLEVR?")
 
@@ -247,6 +250,8 @@ class _Reader:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
+            except RecursionError as error:
+                raise self.damaged("brackets nested too deeply") from error
             except ValueError as error:
                 if self.ended:
                     raise self.damaged(str(error).split(":")[0]) from error

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from ssdir.data.coco_files import image_paths, paths_under
 from ssdir.data.making import MANIFEST
@@ -36,6 +37,9 @@ from ssdir.data.split import (
 from ssdir.storage import DataError, read_json
 
 _NUMBERS = {int, float}
+_NO_CROWD = (None, 0, "0")  # and False, which equals 0
+_LARGEST_SIDE = 1 << 31
+_LONGEST_NAME = 255  # bytes that file systems take
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,8 @@ class CocoFolder:
         label_of, names = self._classes(value, path)
         row_of = {image.id: row for row, image in enumerate(images)}
         there = [item for item in value["annotations"] if item["image_id"] in row_of]
-        kept = [item for item in there if not item.get("iscrowd")]
-        boxes = np.array([item["bbox"] for item in kept], np.float64).reshape(-1, 4)
+        kept = [item for item in there if item.get("iscrowd") in _NO_CROWD]
+        boxes = _boxes(kept)
         rows = np.array([row_of[item["image_id"]] for item in kept], np.int64)
         labels = np.array([label_of[item["category_id"]] for item in kept], np.int64)
         sizes = np.array([(image.width, image.height) for image in images], np.float64).reshape(-1, 2)
@@ -164,7 +168,7 @@ class CocoFolder:
             dropped,
             source=path,
             notes=tuple(_notes(value)),
-            attributes=[kept[row].get("attributes") or {} for row in order] if attributes else None,
+            attributes=[_attributes(kept[row]) for row in order] if attributes else None,
             missing=tuple(missing),
         )
 
@@ -182,7 +186,11 @@ def _categories(value: dict[str, Any]) -> dict[int, str]:
     """Id -> name, by id. The heading that Roboflow puts above the classes is none: it has no object, is the
     supercategory of another one, and has none itself."""
     entries = sorted(value["categories"], key=lambda category: category["id"])
-    above = {entry.get("supercategory") for entry in entries if entry.get("supercategory") != entry["name"]}
+    above = {
+        entry["supercategory"]
+        for entry in entries
+        if isinstance(entry.get("supercategory"), str) and entry["supercategory"] != entry["name"]
+    }
     headings = {
         entry["id"]
         for entry in entries
@@ -214,7 +222,7 @@ def structure_problems(value: Any) -> Iterator[str]:
         return
     for key in ("images", "annotations", "categories"):
         if not isinstance(value.get(key), list):
-            yield f"the list {key!r} is missing"
+            yield f"the list {key!r} is missing (where there are none, write [])"
             return
     image_ids: set[int] = set()
     category_ids: set[int] = set()
@@ -233,6 +241,8 @@ def structure_problems(value: Any) -> Iterator[str]:
             continue
         image, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
         name = f"annotation {annotation.get('id', f'[{place}]')}"
+        if isinstance(annotation.get("id"), (list, dict)):
+            yield f"annotations[{place}] needs a whole number as id, or none, not {annotation['id']!r}"
         if type(image) is not int or image not in image_ids:
             yield f"{name} has image_id {image!r}, which is not in the file's images"
         if type(category) is not int or category not in category_ids:
@@ -255,9 +265,42 @@ def _entry_problems(entry: Any, name: str, ids: set[int], sizes: tuple[str, ...]
         ids.add(number)
     if not (isinstance(entry.get(text), str) and entry[text]):
         yield f"{name} lacks {text}"
+    elif text == "file_name" and not _is_file_name(entry[text]):
+        yield f"{name} has the {text} {entry[text][:80]!r}, which no file can have; correct it"
+    elif not _is_text(entry[text]):
+        yield f"{name} has the {text} {entry[text]!r}, which is no text (half of a surrogate pair); correct it"
     for key in sizes:
-        if not (_is_whole(entry.get(key)) and entry[key] > 0):
+        if not (_is_whole(entry.get(key)) and 0 < entry[key] < _LARGEST_SIDE):
             yield f"{name} needs a positive whole number as {key}, not {entry.get(key)!r}"
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written; JSON may hold halves of surrogate pairs."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file could be called so."""
+    parts = name.replace("\\", "/").split("/")
+    return _is_text(name) and "\0" not in name and max(len(part.encode()) for part in parts) <= _LONGEST_NAME
+
+
+def _boxes(annotations: list[dict[str, Any]]) -> Float[np.ndarray, "g 4"]:
+    """Their boxes; whole numbers beyond floating point are infinite."""
+    rows = [annotation["bbox"] for annotation in annotations]
+    try:
+        boxes = np.array(rows, np.float64)
+    except OverflowError:
+        boxes = np.array(
+            [[side if abs(side) < 1e300 else np.inf for side in row] for row in rows], np.float64
+        )
+    return boxes.reshape(-1, 4)
+
+
+def _attributes(annotation: dict[str, Any]) -> dict[str, Any]:
+    """What an annotation says beyond COCO; {} where that is nothing, or no object."""
+    value = annotation.get("attributes")
+    return value if isinstance(value, dict) else {}
 
 
 def _is_whole(value: Any) -> bool:
@@ -281,7 +324,7 @@ def _annotation_problems(path: Path, value: dict[str, Any]) -> Iterator[Problem]
                 path, f"{kind} have the id 0, which COCO evaluators read as unmatched; begin at 1", "warning"
             )
     size_of = {image["id"]: (image["width"], image["height"]) for image in value["images"]}
-    boxes = np.array([annotation["bbox"] for annotation in value["annotations"]], np.float64).reshape(-1, 4)
+    boxes = _boxes(value["annotations"])
     sizes = np.array([size_of[annotation["image_id"]] for annotation in value["annotations"]], np.float64)
     clipped, problem = clip_boxes(boxes, sizes.reshape(-1, 2))
     outside = (problem == 0) & (np.abs(clipped - boxes) > TOLERANCE).any(1)

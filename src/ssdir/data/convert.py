@@ -22,7 +22,7 @@ from ssdir.console import Progress, no_progress
 from ssdir.data.coco import CocoFolder
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
 from ssdir.data.hold_out import TRAIN, check_hold_out, held_out_rows
-from ssdir.data.images import image_size
+from ssdir.data.images import image_size, require_decodable
 from ssdir.data.making import Annotate, Draw, Drawn, Object, Records, make_dataset
 from ssdir.data.split import Split, in_order, require_images, split_in
 from ssdir.data.yolo import YoloFolder
@@ -232,6 +232,7 @@ def _prepare(plan: dict[str, list[_Copy]], folder: str) -> Draw:
             )
         place = folder.format(split=split)
         data = item.path.read_bytes()
+        require_decodable(data, str(item.path))
         return Drawn(data, item.width, item.height, item.objects, {}, file_name=item.name, folder=place)
 
     return draw

@@ -21,10 +21,10 @@ from typing import Any
 
 from ssdir.config import ConfigError
 from ssdir.console import Progress, no_progress
-from ssdir.data.images import Header, read_header
-from ssdir.data.making import Draw, Drawn, Object, make_dataset, require_inside
+from ssdir.data.images import Header, read_header, require_decodable
+from ssdir.data.making import Draw, Drawn, Object, make_dataset
 from ssdir.data.split import SMALLEST_SIDE, missing_images_error
-from ssdir.data.wider_annotations import ATTRIBUTES, Face, WiderImage, parse_mat, parse_text
+from ssdir.data.wider_annotations import ATTRIBUTES, Face, WiderImage, leads_out, parse_mat, parse_text
 from ssdir.machine import available_cores
 from ssdir.storage import DataError
 
@@ -177,6 +177,11 @@ class _Part:
     def exists(self) -> bool:
         return self._archive is not None or self._folder.is_dir()
 
+    @property
+    def has_checksums(self) -> bool:
+        """Whether reading a file finds damage: an archive's entries have checksums, files of a folder have none."""
+        return self._archive is not None
+
     def __contains__(self, name: str) -> bool:
         return name in self._entries if self._archive else (self._folder / name).is_file()
 
@@ -251,6 +256,12 @@ def make_wider_face(
             f"{root} has neither WIDER_train nor WIDER_val, as a folder or as .zip; give the folder that holds the "
             "official archives (WIDER_train.zip, WIDER_val.zip, wider_face_split.zip)"
         )
+    if not any(kept.values()):
+        told = "; ".join(f"{split}: {count.describe(min_side_share)}" for split, count in counts.items())
+        raise DataError(
+            f"no image of {root} keeps a face ({told}); a smaller --min-side-share may keep some, or the annotations "
+            "are not these images'"
+        )
     identity = {
         "kind": "wider-face",
         "generator_version": WIDER_VERSION,
@@ -276,8 +287,12 @@ def _annotations(root: Path, split: str) -> tuple[list[WiderImage], str]:
         if name in part:
             data = part.read(name)
             images = parse(data, part.place(name))
-            for image in images:
-                require_inside(image.name, Path(part.place(name)))
+            for image in images:  # of the text the line is known, and named
+                if leads_out(image.name):
+                    raise DataError(
+                        f"{part.place(name)}: {image.name!r} is no path below the folder of the images; copy or "
+                        "download the file again"
+                    )
             return images, hashlib.sha256(data).hexdigest()
     raise DataError(
         f"{root} has images of {split} but no annotations for them: neither {' nor '.join(parsers)} is in "
@@ -323,6 +338,8 @@ def _prepare(root: Path, kept: dict[str, list[Kept]]) -> Draw:
         image = kept[split][index]
         attributes: dict[str, Any] = {"event": image.name.partition("/")[0]}
         data = parts[split].read(image.name)
+        if not parts[split].has_checksums:
+            require_decodable(data, parts[split].place(image.name))
         return Drawn(data, image.width, image.height, image.objects, attributes, file_name=image.name)
 
     return draw

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ssdir.storage import DataError
 
 _REMEDY = "copy or download the file again"
+_LARGEST = 1_000_000_000  # of a face's numbers
 
 
 class Face(NamedTuple):
@@ -89,6 +90,8 @@ class _Lines:
                 number,
                 f"expected the name of an image, found {name!r}: more lines than the number{last} announces",
             )
+        if leads_out(name):
+            raise self._fault(number, f"{name!r} is no path below the folder of the images")
         if name in after:
             raise self._fault(number, f"{name} is there a second time")
         place, announced = self._take(f"the number of faces of {name}")
@@ -106,7 +109,10 @@ class _Lines:
         which = f"face {index + 1} of the {count} that line {place} announces for {name}"
         number, line = self._take(which)
         try:
-            return Face(*map(int, line.split()))
+            face = Face(*map(int, line.split()))
+            if max(map(abs, face)) > _LARGEST:
+                raise ValueError(f"above {_LARGEST:,}")
+            return face
         except (ValueError, TypeError) as error:
             raise self._fault(
                 number, f"expected {which}, found {line[:80]!r} (a face is ten whole numbers: {_ROW})"
@@ -123,6 +129,16 @@ class _Lines:
 
     def _fault(self, number: int, message: str) -> DataError:
         return DataError(f"{self._file}, line {number}: {message}; {_REMEDY}")
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name would lie elsewhere than below the folder it is joined to.
+
+    >>> leads_out("0--Parade/a.jpg"), leads_out("../a.jpg"), leads_out("/etc/a.jpg"), leads_out("c:\\\\a.jpg")
+    (False, True, True, True)
+    """
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or "" in parts or ":" in parts[0] or "\0" in name
 
 
 def _is_row(line: str) -> bool:

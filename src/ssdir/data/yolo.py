@@ -261,7 +261,7 @@ def _parse(path: Path, config: YoloConfig) -> Iterator[tuple[int, _Object | str]
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        yield 1, f"cannot be read as text ({error})"
+        yield 1, f"cannot be read as text ({error}); save it as UTF-8"
         return
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split()
@@ -273,16 +273,21 @@ def _parse_line(fields: list[str], config: YoloConfig) -> _Object | str:
     try:
         values = [float(item) for item in fields]
     except ValueError:
-        return f"{' '.join(fields)[:80]!r} is not a row of numbers"
+        return (
+            f"{' '.join(fields)[:80]!r} is not a row of numbers; separate them by blanks, or remove the line"
+        )
     n, names = len(values) - 1, len(config.names)
     keypoints = config.keypoint_numbers
     if not all(map(math.isfinite, values)):
-        return "NaN or infinite"
+        return "NaN or infinite; correct the number, or remove the line"
     if not (n == 4 or (keypoints and n == 4 + keypoints) or (n >= 6 and n % 2 == 0)):
         hint = "; a fifth number after the class may be a confidence: remove it" if n == 5 else ""
         return f"{n + 1} numbers; a box is `class x y width height`, a polygon `class x1 y1 x2 y2 x3 y3 ...`{hint}"
     if not (values[0].is_integer() and 0 <= values[0] < names):
-        return f"class {fields[0]}, but {config.file.name} names {names} classes, 0 to {names - 1}"
+        return (
+            f"class {fields[0]}, but {config.file.name} names {names} classes, 0 to {names - 1}; correct the class, or "
+            f"add its name to {config.file.name}"
+        )
     is_box = n == 4 or bool(keypoints and n == 4 + keypoints)
     shares = values[1:5] if is_box else values[1:]
     if max(map(abs, shares)) > _PIXELS_FROM:
@@ -294,7 +299,7 @@ def _parse_line(fields: list[str], config: YoloConfig) -> _Object | str:
         return _Object(int(values[0]), (min(x), min(y), max(x), max(y)), True)
     x_centre, y_centre, width, height = shares
     if width < 0 or height < 0:
-        return "negative width or height"
+        return "negative width or height; correct it, or remove the line"
     half_width, half_height = width / 2, height / 2
     corners = (x_centre - half_width, y_centre - half_height, x_centre + half_width, y_centre + half_height)
     return _Object(int(values[0]), corners, False)
