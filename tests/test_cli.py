@@ -23,6 +23,21 @@ def test_options_override_a_preset_and_leave_the_rest() -> None:
     assert command.detector == Path("R")
 
 
+def test_warnings_are_a_line_and_a_check_gives_them_once(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "images/a.png")
+    (tmp_path / "images/a.txt").write_text("0 0.5 0.5 0 0\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n")
+    program = [sys.executable, "-m", "ssdir", "data"]
+    check = subprocess.run([*program, "check", str(tmp_path)], capture_output=True, text=True)
+    assert check.stdout.count("warning: ") == 1 and "arning" not in check.stderr and check.returncode == 0
+    convert = [*program, "convert", str(tmp_path), "--to", "coco", "--out", str(tmp_path / "out")]
+    lines = subprocess.run(convert, capture_output=True, text=True).stderr.splitlines()
+    (warning,) = (line for line in lines if "arning" in line)
+    assert warning.startswith(f"warning: {tmp_path / 'data.yaml'}: train: boxes left out: 1 ")
+    assert not any("opened" in line for line in lines)  # no line of code
+
+
 def test_each_command_parses(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(["quickstart", "--pretrained"]) == Quickstart(pretrained=True)
     assert parse(["infer", "a.png", "b", "--out", "o"]) == Infer(

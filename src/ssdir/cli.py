@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,9 @@ def _commands() -> Node:
                 "Train a detector, then SSDIR on it (with a teacher in between, if you like); or a baseline.",
                 words=train_commands(),
             ),
-            "tune": Node("Search for settings of SSDIR; name a preset.", words=tune_commands(), noun="preset"),
+            "tune": Node(
+                "Search for settings of SSDIR; name a preset.", words=tune_commands(), noun="preset"
+            ),
             "ablate": leaf(Ablate),
             "evaluate": leaf(Evaluate),
             "compare": leaf(Compare),
@@ -255,6 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ssdir.errors import UserError
 
     command = None
+    as_usual = warnings.formatwarning
+    warnings.formatwarning = _warning_line
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         code = int(command.run())
@@ -275,6 +280,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away (ssdir ... | head); point stdout elsewhere so that exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what a shell gives for a program that the closed pipe ended
+    finally:
+        warnings.formatwarning = as_usual
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as users are told it: without the line of code that gave it."""
+    return f"warning: {message}\n"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -269,7 +270,9 @@ class DataCheck:
                 print(f"{problem.severity}: {'' if named else f'{problem.file}: '}{problem.message}")
             if not errors:
                 for name in splits(self.folder):
-                    split = open_split(self.folder, name)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of what is listed above
+                        split = open_split(self.folder, name)
                     print(f"{name}: {len(split.images):,} images, {len(split.labels):,} objects")
             odd = sum(problem.severity == "warning" for problem in problems)
             print(f"{self.folder}: errors: {len(errors)}, warnings: {odd}")
