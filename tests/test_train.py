@@ -646,7 +646,7 @@ def halves_of(batch: Batch) -> list[Batch]:
 def test_micro_batches_of_a_detector_weigh_objects_by_their_own_counts(
     scenes: Path, detector_run: Path
 ) -> None:
-    """The terms are means over the positives of a micro-batch, so that only equal counts give the same sum."""
+    """A task's terms are means over the positives of its own batch; ``ssdir.shares`` makes them parts of a whole."""
     task = DetectorTask(load_detector(detector_run), DetectorLossConfig()).eval()
     dataset = CachedDataset(scenes, "train", 64)
     for indices, equal in (
@@ -674,7 +674,8 @@ def test_micro_batches_of_a_detector_weigh_objects_by_their_own_counts(
 
 
 def test_micro_batches_of_ssdir_weigh_objects_by_their_own_counts(scenes: Path, detector_run: Path) -> None:
-    """Means over images and predictions do not depend on the parts; the mean over objects' pixels does."""
+    """Means over images and predictions do not depend on the parts; a task's mean over objects' pixels does
+    (``ssdir.shares`` makes it a part of the whole)."""
     config = replace(MODEL, sigma_what=0.0, sigma_depth=0.0, train_on="selected", decoder_norm="none")
     with seeded(0):
         model = SSDIR(load_detector(detector_run), replace(config, present_threshold=0.3))

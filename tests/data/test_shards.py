@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,3 +176,36 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*command, "--merge"]) == 0
     assert main(["data", "check", str(folder)]) == 0
     assert read_json(folder / "dataset.json")["splits"]["train"]["images"] == 70
+
+
+SBATCH = """#!/usr/bin/env bash
+# Runs jobs at once, one after the other.
+set -euo pipefail
+jobs=1
+while [[ $1 == --* ]]; do
+    case $1 in --array=1-*) jobs=${1#--array=1-} ;; esac
+    shift
+done
+for ((job = 1; job <= jobs; job++)); do SLURM_ARRAY_TASK_ID=$job bash "$@" >&2; done
+echo 17
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs bash")
+def test_the_job_array(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "ssdir").write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -m ssdir "$@"\n')
+    for name in ("sbatch", "ssdir"):
+        (tmp_path / name).chmod(0o755)
+    script = Path(__file__).parents[2] / "runs/slurm/generate.sh"
+    settings = "main --side 32 --digit-min 6 --digit-max 24 --n-train 70 --n-val 3 --n-test 0".split()
+    done = subprocess.run(
+        ["bash", script, tmp_path / "scenes", "2", *settings],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "shard 2/2 of 73 scenes" in done.stderr and "errors: 0, warnings: 0" in done.stderr
+    assert check(tmp_path / "scenes") == []
