@@ -74,7 +74,7 @@ def test_a_command_line_makes_the_settings_again() -> None:
     default = PRESETS["quickstart"].ssdir
     values = {
         "training.learning_rate": 0.1 + 0.2, "training.betas": [0.8, 0.95], "model.decoder_channels": [8, 4],
-        "model.what_width": None, "training.clip_norm": None, "training.compile": True,
+        "model.what_width": None, "training.clip_norm": None, "training.compile": True, "training.channels_last": False,
         "objective.image_region": "boxes", "training.weight_decay": 1e-12,
     }  # fmt: skip
     run = applied(default, values)

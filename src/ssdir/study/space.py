@@ -171,7 +171,12 @@ def options(run: Any, default: Any) -> list[str]:
     words = []
     known = _flat(to_dict(default))
     for name, value in _flat(to_dict(run)).items():
-        if value != known[name]:
+        if value == known[name]:
+            continue
+        if isinstance(value, bool):  # a flag that turns the default around
+            section, _, last = name.rpartition(".")
+            words.append(f"--{section}.{'' if value else 'no-'}{last}".replace("_", "-"))
+        else:
             words += [f"--{name.replace('_', '-')}", *_words(value)]
     return words
 
