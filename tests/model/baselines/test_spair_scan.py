@@ -178,6 +178,19 @@ def test_wheels_stop_gradients_and_change_no_value() -> None:
     assert all(grad.abs().max() > 0 for grad in torch.autograd.grad(total, weights))
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_presences_at_the_clip_can_come_back_and_go_no_further(side: int) -> None:
+    networks, (features, images) = networks_of(CONFIG, torch.float64), inputs(CONFIG, torch.float64)
+    bias = networks.present.last.bias
+    torch.nn.init.constant_(bias, 100.0 * side)
+    logits = scan(networks, wavefront(5, 5, 1), features, images, None).logits
+    assert torch.equal(logits, torch.full_like(logits, 10.0 * side))
+    (inward,) = torch.autograd.grad(logits.sum() * side, [bias], retain_graph=True)
+    assert inward.item() == pytest.approx(side * logits.numel())
+    (outward,) = torch.autograd.grad(-logits.sum() * side, [bias])
+    assert outward.item() == 0
+
+
 def test_noise_depends_on_the_generator_alone() -> None:
     like = torch.zeros(1, dtype=torch.bfloat16)
     first, again = (draw_noise(CONFIG, 3, like, torch.Generator().manual_seed(7)) for _ in range(2))

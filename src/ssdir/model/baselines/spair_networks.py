@@ -17,7 +17,7 @@ _FIELD, _STRIDE = 31, 12
 """Pixels that a cell of the original trunk sees along a side, and from one cell to the next."""
 _GROUPS = {16: 4, 32: 8, 64: 8, 128: 16}
 """Groups of a GroupNorm, by channels."""
-_LIMIT = 10.0
+LOGIT_LIMIT = 10.0
 """Logits are clipped here before a sigmoid."""
 
 
@@ -27,7 +27,7 @@ def clipped_sigmoid(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     >>> clipped_sigmoid(torch.tensor([0.0, 1e9]))
     tensor([0.5000, 1.0000])
     """
-    return wide(logits).clamp(-_LIMIT, _LIMIT).sigmoid()
+    return wide(logits).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid()
 
 
 class OriginalTrunk(nn.Module):

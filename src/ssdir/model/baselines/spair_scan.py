@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch.nn import functional
 from ssdir.model.baselines.distributions import wide
 from ssdir.model.baselines.glimpses import SMALLEST_SIDE, glimpses
 from ssdir.model.baselines.spair_config import SPAIRConfig
-from ssdir.model.baselines.spair_networks import clipped_sigmoid, glimpse_encoder
+from ssdir.model.baselines.spair_networks import LOGIT_LIMIT, clipped_sigmoid, glimpse_encoder
 from ssdir.model.baselines.spair_schedule import Schedule, offsets, tables
 from ssdir.model.baselines.unrolled import UnrolledLinear, UnrolledRows
 
@@ -242,7 +242,7 @@ class Unrolled:
         z_depth = clipped_sigmoid(_drawn(depth, None if normal is None else normal[:, -1:]))
 
         out = self.head("present", step, of_present, handed, local, z_what, z_depth)
-        logits = _steered(out, wheels).clamp(-10, 10)
+        logits: Tensor = _Clip.apply(_steered(out, wheels))
         z_present = (logits if logistic is None else logits + logistic).sigmoid()
         return Inferred(boxes, torch.cat([local, z_what, z_depth, z_present], 1), where, what, depth, logits)
 
@@ -314,6 +314,24 @@ def _posterior(config: SPAIRConfig, cells: Inferred) -> CellPosterior:
         depth_std=std_of(cells.depth[..., 1]),
         logits=cells.logits[..., 0],
     )
+
+
+class _Clip(torch.autograd.Function):
+    """Clips logits to -10 .. 10, but lets gradients pass that lead back inside.
+
+    The count prior begins at almost 1 and drives presences to the clip. Without a gradient there they stay for good:
+    every cell of every image holds an object, whatever the prior becomes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (logits,) = ctx.saved_tensors
+        return grad * ((logits.abs() <= LOGIT_LIMIT) | (grad * logits > 0))
 
 
 def std_of(raw: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
