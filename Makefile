@@ -5,6 +5,7 @@
 # make lint types             ruff, mypy
 #
 # BENCH="--quick"             options of make bench: --only paste crop, --device cuda, --help
+# TEST_WORKERS=4             processes of make test, each with one thread of PyTorch's
 # PYTHON=python3.12           another interpreter (3.11 or newer)
 # TORCH_INDEX=URL             where pip looks for torch first, e.g. https://download.pytorch.org/whl/cpu (small, no CUDA)
 #                             or https://download.pytorch.org/whl/cu130 (CUDA); empty: PyPI's default build
@@ -13,6 +14,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 TORCH_INDEX ?=
 BENCH ?=
+TEST_WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -26,7 +28,7 @@ quickstart-pretrained: $(VENV)/.installed
 	$(BIN)/ssdir quickstart --pretrained
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks $(BENCH)
