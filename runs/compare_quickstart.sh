@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Every model on the quickstart's scenes with as much time: 20 minutes of one core each, counting the detector and the
+# teacher that a model stands on. Steps are chosen by the speed measured on one core of an Intel Xeon (Sapphire Rapids).
+# About two hours on one core, one on two (PART=1 and PART=2 train one half each; then PART=table).
+# Usage: [PART=1|2|table] runs/compare_quickstart.sh [OUT]
+set -euo pipefail
+out=${1:-out/compare-quickstart}
+part=${PART:-all}
+export OMP_NUM_THREADS=1
+watch=(--training.validate-every 100 --training.validation-images 100 --training.checkpoint-every 200)
+ssdir data mnist-scenes quickstart --out "$out/data"
+train() { # KIND NAME OPTIONS...
+    ssdir train "$1" quickstart --data "$out/data" --out "$out/$2" --resume "${watch[@]}" "${@:3}"
+}
+if [[ $part == all || $part == 1 ]]; then
+    train detector detector
+    train teacher teacher --detector "$out/detector"
+    train ssdir ssdir --detector "$out/detector" --teacher "$out/teacher" --training.steps 1800
+    train ssdir ssdir-alone --detector "$out/detector" --objective.teacher 0 --training.steps 2000
+    train crop-vae crop-vae --detector "$out/detector" --training.steps 1500
+fi
+if [[ $part == all || $part == 2 ]]; then
+    train spair spair --training.steps 2300
+    train space space --training.steps 2000
+    train slot-attention slot-attention --training.steps 4500
+fi
+if [[ $part == all || $part == table ]]; then
+    ssdir compare --name "SSDIR=$out/ssdir" "SSDIR, no teacher=$out/ssdir-alone" "crop VAE=$out/crop-vae" \
+        "SPAIR=$out/spair" "SPACE=$out/space" "Slot Attention=$out/slot-attention" \
+        --true-boxes "$out/crop-vae" --data "$out/data" --out "$out/comparison"
+fi
