@@ -38,6 +38,15 @@ def test_warnings_are_a_line_and_a_check_gives_them_once(tmp_path: Path) -> None
     assert not any("opened" in line for line in lines)  # no line of code
 
 
+@pytest.mark.parametrize("source", [["clevr", "--root", "D"], ["convert", "D", "--to", "coco"]])
+def test_a_split_is_held_out_once(
+    source: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = ["--hold-out", "val=0.1", "val=0.2"]
+    assert main(["data", *source, "--out", str(tmp_path / "out"), *shares]) == 1
+    assert "--hold-out val=0.1 val=0.2: name each split once" in capsys.readouterr().err
+
+
 def test_each_command_parses(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(["quickstart", "--pretrained"]) == Quickstart(pretrained=True)
     assert parse(["infer", "a.png", "b", "--out", "o"]) == Infer(

@@ -93,7 +93,7 @@ class Clevr:
         from ssdir.console import progress_bar
         from ssdir.data.clevr import convert
 
-        shares = dict(map(_share, self.hold_out))
+        shares = _shares(self.hold_out)
         counts = convert(
             self.root,
             self.out,
@@ -152,6 +152,14 @@ def _made(out: Path, total: int, shard: str | None) -> str:
     if shard is None:
         return f"{total:,} scenes in {out} (ssdir data show {out})"
     return f"shard {shard} of {total:,} scenes in {out} is made; when all are, --merge instead of --shard finishes it"
+
+
+def _shares(texts: tuple[str, ...]) -> dict[str, float]:
+    """Split -> share."""
+    pairs = [_share(text) for text in texts]
+    if len(dict(pairs)) < len(pairs):
+        raise ConfigError(f"--hold-out {' '.join(texts)}: name each split once")
+    return dict(pairs)
 
 
 def _share(text: str) -> tuple[str, float]:
@@ -228,7 +236,7 @@ class DataConvert:
             self.images,
             self.split,
             self.skip_missing,
-            dict(map(_share, self.hold_out)),
+            _shares(self.hold_out),
             self.workers,
             progress_bar,
         )

@@ -107,7 +107,8 @@ class SPAIRConfig:
             require(value > 0, f"model.{name} is {value}; it must be positive")
         require(
             not self.lateral or self.lookback >= 1,
-            "model.lookback is 0, but model.lateral asks for neighbours; set model.lateral to False (--model.no-lateral)",
+            "model.lookback is 0, but model.lateral asks for neighbours; set model.lateral to False "
+            "(--model.no-lateral)",
         )
         require(
             self.count_end <= self.count_start,
