@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from ssdir.model.latents import Objects
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+NAME_LENGTH = 12
+"""Letters of a row's name in one line; longer names are broken, so that they do not run into the next row's."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def _draw_scene(row: Sequence[Axes], scene: Scene, paints: bool, n_patches: int)
             _show(axes, picture)
     _draw_boxes(row[len(pictures) - 1], scene.objects, shown)
     if scene.name:
-        row[0].set_ylabel(scene.name)
+        row[0].set_ylabel(textwrap.fill(scene.name, NAME_LENGTH))
     if scene.objects.patches is None:
         return
     for place, which in enumerate(shown):
