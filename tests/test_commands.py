@@ -86,7 +86,7 @@ def test_check_tells_sizes_or_what_is_wrong(capsys: pytest.CaptureFixture[str], 
     output = capsys.readouterr().out
     file = str(tmp_path / "annotations" / "train.json")
     assert f"error: {file} is not valid JSON" in output and output.count(file) == 1
-    assert f"warning: {tmp_path / 'dataset.json'}: missing" in output and "errors: 1, warnings: 1" in output
+    assert f"note: {tmp_path / 'dataset.json'}: absent" in output and "errors: 1, warnings: 0" in output
     assert main(["data", "check", str(tmp_path), "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)
     assert all(problem.keys() == {"file", "message", "severity"} for problem in problems)

@@ -12,6 +12,7 @@ from ssdir.cli import main
 from ssdir.config import ConfigError
 from ssdir.detector.ssd import Detector
 from ssdir.info import Networks, describe_preset, environment
+from ssdir.model.baselines.kinds import BASELINES
 from ssdir.model.ssdir import SSDIR
 from ssdir.presets import PRESETS, preset
 
@@ -128,7 +129,8 @@ def test_environment_names_versions_and_devices(capsys: pytest.CaptureFixture[st
     facts = environment()
     assert facts["packages"]["torch"] == importlib.metadata.version("torch")
     assert facts["torch_threads"] == torch.get_num_threads()
-    assert set(facts["presets"]) == set(PRESETS)
+    baselines = {f"{kind}/{name}" for kind, about in BASELINES.items() for name in about.presets}
+    assert set(facts["presets"]) == set(PRESETS) | baselines
     assert isinstance(facts["bf16"], bool)
     assert facts["kernels"] in ("plain", "compiled", "triton")
     assert main(["info", "--json"]) == 0

@@ -345,7 +345,7 @@ def test_what_cannot_be_evaluated_is_told(done: Path, tmp_path: Path, shipped: N
     for run, pretrained in ((None, False), (done / "ssdir", True)):
         with pytest.raises(ConfigError, match="name a run folder or --pretrained"):
             evaluate_run(run, pretrained, None, None, 32)
-    with pytest.raises(DataError, match=r"describes a 'teacher'; give a run of detector or ssdir"):
+    with pytest.raises(DataError, match=r"describes a 'teacher'; give a run of crop-vae or detector or"):
         evaluate_run(done / "teacher", False, None, None, 32)
     with pytest.raises(DataError, match="nowhere does not exist"):
         evaluate_run(tmp_path / "nowhere", False, None, None, 32)
