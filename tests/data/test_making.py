@@ -274,3 +274,17 @@ def test_checksum_covers_every_file(made: Path) -> None:
     text = (made / "annotations" / "val.json").read_text()
     assert json.loads(text)["images"][0]["id"] == 1
     assert len({entry["sha256"] for entry in manifest["splits"].values()}) == 3
+
+
+def test_a_number_of_workers_below_zero_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="workers is -3; give 1 or more processes"):
+        generate(CONFIG, tmp_path / "scenes", workers=-3)
+    assert not (tmp_path / "scenes").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.png", "a/../../b.png", "/etc/a.png", "C:a.png", "a\\..\\b.png", "a//b.png"]
+)
+def test_names_that_lead_out_of_a_folder_are_refused(name: str) -> None:
+    with pytest.raises(DataError, match="would lie outside"):
+        making.require_inside(name, Path("out"))

@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import threading
 import zlib
@@ -101,6 +102,8 @@ def make_dataset(
         DataError: see :func:`_begin`; with ``merge``, shards or files that lack or are damaged, by name.
     """
     splits = {name: number for name, number in splits.items() if number > 0}
+    if workers is not None and workers < 0:
+        raise DataError(f"workers is {workers}; give 1 or more processes, or 0 for as many as pay")
     if not splits:
         raise DataError(f"nothing to make in {folder}: every split has 0 images")
     if merge and not (folder / MAKING / "manifest.json").exists() and not (folder / MANIFEST).exists():
@@ -278,9 +281,11 @@ def require_inside(name: str, folder: Path) -> str:
 
     >>> require_inside("event/a.jpg", Path("out"))
     'event/a.jpg'
+    >>> require_inside("12:30.png", Path("out"))
+    '12:30.png'
     """
     parts = name.replace("\\", "/").split("/")
-    if ".." in parts or "" in parts or ":" in parts[0] or "\0" in name:
+    if ".." in parts or "" in parts or "\0" in name or re.match("[A-Za-z]:", name):
         raise DataError(
             f"an image is called {name!r}, which would lie outside {folder}; rename it in its source"
         )
