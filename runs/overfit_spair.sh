@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# SPAIR on 8 of the quickstart's scenes until it knows them, at learning rate 0.001. Prints the image error (aim: below
-# 0.001) of every checkpoint. Usage: runs/overfit_spair.sh [OUT]
+# SPAIR on 8 of the quickstart's scenes, learning rate 0.001. Prints the image error of every checkpoint. Recorded with 2,000
+# steps: 0.0307, 0.0176, 0.0117, 0.0082,
+# 0.0069, 0.0061, 0.0056, 0.0056, short of the aim of 0.001; 23.5 of 64 cells are present. About 8 minutes of one core.
+# Usage: runs/overfit_spair.sh [OUT]
 set -euo pipefail
 out=${1:-out/overfit-spair}
 ssdir data mnist-scenes quickstart --out "$out/data" --n-train 8 --n-val 0 --n-test 0
