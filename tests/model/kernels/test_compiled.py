@@ -72,7 +72,16 @@ def test_the_same_bytes_however_a_gradient_is_written(monkeypatch, side, dtype):
     assert found[0][0][2::5].ne(0).any((1, 2, 3)).all()
 
 
-def test_work_is_shared_in_whole_and_only_when_it_is_much(set_threads):
+@pytest.fixture(params=["PyTorch's threads", "a pool"])
+def threading_by(request, monkeypatch):
+    if request.param == "a pool":
+        monkeypatch.setattr(threads, "openmp", lambda: None)
+    elif threads.openmp() is None:
+        pytest.skip("this PyTorch does not use GNU OpenMP")
+    return request.param
+
+
+def test_work_is_shared_in_whole_and_only_when_it_is_much(set_threads, threading_by):
     set_threads(2)
     taken: list[tuple[int, int, str]] = []
 
@@ -87,14 +96,14 @@ def test_work_is_shared_in_whole_and_only_when_it_is_much(set_threads):
     threads.share(run, 10, 10**6)
     assert sorted(task for first, last, _ in taken for task in range(first, last)) == list(range(10))
     others = {name for *_, name in taken} - {caller}
-    assert len(others) == 1 and others.pop().startswith("ssdir")
+    assert len(others) == 1 and others.pop().startswith("ssdir") == (threading_by == "a pool")
     taken.clear()
     threads.share(run, 10, 100)
     threads.share(run, 0, 10**6)
     assert taken == [(0, 10, caller), (0, 0, caller)]
 
 
-def test_errors_in_a_thread_reach_the_caller(set_threads):
+def test_errors_in_a_thread_reach_the_caller(set_threads, threading_by):
     set_threads(2)
     with pytest.raises(ZeroDivisionError):
         threads.share(lambda first, last: 1 // (first // 100), 10, 10**6)

@@ -28,9 +28,13 @@ LOOSE = {"contract", "reassoc", "nsz"}
 """Sums may be reordered and products fused; NaN and infinity keep their meaning."""
 
 
-def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], fastmath: bool | set[str] = False, inline: bool = False
+) -> Callable[..., Any]:
     """Machine code at the first call; kept on disk, unless there is no folder where numba may write."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    options: dict[str, Any] = {
+        "nogil": True, "error_model": "numpy", "fastmath": fastmath, "forceinline": inline,
+    }  # fmt: skip
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:
@@ -40,6 +44,11 @@ def compiled(function: Callable[..., Any], fastmath: bool | set[str] = False) ->
 def loose(function: Callable[..., Any]) -> Callable[..., Any]:
     """:func:`compiled`, with fast-math as far as it changes no decisions."""
     return compiled(function, LOOSE)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """:func:`loose`, within its caller: for few numbers, handing arrays over costs as much as the loop."""
+    return compiled(function, LOOSE, inline=True)
 
 
 @compiled

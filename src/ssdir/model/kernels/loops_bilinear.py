@@ -1,11 +1,13 @@
 """The loops of the compiled ``crop`` where neither axis is averaged and images ask for no gradient: glimpses.
 
 There every pixel of a patch blends four pixels of the image, wherever they lie: reading only these takes a third of
-the time of blending whole rows of the box's window (boxes of 20 to 120 pixels, patches of 28). Coordinates are those of
+the time of blending whole rows of the box's window (boxes of 20 to 120 pixels, patches of 28). Backwards, an image's
+row is read at the patch's columns once, and serves all rows of the patch that lie beside it. Coordinates are those of
 :mod:`ssdir.model.kernels.loops_crop`.
 
-An axis is four arrays: ``place`` "2 p" (the two image pixels), ``weight`` "2 p", ``slope`` "2 p" (their weights'
-derivative by the position) and ``steps`` "p" (positions in the box, in sides from its centre).
+An axis is four arrays: ``place`` "2 q" (the two image pixels), ``weight`` "2 q", ``slope`` "2 q" (their weights'
+derivative by the position) and ``steps`` "q" (positions in the box, in sides from its centre), with zeros behind the p
+pixels of a patch: q is a multiple of :data:`VECTOR`, since loops over fewer numbers become scalar code.
 """
 
 from __future__ import annotations
@@ -14,13 +16,24 @@ from typing import no_type_check
 
 import numpy as np
 
-from ssdir.model.kernels.loops import compiled, loose
+from ssdir.model.kernels.loops import compiled, inlined, loose
+
+VECTOR = 32
+"""Numbers that a vectorised loop takes at once: four registers of eight."""
+
+
+@compiled
+@no_type_check
+def padded(p):
+    """Numbers of a line of ``p``, with the zeros behind it."""
+    return (p + VECTOR - 1) // VECTOR * VECTOR
 
 
 @compiled
 @no_type_check
 def axis(p, kind):
-    return np.empty((2, p), np.uint32), np.empty((2, p), kind), np.empty((2, p), kind), np.empty(p, kind)
+    n = padded(p)
+    return np.zeros((2, n), np.uint32), np.zeros((2, n), kind), np.zeros((2, n), kind), np.zeros(n, kind)
 
 
 @compiled
@@ -57,41 +70,6 @@ def read(above, below, upper, lower, place, weight, target):
         target[q] = left[q] * on_left + right[q] * on_right
 
 
-@loose
-@no_type_check
-def gather(above, below, upper, lower, place, weight, lines):
-    """What :func:`total` needs of a row's four pixels each: left and right, blended by rows; then above and below, by
-    columns."""
-    first, second, left, right = place[0], place[1], weight[0], weight[1]
-    for q in range(len(first)):
-        a, b = above[first[q]], above[second[q]]
-        c, d = below[first[q]], below[second[q]]
-        lines[0, q] = upper * a + lower * c
-        lines[1, q] = upper * b + lower * d
-        lines[2, q] = left[q] * a + right[q] * b
-        lines[3, q] = left[q] * c + right[q] * d
-
-
-@loose
-@no_type_check
-def total(lines, slope, steps, source):
-    """By the column of a row's pixels, summed: plain, times ``steps``; and by what the two rows show, summed.
-
-    Apart from :func:`gather`, since in one loop compilers gather by vector instructions: half as fast.
-    """
-    left, right, above, below = lines[0], lines[1], lines[2], lines[3]
-    falls, rises = slope[0], slope[1]
-    zero = steps.dtype.type(0)
-    moved, scaled, of_upper, of_lower = zero, zero, zero, zero
-    for q in range(len(source)):
-        by_column = source[q] * (falls[q] * left[q] + rises[q] * right[q])
-        moved += by_column
-        scaled += by_column * steps[q]
-        of_upper += source[q] * above[q]
-        of_lower += source[q] * below[q]
-    return moved, scaled, of_upper, of_lower
-
-
 @compiled
 @no_type_check
 def read_object(patch, image, box, border, rows, columns):
@@ -109,25 +87,84 @@ def read_object(patch, image, box, border, rows, columns):
             )  # fmt: skip
 
 
-@compiled
+@inlined
 @no_type_check
-def pull_box(grad, image, box, border, rows, columns, lines, box_grad):
-    """Adds a box's gradient, from that of its patch; ``lines`` "4 p" is room to work in."""
-    channels, p = grad.shape[:2]
-    height, width = image.shape[1:]
-    kind = box.dtype.type
-    fill(box[1], box[3], p, height, border, *rows)
-    fill(box[0], box[2], p, width, border, *columns)
-    place, weight, slope, steps = rows
+def load(flat, row, p, place, lines, ends, line):
+    """The two pixels of an image's row that each column blends, to ``lines[ends:]`` and one ``line`` on.
+
+    Apart from what blends them, since in one loop compilers load by vector instructions: half as fast.
+    """
+    other = ends + line
+    for q in range(p):
+        lines[ends + q] = flat[row + place[0, q]]
+        lines[other + q] = flat[row + place[1, q]]
+
+
+@inlined
+@no_type_check
+def blend(weight, lines, ends, line, target):
+    """What :func:`load` has brought, weighed, to ``lines[target:]``."""
+    other = ends + line
+    for q in range(line):
+        lines[target + q] = weight[0, q] * lines[ends + q] + weight[1, q] * lines[other + q]
+
+
+@loose
+@no_type_check
+def pull_box(grads, origin, flat, start, shape, box, border, rows, columns, lines, box_grad):
+    """Adds a box's gradient, from that of its patch "c p p" at ``grads[origin:]``.
+
+    The image "c h w" is at ``flat[start:]``; ``shape`` is c, p, h, w, unsigned; ``lines`` "10 q" is room to work in.
+    """
+    channels, p, height, width = shape
+    fill(box[1], box[3], int(p), int(height), border, *rows)
+    fill(box[0], box[2], int(p), int(width), border, *columns)
+    place_y, weight_y, slope_y, steps_y = rows
+    place_x, weight_x, slope_x, steps_x = columns
+    line = np.uint64(len(steps_x))
+    # Two rows of the image, each blended by the columns' weights and, one line on, by their slopes.
+    above, below, ends, pulled = np.uint64(0), line + line, np.uint64(4) * line, np.uint64(6) * line
+    of_x, of_y, of_height = np.uint64(7) * line, np.uint64(8) * line, np.uint64(9) * line
+    zero = box_grad.dtype.type(0)
+    for q in range(line):
+        lines[pulled + q], lines[of_x + q], lines[of_y + q], lines[of_height + q] = zero, zero, zero, zero
+    source = origin
     for channel in range(channels):
+        base = start + channel * height * width
+        at_above, at_below = height, height
         for t in range(p):
-            gather(
-                image[channel, place[0, t]], image[channel, place[1, t]], weight[0, t], weight[1, t], columns[0],
-                columns[1], lines,
-            )  # fmt: skip
-            moved, scaled, of_upper, of_lower = total(lines, columns[2], columns[3], grad[channel, t])
-            by_row = slope[0, t] * of_upper + slope[1, t] * of_lower
-            box_grad[0] += moved * kind(width)
-            box_grad[2] += scaled * kind(width)
-            box_grad[1] += by_row * kind(height)
-            box_grad[3] += by_row * steps[t] * kind(height)
+            upper, lower = np.uint64(place_y[0, t]), np.uint64(place_y[1, t])
+            if upper == at_below:
+                above, below, at_above, at_below = below, above, at_below, at_above
+            if upper != at_above:
+                load(flat, base + upper * width, p, place_x, lines, ends, line)
+                blend(weight_x, lines, ends, line, above)
+                blend(slope_x, lines, ends, line, above + line)
+                at_above = upper
+            if lower != at_below:
+                load(flat, base + lower * width, p, place_x, lines, ends, line)
+                blend(weight_x, lines, ends, line, below)
+                blend(slope_x, lines, ends, line, below + line)
+                at_below = lower
+            for q in range(p):
+                lines[pulled + q] = grads[source + q]
+            share, other = weight_y[0, t], weight_y[1, t]
+            falls, rises, step = slope_y[0, t], slope_y[1, t], steps_y[t]
+            for q in range(line):
+                grad = lines[pulled + q]
+                lines[of_x + q] += grad * (share * lines[above + line + q] + other * lines[below + line + q])
+                moved = grad * (falls * lines[above + q] + rises * lines[below + q])
+                lines[of_y + q] += moved
+                lines[of_height + q] += step * moved
+            source += p
+    x, y, w, h = zero, zero, zero, zero
+    for q in range(line):
+        x += lines[of_x + q]
+        w += lines[of_x + q] * steps_x[q]
+        y += lines[of_y + q]
+        h += lines[of_height + q]
+    kind = box_grad.dtype.type
+    box_grad[0] += x * kind(width)
+    box_grad[1] += y * kind(height)
+    box_grad[2] += w * kind(width)
+    box_grad[3] += h * kind(height)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ssdir.model.kernels.loops import add_scaled, compiled, dot, loose
 from ssdir.model.kernels.loops_bilinear import axis as axis_of_glimpse
-from ssdir.model.kernels.loops_bilinear import pull_box, read_object
+from ssdir.model.kernels.loops_bilinear import padded, pull_box, read_object
 
 
 @compiled
@@ -215,7 +215,8 @@ def pull_crops(
     flat, flat_grad = images.reshape(-1), image_grads.reshape(-1)
     rows, columns = room(p, height, kind), room(p, width, kind)
     plain_rows, plain_columns = axis_of_glimpse(p, kind), axis_of_glimpse(p, kind)
-    plain_lines = np.empty((4, p), kind)
+    grads, lines = grad.reshape(-1), np.zeros(10 * padded(p), kind)
+    shape = np.uint64(channels), np.uint64(p), np.uint64(height), np.uint64(width)
     line, line_grad = np.zeros(width + 2, kind), np.zeros(width + 2, kind)
     for k in range(starts[first_task], starts[last_task]):
         o = order[k]
@@ -223,8 +224,12 @@ def pull_crops(
             continue
         average_y, average_x = averages(boxes[o], p, height, width, antialias)
         if not (average_y or average_x or of_images):
+            origin, start = (
+                np.uint64(o * channels * p * p),
+                np.uint64(image_index[o] * channels * height * width),
+            )
             pull_box(
-                grad[o], images[image_index[o]], boxes[o], border, plain_rows, plain_columns, plain_lines, box_grads[o]
+                grads, origin, flat, start, shape, boxes[o], border, plain_rows, plain_columns, lines, box_grads[o]
             )  # fmt: skip
             continue
         top, _ = sample(boxes[o, 1], boxes[o, 3], p, height, border, average_y, rows)

@@ -2,28 +2,33 @@
 
 (numba's own parallel loops abort when two Python threads call them at once, and bring a second pool of threads beside
 PyTorch's.)
+
+The threads are PyTorch's own where it uses GNU OpenMP: between its operations they wait by spinning, and would keep the
+cores from any others.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 
-CHUNKS = 8
+CHUNKS = 4
 """Chunks a thread, so that none waits long for another."""
+
+_Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def share(run: Callable[[int, int], object], tasks: int, work: int) -> None:
     """Call ``run(first, last)`` over chunks of the tasks 0 .. ``tasks`` - 1, on as many threads as PyTorch uses.
-
-    The calling thread begins at once, others as soon as they are awake: PyTorch's own idle threads, which wait by
-    spinning, may keep a core from them for a while.
 
     ``work``: pixels in total; little of it is done at once here. Which tasks share a chunk must not matter to results.
     """
@@ -34,6 +39,32 @@ def share(run: Callable[[int, int], object], tasks: int, work: int) -> None:
     chunks = min(tasks, workers * CHUNKS)
     ends = [tasks * chunk // chunks for chunk in range(chunks + 1)]
     left = deque(pairwise(ends))
+    team = None if _forked else openmp()
+    if team is None:
+        _on_pool(run, left, workers)
+    else:
+        _on_team(team, run, left, workers)
+
+
+def _on_team(
+    team: Any, run: Callable[[int, int], object], left: deque[tuple[int, int]], workers: int
+) -> None:
+    errors: list[BaseException] = []
+
+    def member(_: object) -> None:
+        try:
+            _work_off(run, left)
+        except BaseException as error:  # ctypes would drop it
+            left.clear()
+            errors.append(error)
+
+    team.GOMP_parallel(_Task(member), None, workers, 0)
+    if errors:
+        raise errors[0]
+
+
+def _on_pool(run: Callable[[int, int], object], left: deque[tuple[int, int]], workers: int) -> None:
+    """The calling thread begins at once, others as soon as they are awake."""
     helpers = [_pool(workers - 1).submit(_work_off, run, left) for _ in range(workers - 1)]
     try:
         _work_off(run, left)
@@ -55,9 +86,33 @@ def _work_off(run: Callable[[int, int], object], left: deque[tuple[int, int]]) -
 
 
 @cache
+def openmp() -> Any:
+    """The GNU OpenMP library that PyTorch brings and has loaded; None where it uses another one."""
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return None
+    for file in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+        try:
+            library = ctypes.CDLL(str(file), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            library.GOMP_parallel.argtypes = [_Task, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            library.GOMP_parallel.restype = None
+        except (OSError, AttributeError):
+            continue
+        return library
+    return None
+
+
+@cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="ssdir")
 
 
+def _forget_threads() -> None:
+    """A child process has no threads of its parent, and GNU OpenMP would wait for them."""
+    global _forked
+    _forked = True
+    _pool.cache_clear()
+
+
+_forked = False
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has no threads of its parent
+    os.register_at_fork(after_in_child=_forget_threads)
