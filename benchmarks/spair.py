@@ -11,7 +11,7 @@ from benchmarks.machine import Limits
 from benchmarks.results import Row, compared
 from benchmarks.straightforward_spair import straightforward
 from benchmarks.timing import timed
-from ssdir.machine import keep_freed_memory
+from ssdir.machine import computes_in_bf16, keep_freed_memory
 from ssdir.model.baselines.spair_config import SPAIRConfig
 from ssdir.model.baselines.spair_scan import CellNetworks, CellPosterior, draw_noise, scan
 from ssdir.model.baselines.spair_schedule import raster, wavefront
@@ -21,12 +21,17 @@ from ssdir.randomness import seeded
 def cells(setup: Setup, limits: Limits) -> list[Row]:
     """The scan over all cells, against raster order in two forms: the straightforward program (a loop over cells, with
     whole perceptrons and a spatial transformer each); and the wavefront's own cells, one after another, which tells
-    what the order alone brings."""
+    what the order alone brings. Where the processor computes in bf16, that too, each form against its like."""
     if setup.device.type == "cpu":
         keep_freed_memory()  # as the loop does
     scans = Scans(setup.spair, setup.spair_batch, setup.device)
+    precisions = [torch.float32, *([torch.bfloat16] if computes_in_bf16("auto") else [])]
+    return [row for precision in precisions for row in _compared(scans, setup, precision)]
+
+
+def _compared(scans: Scans, setup: Setup, precision: torch.dtype) -> list[Row]:
     times = timed(
-        {name: scans.step(name) for name in ("wavefront", "raster", "straightforward")},
+        {name: scans.step(name, precision) for name in ("wavefront", "raster", "straightforward")},
         setup.device,
         setup.repetitions,
         setup.budget,
@@ -37,7 +42,8 @@ def cells(setup: Setup, limits: Limits) -> list[Row]:
         "side": setup.spair.image_size,
         "cells": n * n,
     }
-    name = f"SPAIR scan of {n} x {n} cells forward + backward, wavefront"
+    of = "" if precision == torch.float32 else ", bf16"
+    name = f"SPAIR scan of {n} x {n} cells forward + backward{of}, wavefront"
     return [
         compared(
             f"{name} against raster order", times["wavefront"], times["straightforward"], shapes, target=3
@@ -70,12 +76,15 @@ class Scans:
         order = {"wavefront": wavefront, "raster": raster}[name](n, n, self.config.lookback)
         return scan(self.networks, order, self.features, self.images, self.noise)
 
-    def step(self, name: str) -> Callable[[], None]:
+    def step(self, name: str, precision: torch.dtype = torch.float32) -> Callable[[], None]:
         """Forward, and backward from all that is inferred to the features and all parameters."""
+        kind = self.images.device.type
 
         def step() -> None:
             self.networks.zero_grad()
             self.features.grad = None
-            torch.stack([part.square().mean() for part in self.run(name)]).sum().backward()
+            with torch.autocast(kind, precision, enabled=precision != torch.float32):
+                found = self.run(name)
+            torch.stack([part.square().mean() for part in found]).sum().backward()
 
         return step

@@ -222,27 +222,29 @@ class Unrolled:
             noise: normal and logistic; None takes the means, and the probability of presence.
         """
         d, wheels, networks = self.networks.config.z_what_size, self.wheels, self.networks
+        passed = networks.config.passthrough
         of_where, of_what, of_depth, of_present = self.seen(step, around).chunk(4, 1)
         normal, logistic = noise if noise is not None else (None, None)
 
-        out = self.head("where", step, of_where)
-        where, handed = _steered(out[:, :8], wheels), out[:, 8:]
+        where, handed = self.head("where", step, of_where).split([8, passed], 1)
+        where = _steered(where, wheels)
         drawn = _drawn(where, None if normal is None else normal[:, :4])
         local = torch.addcmul(networks.local_shift, clipped_sigmoid(drawn), networks.local_scale)
         boxes = torch.addcmul(origins, local, networks.box_scale)
         # The floor of the sides lets the gradient pass, so that a box that became too small can grow again.
         boxes = boxes + functional.relu(networks.smallest - boxes.detach())
 
-        out = self.head("what", step, of_what, handed, self.encoded(step, boxes, image_index), local)
-        what, handed = wide(out[:, : 2 * d]), out[:, 2 * d :]
+        code = self.encoded(step, boxes, image_index)
+        what, handed = self.head("what", step, of_what, handed, code, local).split([2 * d, passed], 1)
+        what = wide(what)
         z_what = _drawn(what, None if normal is None else normal[:, 4:-1])
 
-        out = self.head("depth", step, of_depth, handed, local, z_what)
-        depth, handed = _steered(out[:, :2], wheels), out[:, 2:]
+        depth, handed = self.head("depth", step, of_depth, handed, local, z_what).split([2, passed], 1)
+        depth = _steered(depth, wheels)
         z_depth = clipped_sigmoid(_drawn(depth, None if normal is None else normal[:, -1:]))
 
-        out = self.head("present", step, of_present, handed, local, z_what, z_depth)
-        logits: Tensor = _Clip.apply(_steered(out, wheels))
+        present = self.head("present", step, of_present, handed, local, z_what, z_depth)
+        logits: Tensor = _Clip.apply(_steered(present, wheels))
         z_present = (logits if logistic is None else logits + logistic).sigmoid()
         return Inferred(boxes, torch.cat([local, z_what, z_depth, z_present], 1), where, what, depth, logits)
 

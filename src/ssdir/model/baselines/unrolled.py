@@ -53,7 +53,7 @@ def _weight_gradient(
 ) -> Float[Tensor, "o i"]:
     """grad^T times all inputs, in their type."""
     grad = grad.to(inputs[0].dtype)
-    if inputs[0].shape[1] <= _WIDE:
+    if inputs[0].shape[1] <= _WIDE or grad.dtype not in (torch.float32, torch.float64):
         return grad.t() @ torch.cat(inputs)
     total = grad.new_zeros(grad.shape[1], inputs[0].shape[1])
     for of_step, some in zip(grad.split([len(some) for some in inputs]), inputs, strict=True):
@@ -85,9 +85,11 @@ class UnrolledRows:
         self, name: str, rows: Float[Tensor, "m o"], inputs: Float[Tensor, "m i"]
     ) -> Float[Tensor, "m o"]:
         """A step's rows (the columns of this weight) plus inputs times the weight; once a step and weight, in order."""
+        weight = self._weights[name]
+        inputs = inputs.to(weight.dtype)
         if torch.is_grad_enabled():
             self._uses[name].inputs.append(inputs.detach())
-        return torch.addmm(rows, inputs, self._weights[name])
+        return torch.addmm(rows, inputs, weight)
 
 
 class UnrolledLinear:
@@ -102,7 +104,7 @@ class UnrolledLinear:
     """
 
     def __init__(self, layer: nn.Linear, sizes: Sequence[int]) -> None:
-        rows = layer.bias.expand(sum(sizes), -1)
+        rows = layer.bias.to(computing_type(layer.weight)).expand(sum(sizes), -1)
         self._rows = UnrolledRows(rows, sizes, {"weight": (layer.weight, slice(None))})
 
     def __call__(self, step: int, inputs: Float[Tensor, "m i"]) -> Float[Tensor, "m o"]:
@@ -111,6 +113,9 @@ class UnrolledLinear:
 
 def computing(weight: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
     """A constant in the type in which products with it are computed."""
+    return weight.detach().to(computing_type(weight))
+
+
+def computing_type(weight: Tensor) -> torch.dtype:
     kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    return weight.detach().to(dtype)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
