@@ -125,6 +125,7 @@ def test_perfect_predictions_score_perfectly(data, tmp_path):
     assert [down[name] for name in names] == [1.0] * 4
     assert down["untrained"]["matched_share"] == 1.0
     assert down["untrained"]["matched_accuracy"] < 0.7
+    assert "what_where" in down and "what_where" not in down["untrained"]
     assert down["classes"] == 3 and down["reason"] is None
     errors = metrics["reconstruction"]
     assert errors["object_mse"] == pytest.approx(0.0, abs=1e-10)

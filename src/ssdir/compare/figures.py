@@ -244,6 +244,7 @@ def _downstream(
         matched = np.bincount(image, minlength=samples.n_images)
         every = np.bincount(samples.truth_image[truth >= 0], minlength=samples.n_images)
         right = np.bincount(image[answers.told[known] == true], minlength=samples.n_images)
+        assert answers.told_with_box is not None
         with_box = np.bincount(image[answers.told_with_box[known] == true], minlength=samples.n_images)
         nothing = "no object was matched"
         estimates = (

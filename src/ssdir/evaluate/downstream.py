@@ -82,7 +82,9 @@ def measure_downstream(
         indices = np.arange(found.n_images)
         batches = labelled_batches(dataset, labels, indices, config.batch_size, progress, task)
         seen = collect(control, batches, whole=False, true_boxes=config.true_boxes)
-        scores["untrained"], _, _ = _probe(control, train, seen, config, progress, f"{task}: train objects")
+        scores["untrained"], _, _ = _probe(
+            control, train, seen, config, progress, f"{task}: train objects", with_box=False
+        )
     return Downstream({**scores, "reason": None}, learned_from)
 
 
@@ -126,7 +128,13 @@ def _obstacle(dataset: CachedDataset, found: Collected, config: EvaluationConfig
 
 
 def _probe(
-    model: Any, train: _Train, test: Collected, config: EvaluationConfig, progress: Progress | None, task: str
+    model: Any,
+    train: _Train,
+    test: Collected,
+    config: EvaluationConfig,
+    progress: Progress | None,
+    task: str,
+    with_box: bool = True,
 ) -> tuple[dict[str, Any] | None, MatchedLatents | None, str | None]:
     """Fit on the train split, answer on the test split: the figures, the objects learned from, and, where there are
     no figures, the reason.
@@ -146,7 +154,7 @@ def _probe(
     results: dict[str, dict[str, Any]] = {}
     for shown, name in train.attributes().items():
         truth = joined(test.truth_labels[name], torch.int64).numpy()
-        answers = ask_probe(fit, asked, name, truth, config.seed)
+        answers = ask_probe(fit, asked, name, truth, config.seed, with_box)
         results[shown] = answers.figures if answers else {**dict.fromkeys(_FIGURES), "reason": _ONE_CLASS}
     first = next((name for name, scores in results.items() if "reason" not in scores), None)
     if first is None:
@@ -161,15 +169,20 @@ class Answers(NamedTuple):
     figures: dict[str, Any]
     told: Int[np.ndarray, " k"]
     """For each matched object, from z_what alone."""
-    told_with_box: Int[np.ndarray, " k"]
-    """From z_what with the box."""
+    told_with_box: Int[np.ndarray, " k"] | None
+    """From z_what with the box, where that was asked for."""
 
 
 def ask_probe(
-    fit: MatchedLatents, asked: MatchedLatents, name: str, truth: Int[np.ndarray, " g"], seed: int
+    fit: MatchedLatents,
+    asked: MatchedLatents,
+    name: str,
+    truth: Int[np.ndarray, " g"],
+    seed: int,
+    with_box: bool = True,
 ) -> Answers | None:
-    """Fit one attribute from z_what alone and from z_what with the box; None where the objects to learn from are all
-    of one class.
+    """Fit one attribute from z_what alone and, where ``with_box``, from z_what with the box; None where the objects to
+    learn from are all of one class.
 
     Objects that have no value of the attribute are neither learned from nor asked about.
 
@@ -189,14 +202,15 @@ def ask_probe(
         return {**figures, "strength": probe.strength}
 
     probe = fit_probe(fit.what[known], labels, seed=seed)
-    with_box = fit_probe(np.concatenate([fit.what, fit.boxes], 1)[known], labels, seed=seed)
-    told = probe.predict(asked.what)
-    told_with_box = with_box.predict(np.concatenate([asked.what, asked.boxes], 1))
+    told, told_with_box = probe.predict(asked.what), None
     figures = {
         **scores(told, probe),
         "chance": float(np.mean(all_true == np.bincount(labels).argmax())) if len(all_true) else None,
         "classes": len(np.unique(labels)),
         "train_objects": probe.n_train,
-        "what_where": scores(told_with_box, with_box),
     }
+    if with_box:
+        both = fit_probe(np.concatenate([fit.what, fit.boxes], 1)[known], labels, seed=seed)
+        told_with_box = both.predict(np.concatenate([asked.what, asked.boxes], 1))
+        figures["what_where"] = scores(told_with_box, both)
     return Answers(figures, told, told_with_box)
