@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +20,12 @@ _FINE_STAGE = 3  # map 0 is what this stage has before its pooling
 # Extra layers, one entry a map from map 3 on: channels of the 1x1 and of the 3x3 convolution; its stride, padding.
 _EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0))
 _FIRST_EXTRA = 3
+
+
+def laid_out(images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+    """Images in the memory format that suits a backbone without gradients: on a CPU, channels_last takes three
+    quarters of the time."""
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
 
 
 class Backbone(nn.Module):

@@ -21,6 +21,7 @@ from torch.nn import functional
 from ssdir.boxes import pixels_inside
 from ssdir.config import PRESENT_THRESHOLD, ConfigError, DetectorConfig, to_dict
 from ssdir.data.batch import Answer
+from ssdir.detector.backbone import laid_out
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.model import pretrained
 from ssdir.model.baselines.base import Baseline, select
@@ -236,7 +237,7 @@ class CropVAE(Baseline):
     def _predictions(self, images: Float[Tensor, "b 3 s s"], answer: Answer | None) -> Objects:
         """Boxes and presence of all predictions."""
         if answer is None:
-            answer = self.detector.answer(images, maps=False)
+            answer = self.detector.answer(laid_out(images), maps=False)
         output = DetectorOutput(answer.offsets, answer.logits)
         present = self.detector.presence(output)
         each = torch.arange(len(images), device=present.device).repeat_interleave(present.shape[1])
