@@ -92,7 +92,7 @@ def figure(rows: Rows) -> Figure:
                     axes.set_xlabel("largest digit, px")
             panels[i][0].set_ylabel(COLUMNS[name])
         handles, labels = panels[0][0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 1.03))
+        drawn.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 1.05))
         drawn.tight_layout(pad=0.4, w_pad=0.6, h_pad=0.8)
     return drawn
 
