@@ -21,6 +21,7 @@ from ssdir.study.engine import (
     Pace,
     Watch,
     close,
+    existing_study,
     first_number,
     make_sampler,
     open_storage,
@@ -221,10 +222,28 @@ def test_what_a_study_is_about_must_not_change(tmp_path: Path) -> None:
     study = toy(tmp_path)
     remember(study, "objective", "loss")
     remember(study, "objective", "loss")
-    with pytest.raises(ConfigError, match="another objective"):
+    with pytest.raises(ConfigError, match=r"begun with\n  objective: loss, not image_mse\ngive"):
         remember(study, "objective", "image_mse")
+    remember(study, "settings", {"model": {"size": 8, "sigma": 0.1}, "training": {"steps": 40}})
+    with pytest.raises(ConfigError) as refused:
+        remember(study, "settings", {"model": {"size": 8, "width": 3}, "training": {"steps": 60}})
+    assert str(refused.value).splitlines()[1:-1] == [
+        "  settings.model.sigma: 0.1, not nothing",
+        "  settings.training.steps: 40, not 60",
+        "  settings.model.width: nothing, not 3",
+    ]
     with pytest.raises(ConfigError, match="another objective"):
         open_study(open_storage(None, tmp_path), "toy", True)
+
+
+def test_a_study_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no study .toy. in .*study\.journal"):
+        existing_study(None, tmp_path / "nowhere", "toy")
+    assert not (tmp_path / "nowhere").exists()
+    made = toy(tmp_path)
+    assert existing_study(None, tmp_path, "toy")._study_id == made._study_id
+    with pytest.raises(DataError, match="no study 'other'"):
+        existing_study(None, tmp_path, "other")
 
 
 def test_samplers_draw_by_seed_and_number(tmp_path: Path) -> None:

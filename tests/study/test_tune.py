@@ -118,8 +118,11 @@ def test_a_search_keeps_what_reproduces_each_trial(
         "history.png",
         "slices.png",
     }
-    with pytest.raises(ConfigError, match="another space"):
+    with pytest.raises(ConfigError, match=r"space\.objective\.what: nothing, not "):
         study_of(replace(asked, space=make_space(RUN)))
+    # A report asks for no setting of the study to be given again.
+    assert main(["tune", "quickstart", "--data", str(data), "--out", str(asked.out), "--report"]) == 0
+    assert (asked.out / "report" / "summary.md").read_text() == text
 
 
 def test_the_weighed_loss_is_not_the_trials_own(data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ssdir.command_tree import Node, Unprefixed, with_defaults
 from ssdir.config import SSDIRRun
 from ssdir.presets import PRESETS
 from ssdir.study.ablate import Scale
-from ssdir.study.engine import Pace
+from ssdir.study.engine import Pace, existing_study
 from ssdir.study.tune import Objective, Pruner, Sampler, TuneConfig
 
 
@@ -61,10 +61,11 @@ class Tune:
     preset: ClassVar[str]
 
     def run(self) -> int:
-        from ssdir.study.report import write_study_report
         from ssdir.study.space import make_space
-        from ssdir.study.tune import best_command, study_of, tune
+        from ssdir.study.tune import tune
 
+        if self.report:
+            return self._told(existing_study(self.storage, self.out, self.study))
         config = TuneConfig(
             preset=self.preset,
             run=self.run_config,
@@ -82,7 +83,12 @@ class Tune:
             seed=self.seed,
             pace=Pace(min(20.0, self.patience / 4), self.patience),
         )
-        study = study_of(config) if self.report else tune(config)
+        return self._told(tune(config))
+
+    def _told(self, study: Any) -> int:
+        from ssdir.study.report import write_study_report
+        from ssdir.study.tune import best_command
+
         print(write_study_report(study, self.out / "report"))
         print(best_command(study))
         return 0

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 BEAT, ERROR, RETRY_OF, LOST, INTERRUPTED = "beat", "error", "retry_of", "lost", "interrupted"
 """User attributes of trials: sign of life; what went wrong; number of the killed trial that this one repeats; marked by
 another worker; ended from the keyboard."""
+JOURNAL = "study.journal"
+"""The file of a study without another storage."""
 MOST_FAILURES = 3
 """Trials in a row that may fail in a worker before it gives up."""
 
@@ -78,7 +80,7 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
 
     Args:
         where: a database's URL (``sqlite:///``, ``postgresql://``, ``mysql://``) or a journal file's path; None:
-            ``out/study.journal``.
+            :data:`JOURNAL` in ``out``.
         out: the study's folder.
 
     Raises:
@@ -90,7 +92,7 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     if where is None or "://" not in where:
-        file = out / "study.journal" if where is None else Path(where)
+        file = out / JOURNAL if where is None else Path(where)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
@@ -136,6 +138,31 @@ def open_study(
     return study
 
 
+def existing_study(where: str | None, out: Path, name: str) -> optuna.Study:
+    """A study to look at, whatever it was begun with.
+
+    Args:
+        where, out: see :func:`open_storage`.
+        name: of the study.
+
+    Raises:
+        DataError: there is no such study.
+    """
+    missing = DataError(
+        f"there is no study {name!r} in {where or out / JOURNAL}; see --study, --storage and --out"
+    )
+    journal = (
+        None if where is not None and "://" in where else out / JOURNAL if where is None else Path(where)
+    )
+    if journal is not None and not journal.is_file():
+        raise missing
+    try:
+        study: optuna.Study = optuna_module().load_study(study_name=name, storage=open_storage(where, out))
+    except KeyError as error:
+        raise missing from error
+    return study
+
+
 def close(study: optuna.Study) -> None:
     """Let go of the connections to a database, where the study has any."""
     backend: Any = getattr(study._storage, "_backend", None)
@@ -154,10 +181,27 @@ def remember(study: optuna.Study, name: str, value: Any) -> None:
     if known is None:
         study.set_user_attr(name, value)
     elif known != value:
+        before, now = _flat(name, known), _flat(name, value)
+        lines = [
+            f"  {key}: {before.get(key, 'nothing')}, not {now.get(key, 'nothing')}"
+            for key in {**before, **now}
+            if before.get(key, _NOTHING) != now.get(key, _NOTHING)
+        ]
         raise ConfigError(
-            f"the study {study.study_name!r} was begun with another {name}:\n  {known}\nnot\n  {value}\n"
-            "give the old one, or begin another study (--study NAME or --out DIR)"
+            "\n".join([f"the study {study.study_name!r} was begun with", *lines])
+            + "\ngive the old values, or begin another study (--study NAME or --out DIR)"
         )
+
+
+_NOTHING = object()
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """Nested mappings as one, whose names have dots."""
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = [_flat(f"{name}.{key}", part) for key, part in value.items()]
+    return {key: part for flat in parts for key, part in flat.items()}
 
 
 def make_sampler(kind: str, seed: int) -> BaseSampler:
