@@ -20,7 +20,7 @@ from ssdir.data.multiscale_mnist import generate
 from ssdir.presets import PRESETS, Preset
 from ssdir.storage import DataError
 from ssdir.study.engine import make_sampler
-from ssdir.study.report import importance_of, summary, write_study_report
+from ssdir.study.report import history, importance_of, slices, summary, write_study_report
 from ssdir.study.space import make_space
 from ssdir.study.tune import TuneConfig, _figure, study_of, tune
 
@@ -162,6 +162,10 @@ def test_a_report_tells_what_matters(tmp_path: Path) -> None:
     assert "| 40 | its worker was lost |" in text
     write_study_report(study, tmp_path)
     assert (tmp_path / "importance.png").is_file()
+    over_trials, (over_good, over_idle, _) = history(study).axes[0], slices(study).axes
+    assert all(float(tick).is_integer() for tick in (*over_trials.get_xticks(), *over_idle.get_xticks()))
+    labels = [label.get_text() for label in over_good.get_xticklabels(which="both")]
+    assert {"0.01", "1", "100"} <= set(labels) and not any("10^" in label for label in labels)
 
 
 def test_the_command_line_of_a_search() -> None:

@@ -71,6 +71,7 @@ def history(study: optuna.Study) -> Figure:
         axes.scatter(numbers, values, s=10, color=POINTS, alpha=0.7, linewidths=0, label="trial")
         axes.step(numbers, best, where="post", color=BEST, label="best so far")
         _perhaps_log(axes, values)
+        _whole_ticks(axes)
         axes.set(xlabel="trial", ylabel=_objective(study))
         axes.legend(handlelength=1.2)
         figure.tight_layout(pad=0.4)
@@ -106,7 +107,9 @@ def _slice(axes: Axes, trials: list[FrozenTrial], name: str, best: int) -> None:
         axes.set_xticks(range(len(choices)), [str(json.loads(choice)) for choice in choices])
         axes.set_xlim(-0.5, len(choices) - 0.5)
     elif distribution.log:
-        axes.set_xscale("log")
+        _log_ticks(axes, np.array(places, float))
+    elif isinstance(distribution.low, int):
+        _whole_ticks(axes)
     from matplotlib.colors import to_rgb
 
     shade = 0.25 + 0.75 * np.arange(len(trials)) / max(1, len(trials) - 1)
@@ -198,6 +201,23 @@ def _objective(study: optuna.Study) -> str:
 
 def _maximizes(study: optuna.Study) -> bool:
     return study.direction.name == "MAXIMIZE"
+
+
+def _whole_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+
+
+def _log_ticks(axes: Axes, places: np.ndarray) -> None:
+    """Powers of ten, or also 2 and 5 times these where there would be few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    decades = math.log10(places.max() / places.min())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.5 else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _perhaps_log(axes: Axes, values: np.ndarray) -> None:
