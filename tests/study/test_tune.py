@@ -165,7 +165,7 @@ def test_a_report_tells_what_matters(tmp_path: Path) -> None:
     over_trials, (over_good, over_idle, _) = history(study).axes[0], slices(study).axes
     assert all(float(tick).is_integer() for tick in (*over_trials.get_xticks(), *over_idle.get_xticks()))
     labels = [label.get_text() for label in over_good.get_xticklabels(which="both")]
-    assert {"0.01", "1", "100"} <= set(labels) and not any("10^" in label for label in labels)
+    assert {"0.001", "1000"} <= set(labels) and not any("10^" in label for label in labels)
 
 
 def test_the_command_line_of_a_search() -> None:
