@@ -77,7 +77,7 @@ def test_other_columns_and_broken_cells_are_errors(tmp_path: Path) -> None:
 
 
 def test_health_names_what_is_wrong() -> None:
-    def verdict(rows: list[dict[str, float]]) -> tuple[bool, str]:
+    def verdict(rows: list[dict[str, float]]) -> tuple[bool | None, str]:
         return health(rows, {"a": 1.0, "b": 0.0})
 
     moving = [line(i, **{"loss/a": 1 / i, "loss": 1 / i}) for i in range(1, 41)]
@@ -95,9 +95,25 @@ def test_health_names_what_is_wrong() -> None:
     assert "above where it began" in verdict([*moving, line(41, loss=1.5)])[1]
     empty = [line(i, **{"loss/a": 1 / i, "health/present_per_image": 0.0}) for i in range(1, 6)]
     assert "no object is present" in verdict(empty)[1]
-    assert verdict(empty[:4])[0]  # a detector starts with none
+    assert verdict(empty[:4])[0] is None  # a detector starts with none
     silent = [line(i, **{"loss/a": 1 / i, "health/fired_per_image": 0.0}) for i in range(1, 6)]
     assert "no object is present" in verdict(silent)[1]
+    cropless = [line(i, **{"loss/a": 1 / i, "health/crops": 0.0}) for i in range(1, 6)]
+    assert "no object is present" in verdict(cropless)[1]
+
+
+def test_a_short_run_is_not_called_healthy() -> None:
+    rows = [line(i, **{"loss/a": 1 / i, "loss": 1 / i}) for i in range(1, 6)]
+    verdicts = [health(rows[:n], {"a": 1.0}) for n in range(1, 6)]
+    assert [healthy for healthy, _ in verdicts] == [None] * 4 + [True]
+    assert verdicts[2][1] == "too little to judge (3 of 5 lines of metrics): gradient norm 1"
+    assert health([*rows[:2], line(3, grad_norm=0.0)], {"a": 1.0})[0] is False  # wrong in any line
+    out = io.StringIO()
+    display = Display(Console(file=out, width=200), steps=5, start=0)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        display.row(int(row["step"]), row, 0.0, *verdict)
+    told = [shown for shown in out.getvalue().splitlines() if shown.startswith("  ")]
+    assert told == [f"  {verdicts[0][1]}", f"  {verdicts[4][1]}"]  # when the verdict changes
 
 
 def latents(n: int = 10, **values: float) -> list[dict[str, float]]:
@@ -107,7 +123,7 @@ def latents(n: int = 10, **values: float) -> list[dict[str, float]]:
 
 
 def test_health_tells_the_kl_and_latents_that_collapse_or_explode() -> None:
-    def verdict(rows: list[dict[str, float]], image: float = 10.0) -> tuple[bool, str]:
+    def verdict(rows: list[dict[str, float]], image: float = 10.0) -> tuple[bool | None, str]:
         return health(rows, {"image": image, "what": 1.0, "depth": 1.0})
 
     healthy, text = verdict(latents())

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -369,6 +370,39 @@ def test_without_validation_split_a_line_says_so(tmp_path: Path) -> None:
     assert "no val split: no validation" in out.getvalue()
     assert all("val/fit" not in row for row in read_metrics(tmp_path / "run/metrics.csv"))
     assert (tmp_path / "run/pictures/step_000002.png").is_file()
+
+
+def without_objects(data: Path, folder: Path) -> Path:
+    """A copy of a data set folder whose train split has no object but one that is too small."""
+    shutil.copytree(data, folder)
+    file = folder / "annotations" / "train.json"
+    value = json.loads(file.read_text())
+    value["annotations"] = value["annotations"][:1]
+    value["annotations"][0]["bbox"] = [1, 1, 0.5, 4]
+    file.write_text(json.dumps(value))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*boxes left out")
+def test_a_detector_refuses_a_train_split_without_objects(scenes: Path, tmp_path: Path) -> None:
+    folder = without_objects(scenes, tmp_path / "data")
+    run = DetectorRun(detector=DETECTOR, training=QUICK)
+    message = (
+        r"train\.json: none of the 8 images of the train split has an object \(left out: 1 less than 1 pixel.*"
+        r"a detector learns from boxes; annotate the images, or name another .*--data"
+    )
+    with pytest.raises(DataError, match=message):
+        train_detector(run, folder, tmp_path / "run", console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*boxes left out")
+def test_a_model_that_needs_no_boxes_says_that_there_are_none(data: Path, tmp_path: Path) -> None:
+    line = "no image of the train split has an annotated object: training a toy needs none"
+    for folder in (data, without_objects(data, tmp_path / "without")):
+        out = io.StringIO()
+        toy.run_toy(folder, tmp_path / f"run-{folder.name}", steps=2, console=Console(file=out))
+        assert (line in " ".join(out.getvalue().split())) == (folder != data)
 
 
 def test_no_steps_give_the_first_weights(data: Path, tmp_path: Path) -> None:

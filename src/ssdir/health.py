@@ -11,15 +11,20 @@ from collections.abc import Mapping, Sequence
 
 Row = dict[str, float]
 """A line of metrics.csv: column -> value."""
+JUDGED_FROM = 5
+"""Lines of metrics.csv from which a run is judged: medians and latents that stay collapsed are told from five of them.
+Before, only a gradient of zero is told, which is wrong in any line."""
 COLLAPSED = 1.1
 """Latents whose root mean square is below so many standard deviations of their posterior are hardly more than noise."""
 EXPLODED = 20.0
 """A KL of so many times its median is about to run away."""
 _LATENTS = ("what", "depth")
+_OBJECTS = ("health/present_per_image", "health/fired_per_image", "health/crops")
+"""Which column counts objects: the first of these that a model has."""
 
 
-def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool, str]:
-    """Whether a run looks healthy, and a line that says why.
+def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool | None, str]:
+    """Whether a run looks healthy (None: there is too little to judge), and a line that says why.
 
     Args:
         rows: the lines of metrics.csv so far, the newest last.
@@ -28,29 +33,38 @@ def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool, str
     Looked at: terms that moved by less than 1 % over the last quarter of the lines (once that is 5 lines), a
     gradient norm of 0 or 100 times its median, and, after 5 lines, a loss above its first value, no present object
     at all, a z_what (or a z_depth, where the image term is there to teach it) that is hardly more than its posterior's
-    noise over 5 lines, and a KL of 20 times its median.
+    noise over 5 lines, and a KL of 20 times its median. Before the 5th line (:data:`JUDGED_FROM`) nothing but a
+    gradient of 0 can be told, and no run is called healthy.
 
-    >>> health([{"step": 20.0, "loss": 1.0, "grad_norm": 2.0, "health/present_per_image": 3.25}], {})
+    >>> line = {"step": 20.0, "loss": 1.0, "grad_norm": 2.0, "health/present_per_image": 3.25}
+    >>> health([line] * 5, {})
     (True, 'healthy: present per image 3.25, gradient norm 2')
+    >>> health([line] * 3, {})
+    (None, 'too little to judge (3 of 5 lines of metrics): present per image 3.25, gradient norm 2')
     """
     row = rows[-1]
     shown = [f"{_words(name)} {value:.4g}" for name, value in row.items() if name.startswith("health/")]
     shown += [f"{name} KL {row[f'loss/{name}']:.4g}" for name in _LATENTS if f"loss/{name}" in row]
     shown.append(f"gradient norm {row['grad_norm']:.4g}")
     worries = [*_still(rows, weights), *_gradient_worries(rows), *_latent_worries(rows, weights)]
-    present = row.get("health/present_per_image", row.get("health/fired_per_image", 1.0))
-    if len(rows) >= 5 and present == 0:
+    objects = (row[name] for name in _OBJECTS if name in row)
+    enough = len(rows) >= JUDGED_FROM
+    if enough and next(objects, 1.0) == 0:
         worries.append("no object is present in any image")
-    if len(rows) >= 5 and row["loss"] > rows[0]["loss"]:
+    if enough and row["loss"] > rows[0]["loss"]:
         worries.append(f"the loss ({row['loss']:.4g}) is above where it began ({rows[0]['loss']:.4g})")
-    verdict = "look: " + "; ".join(worries) + " | " if worries else "healthy: "
-    return not worries, verdict + ", ".join(shown)
+    facts = ", ".join(shown)
+    if worries:
+        return False, f"look: {'; '.join(worries)} | {facts}"
+    if not enough:
+        return None, f"too little to judge ({len(rows)} of {JUDGED_FROM} lines of metrics): {facts}"
+    return True, f"healthy: {facts}"
 
 
 def _still(rows: Sequence[Row], weights: Mapping[str, float]) -> list[str]:
     """Terms that have not moved over the last quarter of the lines."""
-    last = rows[-max(len(rows) // 4, 5) :]
-    if len(rows) < 20:
+    last = rows[-max(len(rows) // 4, JUDGED_FROM) :]
+    if len(rows) < 4 * JUDGED_FROM:
         return []
     worries = []
     for name, weight in weights.items():
@@ -66,7 +80,7 @@ def _gradient_worries(rows: Sequence[Row]) -> list[str]:
     if norm == 0:
         return ["the gradient is zero"]
     usual = statistics.median(row["grad_norm"] for row in rows)
-    if len(rows) >= 5 and norm > 100 * usual:
+    if len(rows) >= JUDGED_FROM and norm > 100 * usual:
         return [
             f"the gradient norm ({norm:.4g}) is far above its usual {usual:.4g}: the run may be about to diverge"
         ]
@@ -75,15 +89,15 @@ def _gradient_worries(rows: Sequence[Row]) -> list[str]:
 
 def _latent_worries(rows: Sequence[Row], weights: Mapping[str, float]) -> list[str]:
     """Latents that say nothing, and KLs that run away."""
-    if len(rows) < 5:
+    if len(rows) < JUDGED_FROM:
         return []
     worries = []
     for name in _LATENTS:
-        ratios = [row[column] for row in rows[-5:] if (column := f"health/{name}_to_noise") in row]
+        ratios = [row[column] for row in rows[-JUDGED_FROM:] if (column := f"health/{name}_to_noise") in row]
         taught = (
             name == "what" or weights.get("image", 0.0) > 0
         )  # nothing but the merged image depends on the depth
-        if taught and len(ratios) == 5 and 0 < max(ratios) < COLLAPSED:
+        if taught and len(ratios) == JUDGED_FROM and 0 < max(ratios) < COLLAPSED:
             worries.append(
                 f"z_{name} is hardly more than noise ({ratios[-1]:.3g} times its sigma): it may have collapsed to the "
                 f"prior; a lower objective.{name} may help"

@@ -315,6 +315,8 @@ def _opening(
         f"({passes}), "
         f"{accelerator.device.type} {precision}{processes}"
     )
+    if isinstance(images, CachedDataset) and len(images.split.labels) == 0:
+        yield f"no image of the train split has an annotated object: training a {task.kind} needs none"
     if validation is None:
         yield "the data set has no val split: no validation"
     if start >= settings.steps > 0:

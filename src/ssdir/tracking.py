@@ -130,7 +130,7 @@ class Display:
     def __init__(self, console: Console, steps: int, start: int, active: bool = True) -> None:
         self.console, self.steps, self.active = console, steps, active
         self._since_health = self.HEALTH_EVERY
-        self._healthy = True
+        self._healthy: bool | None = None
         self._live: Live | None = None
         if active and console.is_terminal and steps > start:
             self._bar = Progress(
@@ -154,17 +154,16 @@ class Display:
         if self._live is not None:
             self._bar.update(self._task, completed=done)
 
-    def row(self, done: int, row: Row, seconds_left: float, healthy: bool, health_line: str) -> None:
-        """Show a line of metrics."""
+    def row(self, done: int, row: Row, seconds_left: float, healthy: bool | None, health_line: str) -> None:
+        """Show a line of metrics; ``healthy`` and ``health_line`` are what :func:`~ssdir.health.health` says."""
         if not self.active:
             return
         if self._live is not None:
             left = f"{row['images_per_second']:.1f} img/s  left {format_seconds(seconds_left)}"
             self._bar.update(self._task, completed=done, left=left)
             metrics = Text(f"loss {row['loss']:.4g} ({_terms(row)})  lr {row['lr']:.2g}")
-            self._live.update(
-                Group(self._bar, metrics, Text(health_line, style="green" if healthy else "yellow"))
-            )
+            style = "" if healthy is None else "green" if healthy else "yellow"
+            self._live.update(Group(self._bar, metrics, Text(health_line, style=style)))
         else:
             self.say(
                 f"step {done}/{self.steps}  loss {row['loss']:.4g} ({_terms(row)})  lr {row['lr']:.2g}  "

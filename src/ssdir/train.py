@@ -13,6 +13,7 @@ from typing import Unpack
 
 from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun
 from ssdir.data.folder import open_split
+from ssdir.data.split import require_objects
 from ssdir.data.streaming import StreamedScenes
 from ssdir.loop import LoopOptions, train
 from ssdir.machine import computes_in_bf16
@@ -48,11 +49,14 @@ def train_detector(
         imagenet_download: fetch that file (507 MiB) into the cache, checked by its hash.
 
     Raises:
-        ConfigError, DataError, TrainingError: see :func:`train`.
+        DataError: no image of the train split has an object; and see :func:`train`.
+        ConfigError, TrainingError: see :func:`train`.
     """
     from ssdir.detector.ssd import Detector
 
     source = data if isinstance(data, StreamedScenes) else open_split(data, "train")
+    if not isinstance(source, StreamedScenes):
+        require_objects(source)
     categories = source.categories
     if not run.detector.class_agnostic:
         run = replace(run, detector=replace(run.detector, n_classes=len(categories)))

@@ -372,6 +372,8 @@ def test_malformed_scenes(tmp_path: Path, change: Callable[[dict[str, Any]], Non
     [
         ("", "not valid JSON at byte 0"),
         ("[]", "not valid JSON at byte 0 .expected '{'"),
+        ("\ufeff", "not valid JSON at byte 3"),
+        ("\ufeff\ufeff{}", "not valid JSON at byte 3 .expected '{'"),
         ('{"info": {}}', "has no list 'scenes'"),
         ('{"scenes": {}}', "expected '\\['"),
         ('{"scenes": [1]}', r"scenes\[0\] is not a JSON object"),
@@ -403,16 +405,16 @@ def test_a_truncated_scene_file_at_every_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
-@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(("indent", "encoding"), [(None, "utf-8"), (1, "utf-8"), (1, "utf-8-sig")])
 def test_scenes_are_read_alike_in_blocks_of_any_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, indent: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, indent: int | None, encoding: str
 ) -> None:
     scenes = [scene_value("train", index, index) for index in range(4)]
     scenes[1]["image_filename"] = "kula-żółta-µ.png"
     scenes[2]["remark"] = 'quotes " and ] brackets } and \\ backslashes'
     value = {"info": [1, 2.5, {"scenes": [3]}], "scenes": scenes, "number": -12.5e-3}
     path = tmp_path / "scenes.json"
-    path.write_text(json.dumps(value, indent=indent, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=False), encoding=encoding)
     monkeypatch.setattr(clevr_scenes, "_BLOCK", block)
     told: list[tuple[int, int]] = []
     read = list(walk(path, lambda done, total: told.append((done, total))))

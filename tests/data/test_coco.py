@@ -62,6 +62,13 @@ def test_packed_objects(tmp_path: Path) -> None:
     assert split.dropped == {}
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, GOOD) / "annotations" / "train.json"
+    file.write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert open_split(tmp_path, "train").labels.tolist() == [2, 1, 0]
+
+
 def test_a_file_without_objects(tmp_path: Path) -> None:
     split = open_split(write_coco(tmp_path, {**GOOD, "annotations": []}), "train")
     assert split.boxes_xywh.shape == (0, 4) and len(split.images) == 3 and split.labels.dtype == np.int64

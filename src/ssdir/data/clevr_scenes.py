@@ -7,6 +7,7 @@ through once, with one scene in memory at a time, and where each scene lies in t
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ MOST_OBJECTS = 255
 """In a scene; a mask's pixel is a byte."""
 _LARGEST = 1e4  # of coordinates; anything beyond is no scene
 _BLOCK = 1 << 20
+_MARK = codecs.BOM_UTF8.decode("latin-1")
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def _short(value: Any) -> str:
 
 def _entries(reader: _Reader) -> Iterator[tuple[Place, Any]]:
     """The entries of the list ``scenes`` of a JSON object."""
+    reader.skip_mark()
     reader.take("{")
     found = False
     while True:
@@ -228,6 +231,13 @@ class _Reader:
         """What is in memory, the position in it, and the bytes of the file before it."""
         self.ended = False
         self.decoder = json.JSONDecoder()
+
+    def skip_mark(self) -> None:
+        """Go past a byte order mark, with which some editors begin a UTF-8 file."""
+        while len(self.text) < len(_MARK) and not self.ended:
+            self.more()
+        if self.text.startswith(_MARK):
+            self.at = len(_MARK)
 
     def peek(self) -> str:
         """The next character that is no space; "" at the end."""

@@ -155,3 +155,15 @@ def require_images(split: Split) -> None:
     missing = [entry.path for entry in split.images if not entry.path.is_file()]
     if missing:
         raise missing_images_error(split.source, missing, len(split.images))
+
+
+def require_objects(split: Split) -> None:
+    """Raise :class:`~ssdir.storage.DataError` where no image of a split has an object to learn from."""
+    if len(split.labels):
+        return
+    left_out = ", ".join(f"{number} {name}" for name, number in split.dropped.items())
+    raise DataError(
+        f"{split.source}: none of the {len(split.images)} images of the {split.name} split has an object"
+        f"{f' (left out: {left_out})' if left_out else ''}, and a detector learns from boxes; annotate the images, or "
+        "name another dataset folder with --data (ssdir data check DIR counts objects)"
+    )
