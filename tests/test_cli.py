@@ -128,6 +128,21 @@ def test_an_unknown_device_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "'tpu'" in capsys.readouterr().err
 
 
+def test_every_training_passes_its_device_on() -> None:
+    for words in (
+        "detector quickstart",
+        "teacher quickstart",
+        "ssdir quickstart",
+        "space quickstart",
+        "crop-vae mnist",
+    ):
+        detector = [] if words.startswith(("detector", "space")) else ["--detector", "R"]
+        command = parse(
+            ["train", *words.split(), "--out", "O", "--data", "D", *detector, "--device", "cuda:1"]
+        )
+        assert command.loop_options()["device"] == "cuda:1"
+
+
 def test_a_reader_that_went_away_is_not_success(tmp_path: Path) -> None:
     """What `set -o pipefail; ssdir data check DIR | head` must give when head has had enough."""
     script = (

@@ -36,10 +36,18 @@ class _Train:
     """Settings that may differ from the run that is resumed, e.g. training.steps."""
     track: tuple[Tracker, ...] = ()
     """Also log to these (metrics.csv is always written)."""
+    device: str = "auto"
+    """Where to train: auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps. Processes of torchrun take
+    a GPU each (auto, cuda), or the CPU (cpu). A checkpoint's training.json tells which kind it was."""
 
     def loop_options(self) -> dict[str, Any]:
         """The options of :func:`ssdir.train.train` itself."""
-        options = {"resume": self.resume, "allow_changed": self.allow_changed, "track": self.track}
+        options = {
+            "resume": self.resume,
+            "allow_changed": self.allow_changed,
+            "track": self.track,
+            "device": self.device,
+        }
         return options | ({"validation": self.data} if self.scenes else {})
 
     def images(self) -> Any:
