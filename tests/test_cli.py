@@ -128,6 +128,21 @@ def test_an_unknown_device_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "'tpu'" in capsys.readouterr().err
 
 
+def test_every_training_passes_its_device_on() -> None:
+    for words in (
+        "detector quickstart",
+        "teacher quickstart",
+        "ssdir quickstart",
+        "space quickstart",
+        "crop-vae mnist",
+    ):
+        detector = [] if words.startswith(("detector", "space")) else ["--detector", "R"]
+        command = parse(
+            ["train", *words.split(), "--out", "O", "--data", "D", *detector, "--device", "cuda:1"]
+        )
+        assert command.loop_options()["device"] == "cuda:1"
+
+
 def test_a_reader_that_went_away_is_not_success(tmp_path: Path) -> None:
     """What `set -o pipefail; ssdir data check DIR | head` must give when head has had enough."""
     script = (
@@ -146,6 +161,20 @@ def test_a_reader_that_went_away_is_not_success(tmp_path: Path) -> None:
     [
         ("data mnist-scenes --out d", "name a preset first, such as: ssdir data mnist-scenes main --out d"),
         ("train detector foo", "ssdir train detector has no preset 'foo'"),
+        (
+            "train space --out o",
+            "such as: ssdir train space quickstart --out o\n"
+            "       for a laptop: quickstart; for a GPU: published, published-3d-room, mnist, clevr\n",
+        ),
+        ("train spair --out o", "such as: ssdir train spair quickstart"),
+        ("train slot-attention --out o", "such as: ssdir train slot-attention quickstart"),
+        ("train crop-vae --out o", "such as: ssdir train crop-vae quickstart"),
+        (
+            "train detector --out o",
+            "such as: ssdir train detector quickstart --out o\n"
+            "       for a laptop: quickstart, small; for a GPU: mnist, clevr, wider\n",
+        ),
+        ("tune --out o", "such as: ssdir tune quickstart --out o\n       for a laptop: quickstart, small;"),
         ("--data d", "name a command first"),
     ],
 )

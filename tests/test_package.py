@@ -14,6 +14,7 @@ import pytest
 import ssdir
 from ssdir.cli import main
 from ssdir.detector.ssd import Detector
+from ssdir.extras import how_to_install
 from ssdir.model.latents import Objects
 from ssdir.model.ssdir import SSDIR
 
@@ -80,7 +81,7 @@ def test_a_missing_extra_is_told_in_a_line_and_other_modules_are_not_hidden(
 
         return work
 
-    told = ModuleNotFoundError('tracking needs wandb: pip install "ssdir[track]"')
+    told = ModuleNotFoundError(f"tracking needs wandb: {how_to_install('track')}")
     monkeypatch.setattr("ssdir.info.print_environment", fail(told))
     assert main(["info"]) == 1
     assert capsys.readouterr().err == f"error: {told}\n"

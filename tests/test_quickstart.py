@@ -28,6 +28,7 @@ from ssdir.config import (
     TeacherRun,
 )
 from ssdir.evaluate.settings import EvaluationConfig
+from ssdir.extras import how_to_install
 from ssdir.presets import PRESETS, Preset
 from ssdir.quickstart import _Stages, evaluate_run, quickstart
 from ssdir.storage import DataError, read_json, write_json
@@ -370,6 +371,6 @@ def test_what_evaluation_needs_is_asked_for_first(
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["quickstart", "--out", str(tmp_path / "out")]) == 1
     assert main(["evaluate", str(done / "ssdir"), "--out", str(tmp_path / "out")]) == 1
-    line = 'error: evaluation needs scikit-learn and matplotlib: pip install "ssdir[eval]"\n'
+    line = f"error: evaluation needs scikit-learn and matplotlib: {how_to_install('eval')}\n"
     assert capsys.readouterr().err == 2 * line
     assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from ssdir.config import ConfigError
+from ssdir.extras import how_to_install
 from ssdir.health import health
 from ssdir.storage import DataError
 from ssdir.tracking import Display, MetricsFile, Recorder, make_trackers, read_metrics
@@ -184,10 +186,10 @@ def test_unknown_and_missing_trackers_say_what_to_do(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match="no tracker 'wandbb'; choose from tensorboard, wandb"):
         make_trackers(["wandbb"], tmp_path, 0, {})
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r'pip install "ssdir\[track\]"'):
+    with pytest.raises(ConfigError, match=re.escape(how_to_install("track"))):
         make_trackers(["wandb"], tmp_path, 0, {})
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r'pip install "ssdir\[track\]"'):
+    with pytest.raises(ConfigError, match=re.escape(how_to_install("track"))):
         make_trackers(["tensorboard"], tmp_path, 0, {})
 
 

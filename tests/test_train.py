@@ -189,6 +189,11 @@ def test_precision_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -
     assert not computes_in_bf16("auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert computes_in_bf16("auto")
+    assert not computes_in_bf16("auto", "mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)  # such as a V100
+    assert not computes_in_bf16("auto") and not computes_in_bf16("auto", "cuda:1")
+    assert computes_in_bf16("auto", "cpu")
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------
@@ -493,6 +498,33 @@ def test_batch_that_processes_cannot_share_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda self: 3))
     with pytest.raises(ConfigError, match=r"batch_size 4 cannot be shared by 3 processes.*multiple of 6"):
         _accelerator(replace(toy.SETTINGS, accumulate=2))
+
+
+def test_a_named_device_is_taken_for_one_run_and_an_absent_one_before_anything_is_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = replace(toy.SETTINGS, precision="fp32")
+    assert _accelerator(plain, "meta").device == torch.device("meta")
+    assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+    assert _accelerator(plain).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    toy.run_toy(data, tmp_path / "run", steps=2, device="cpu")
+    assert read_json(tmp_path / "run/checkpoints/step_000002/training.json")["device"] == "cpu"
+    with pytest.raises(ConfigError, match="device 'tpu' cannot be used here"):
+        toy.run_toy(data, tmp_path / "other", steps=2, device="tpu")
+    assert not (tmp_path / "other").exists()
+    with monkeypatch.context() as patched:  # where there is a GPU
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        assert _accelerator(plain, "cpu").device.type == "cpu"
+
+
+def test_processes_that_share_a_training_take_no_single_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for device in ("cuda:1", "mps"):
+        with pytest.raises(ConfigError, match=rf"--device {device} names one .* by CUDA_VISIBLE_DEVICES"):
+            _accelerator(toy.SETTINGS, device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
+        _accelerator(toy.SETTINGS, "cuda")
 
 
 # -- the two tasks -----------------------------------------------------------------------------------------------

@@ -129,10 +129,10 @@ class ToyTask(Task):
 
 
 def run_toy(data: Path, out: Path, task: ToyTask | None = None, **changes: Any) -> ToyTask:
-    """Train a toy; ``resume``, ``allow_changed``, ``track`` and ``console`` go to train, others are settings."""
-    ours = {
-        name: changes.pop(name) for name in ("resume", "allow_changed", "track", "console") if name in changes
-    }
+    """Train a toy; ``resume``, ``allow_changed``, ``track``, ``console`` and ``device`` go to train, others are
+    settings."""
+    options = ("resume", "allow_changed", "track", "console", "device")
+    ours = {name: changes.pop(name) for name in options if name in changes}
     task = task or ToyTask()
     ours.setdefault("console", Console(quiet=True))
     train(task, DetectorRun(training=replace(SETTINGS, **changes)), data, out, **ours)

@@ -196,9 +196,7 @@ def _commands() -> Node:
                 "Train a detector, then SSDIR on it (with a teacher in between, if you like); or a baseline.",
                 words=train_commands(),
             ),
-            "tune": Node(
-                "Search for settings of SSDIR; name a preset.", words=tune_commands(), noun="preset"
-            ),
+            "tune": tune_commands(),
             "ablate": leaf(Ablate),
             "evaluate": leaf(Evaluate),
             "compare": leaf(Compare),
@@ -244,7 +242,8 @@ def parse(arguments: Sequence[str]) -> Any:
             _refuse(f"{' '.join(program)} has no {node.noun} {rest[0]!r}{hint}", program)
         if rest and rest[0] not in ("-h", "--help"):
             words = " ".join([*program, next(iter(node.words)), *rest])
-            _refuse(f"name a {node.noun} first, such as: {words}", program)
+            advice = f"\n       {node.advice}" if node.advice else ""
+            _refuse(f"name a {node.noun} first, such as: {words}{advice}", program)
         stubs = {name: _stub(word.help) for name, word in node.words.items() if word.listed}
         tyro.extras.subcommand_cli_from_dict(
             stubs, prog=" ".join(program), description=node.help, args=rest or ["--help"]

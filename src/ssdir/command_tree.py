@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from ssdir.presets import laptop_first, who_trains
+
 Configuration = TypeVar("Configuration")
 Unprefixed = Annotated[Configuration, tyro.conf.arg(name="")]
 """A nested configuration whose options carry its own fields' names only: --training.steps, not --run.training.steps."""
@@ -25,8 +27,16 @@ class Node:
     words: Mapping[str, Node] = field(default_factory=dict)
     noun: str = "command"
     """What the further words are."""
+    advice: str = ""
+    """What to know before one of them is chosen."""
     listed: bool = True
     """Whether the help of the word before names it; where many are alike, that help tells their pattern instead."""
+
+
+def preset_choice(help: str, presets: Mapping[str, Node]) -> Node:
+    """A word after which one of SSDIR's or a baseline's presets is named: those for a laptop come first."""
+    words = {name: presets[name] for name in laptop_first(presets)}
+    return Node(help, words=words, noun="preset", advice=who_trains(words))
 
 
 def leaf(kind: type) -> Node:

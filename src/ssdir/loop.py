@@ -26,7 +26,7 @@ from ssdir.data.streaming import Images, StreamedScenes
 from ssdir.detector.cache import CacheSettings, FeatureCache, require_memory
 from ssdir.feed import Feed, describe_images, open_images
 from ssdir.health import Row
-from ssdir.machine import computes_in_bf16, keep_freed_memory
+from ssdir.machine import choose_device, computes_in_bf16, keep_freed_memory
 from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.model.terms import Terms
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
@@ -65,6 +65,9 @@ class LoopOptions(TypedDict, total=False):
     """``tensorboard`` and ``wandb``, beside metrics.csv."""
     console: Console | None
     """Where progress goes; default the standard output."""
+    device: str
+    """Where to train: ``auto`` (a GPU where there is one, else the CPU), or a device's name, as
+    :func:`ssdir.machine.choose_device` takes it. Of several processes each takes a GPU of its own, or all the CPU."""
     observe: Callable[[int, Row], None] | None
     """Is told the finished steps and the line of metrics of each validation, in the first process; what it raises ends
     the run."""
@@ -81,6 +84,7 @@ def train(
     allow_changed: Iterable[str] = (),
     track: Iterable[str] = (),
     console: Console | None = None,
+    device: str = "auto",
     observe: Callable[[int, Row], None] | None = None,
 ) -> Path:
     """Train a task's network and write the run folder ``out``; returns it.
@@ -94,18 +98,19 @@ def train(
             at the task's image size.
         out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model. Several
             machines must see the same one: the first process writes it, all read it when they resume.
-        validation, resume, allow_changed, track, console, observe: see :class:`LoopOptions`.
+        validation, resume, allow_changed, track, console, device, observe: see :class:`LoopOptions`.
 
     Raises:
-        ConfigError: a folder that holds another run, changed settings, a batch that processes cannot share.
+        ConfigError: a device that is not here, a folder that holds another run, changed settings, a batch that
+            processes cannot share.
         DataError: a data set or checkpoint that cannot be read, a full disk.
         TrainingError: a loss or gradient that is not finite.
     """
     settings = run_config.training
     augmentation = run_config.augmentation if isinstance(run_config, DetectorRun) else AugmentationConfig()
-    accelerator = _accelerator(settings)
-    device, writes = accelerator.device, accelerator.is_main_process
-    if device.type == "cpu":
+    accelerator = _accelerator(settings, device)
+    place, writes = accelerator.device, accelerator.is_main_process
+    if place.type == "cpu":
         keep_freed_memory()
     # The first process of every machine builds the cache, the others find it. Machines may have disks of their own;
     # where they share one, each writes the same file under a name of its own first.
@@ -126,9 +131,9 @@ def train(
         torch.nn.utils.convert_conv2d_weight_memory_format(task.model, torch.channels_last)
     if settings.compile:
         task.compile_networks()
-    task.to(device)
+    task.to(place)
     network, optimizer = accelerator.prepare(
-        task, make_optimizer(task.model, settings, device, task.optimizer_groups())
+        task, make_optimizer(task.model, settings, place, task.optimizer_groups())
     )
     average = MovingAverage(task.model, settings.ema_decay)
     window = Window()
@@ -182,7 +187,7 @@ def train(
             # before anything is saved.
             values = window.add(micro_terms, grad_norm)
             guard.note(done, values, image_ids)
-            if device.type == "cpu" or logs or saves:
+            if place.type == "cpu" or logs or saves:
                 guard.check()
             optimizer.step()
             optimizer.zero_grad()
@@ -218,18 +223,24 @@ def train(
 # -- devices, data and settings ----------------------------------------------------------------------------------
 
 
-def _accelerator(settings: TrainingConfig) -> Accelerator:
+def _accelerator(settings: TrainingConfig, device: str = "auto") -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import patch_environment
 
-    # Accelerate's state outlives a run and pins its precision; the next run in this process may have another.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        # Of processes that torchrun starts, Accelerate tells none of the others unless it is told that there is no GPU.
-        cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
-        mixed_precision="bf16" if computes_in_bf16(settings.precision) else "no",
-        gradient_accumulation_steps=settings.accumulate,
-    )
+    shared = "LOCAL_RANK" in os.environ
+    named = _named_device(device, shared)
+    # Accelerate's state outlives a run and pins its precision and device; the next run in this process may have others.
+    # Processes that share a training keep theirs, which holds the connection between them.
+    AcceleratorState._reset_state(reset_partial_state=not shared)
+    with patch_environment(**({} if named is None else {"ACCELERATE_TORCH_DEVICE": named})):
+        accelerator = Accelerator(
+            # Of processes that torchrun starts, Accelerate tells none of the others unless it is told that there is no
+            # GPU, or that none is wanted.
+            cpu=device == "cpu" or (shared and not torch.accelerator.is_available()),
+            mixed_precision="bf16" if computes_in_bf16(settings.precision, device) else "no",
+            gradient_accumulation_steps=settings.accumulate,
+        )
     parts = accelerator.num_processes * settings.accumulate
     if settings.batch_size % parts:
         raise ConfigError(
@@ -237,6 +248,29 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
             f"training.accumulate {settings.accumulate}; take a multiple of {parts}"
         )
     return accelerator
+
+
+def _named_device(device: str, shared: bool) -> str | None:
+    """The device for Accelerate to take, or None where it chooses; ``shared``: processes share the training.
+
+    Raises:
+        ConfigError: it is not here; or one device is named, and several processes would all take it.
+    """
+    if device == "auto":
+        return None
+    if shared:
+        if device not in ("cpu", "cuda"):
+            raise ConfigError(
+                f"--device {device} names one device, and every process of a training takes its own; give cpu or cuda, "
+                "and choose among GPUs by CUDA_VISIBLE_DEVICES"
+            )
+        if device == "cuda" and not torch.cuda.is_available():
+            choose_device(device)
+        return None
+    chosen = choose_device(device)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # where kernels are launched
+    return device
 
 
 def _cache_settings(

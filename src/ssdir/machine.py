@@ -77,15 +77,21 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def computes_in_bf16(precision: Literal["auto", "fp32", "bf16"]) -> bool:
-    """What ``precision`` means here: ``auto`` is bf16 where the processor has instructions for it."""
+def computes_in_bf16(precision: Literal["auto", "fp32", "bf16"], device: str = "auto") -> bool:
+    """What ``precision`` means here: ``auto`` is bf16 where the processor has instructions for it.
+
+    Args:
+        precision: as in the settings of a training.
+        device: a device's name, such as ``cpu`` or ``cuda:1``; ``auto``: a GPU where there is one.
+    """
     import torch
 
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
+    kind = device.partition(":")[0]
+    if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available():
+    if kind == "mps" or (kind == "auto" and torch.backends.mps.is_available()):
         return False
     return _cpu_computes_in_bf16()
 

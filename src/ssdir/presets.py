@@ -7,6 +7,7 @@ material to the last digit; what that table is silent about (optimizer, schedule
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ssdir.config import (
@@ -38,6 +39,33 @@ class Preset:
     ssdir: SSDIRRun
     teacher: TeacherRun | None = None
     """The warm start of the what encoder (None: none, as in the paper)."""
+
+
+LAPTOP = ("quickstart", "small")
+"""Presets, of SSDIR and of baselines, that a laptop's CPU trains; the others want a GPU."""
+
+
+def laptop_first(names: Iterable[str]) -> list[str]:
+    """Names of presets, those that a laptop trains before the others.
+
+    >>> laptop_first(["mnist", "clevr", "quickstart"])
+    ['quickstart', 'mnist', 'clevr']
+    """
+    return sorted(names, key=lambda name: name not in LAPTOP)
+
+
+def who_trains(names: Iterable[str]) -> str:
+    """Which of some presets a laptop trains, and which want a GPU, in words.
+
+    >>> who_trains(["mnist", "clevr", "quickstart"])
+    'for a laptop: quickstart; for a GPU: mnist, clevr'
+    """
+    names = list(names)
+    kinds = {
+        "for a laptop": [name for name in names if name in LAPTOP],
+        "for a GPU": [name for name in names if name not in LAPTOP],
+    }
+    return "; ".join(f"{kind}: {', '.join(these)}" for kind, these in kinds.items() if these)
 
 
 # Optimizer, schedule and length of the detector's training are not in the paper; Adam 1e-3 and batch 32 are the

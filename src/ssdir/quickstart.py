@@ -15,6 +15,7 @@ from ssdir.config import ConfigError, ScenesConfig
 from ssdir.console import progress_bar
 from ssdir.data.multiscale_mnist import generate
 from ssdir.evaluate.protocol import EvaluationConfig, evaluate
+from ssdir.extras import how_to_install
 from ssdir.machine import choose_device
 from ssdir.model.registry import load_model
 from ssdir.model.ssdir import SSDIR
@@ -128,7 +129,7 @@ def require_evaluation() -> None:
     needed = {"sklearn": "scikit-learn", "faster_coco_eval": "faster-coco-eval", "matplotlib": "matplotlib"}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise ConfigError(f'evaluation needs {" and ".join(missing)}: pip install "ssdir[eval]"')
+        raise ConfigError(f"evaluation needs {' and '.join(missing)}: {how_to_install('eval')}")
 
 
 def evaluate_run(

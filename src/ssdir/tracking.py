@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from ssdir.config import ConfigError
+from ssdir.extras import how_to_install
 from ssdir.health import Row, health
 from ssdir.storage import DataError, atomic_write
 
@@ -219,7 +220,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise ConfigError('tracking with tensorboard needs: pip install "ssdir[track]"') from error
+            raise ConfigError(f"tracking with tensorboard needs: {how_to_install('track')}") from error
         self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
 
     def log(self, step: int, row: Row) -> None:
@@ -245,7 +246,7 @@ class WandB:
         try:
             import wandb
         except ModuleNotFoundError as error:
-            raise ConfigError('tracking with wandb needs: pip install "ssdir[track]"') from error
+            raise ConfigError(f"tracking with wandb needs: {how_to_install('track')}") from error
         id_file = run / "wandb_id"
         if not id_file.is_file():
             atomic_write(id_file, secrets.token_hex(8))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ssdir.command_tree import Node, Unprefixed, with_defaults
+from ssdir.command_tree import Node, Unprefixed, preset_choice, with_defaults
 from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun
 from ssdir.model.baselines.kinds import BASELINES, BaselineKind
 from ssdir.presets import PRESETS, named_scenes
@@ -36,10 +36,18 @@ class _Train:
     """Settings that may differ from the run that is resumed, e.g. training.steps."""
     track: tuple[Tracker, ...] = ()
     """Also log to these (metrics.csv is always written)."""
+    device: str = "auto"
+    """Where to train: auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps. Processes of torchrun take
+    a GPU each (auto, cuda), or the CPU (cpu). A checkpoint's training.json tells which kind it was."""
 
     def loop_options(self) -> dict[str, Any]:
         """The options of :func:`ssdir.train.train` itself."""
-        options = {"resume": self.resume, "allow_changed": self.allow_changed, "track": self.track}
+        options = {
+            "resume": self.resume,
+            "allow_changed": self.allow_changed,
+            "track": self.track,
+            "device": self.device,
+        }
         return options | ({"validation": self.data} if self.scenes else {})
 
     def images(self) -> Any:
@@ -165,9 +173,9 @@ class TrainOnDetector(TrainBaseline):
 def train_commands() -> dict[str, Node]:
     """The words after ``ssdir train``."""
     about = {
-        "mnist": "the paper's MNIST column, 300 px",
-        "clevr": "the paper's CLEVR column, 300 px",
-        "wider": "the paper's WIDER column, 300 px",
+        "mnist": "the paper's MNIST column, 300 px; wants a GPU",
+        "clevr": "the paper's CLEVR column, 300 px; wants a GPU",
+        "wider": "the paper's WIDER column, 300 px; wants a GPU",
         "quickstart": "digits at 128 px, for a CPU",
         "small": "your own photographs at 192 px, for a laptop; the detector tells their classes",
     }
@@ -185,11 +193,9 @@ def train_commands() -> dict[str, Node]:
         for name, item in PRESETS.items()
     }
     return {
-        "detector": Node("Train an SSD detector; name a preset.", words=detectors, noun="preset"),
-        "teacher": Node(
-            "Train a teacher that gives SSDIR a quick start; name a preset.", words=teachers, noun="preset"
-        ),
-        "ssdir": Node("Train SSDIR on a trained detector; name a preset.", words=models, noun="preset"),
+        "detector": preset_choice("Train an SSD detector; name a preset.", detectors),
+        "teacher": preset_choice("Train a teacher that gives SSDIR a quick start; name a preset.", teachers),
+        "ssdir": preset_choice("Train SSDIR on a trained detector; name a preset.", models),
         **{name: _baseline(name, kind) for name, kind in BASELINES.items()},
     }
 
@@ -199,7 +205,7 @@ def _baseline(name: str, kind: BaselineKind) -> Node:
         key: Node(item.help, command=_baseline_command(name, kind, item.run))
         for key, item in kind.presets.items()
     }
-    return Node(f"Train {kind.about}; name a preset.", words=presets, noun="preset")
+    return preset_choice(f"Train {kind.about}; name a preset.", presets)
 
 
 def _baseline_command(name: str, kind: BaselineKind, run: Any) -> Callable[[], Any]:

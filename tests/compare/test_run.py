@@ -13,6 +13,7 @@ from tests.evaluate.test_protocol import SMALL, make_dataset
 
 from ssdir.cli import main
 from ssdir.compare import run as comparing
+from ssdir.compare.run import _folder_name
 from ssdir.config import ModelConfig
 from ssdir.detector.ssd import Detector
 from ssdir.model.baselines.crop_config import CropVAEConfig
@@ -83,7 +84,8 @@ def test_a_comparison_from_the_command_line(data, saved, tmp_path, capsys, monke
     assert "the folder holds no checkpoint, which would tell" in shown
     for ending in ("md", "csv", "tex", "json", "png", "pdf"):
         assert (out / f"comparison.{ending}").stat().st_size > 0
-    assert evaluated == ["SSDIR-one", "the-other"]
+    named = [_folder_name("SSDIR (one)"), _folder_name("the other")]
+    assert evaluated == named and [name[:9] for name in named] == ["SSDIR-one", "the-other"]
 
     # The same weights under two names: the same figures and intervals.
     first = figures(out)
@@ -99,9 +101,25 @@ def test_a_comparison_from_the_command_line(data, saved, tmp_path, capsys, monke
         next(model.decoder.parameters()).mul_(2.0)
     model.save_pretrained(twin)
     assert compare(data, out, *words) == 0
-    assert evaluated == ["the-other"]
+    assert evaluated == named[1:]
     assert figures(out)["SSDIR (one)"] == first["SSDIR (one)"]
     assert figures(out)["the other"]["image_mse"] != first["the other"]["image_mse"]
+
+
+def test_names_that_look_alike_have_folders_of_their_own(data, saved, tmp_path):
+    twin, out = tmp_path / "two", tmp_path / "out"
+    shutil.copytree(saved, twin)
+    assert compare(data, out, "--name", f"ours (b)={saved}", f"ours [b]={twin}", "--limit", 2) == 0
+    made = sorted(item.name for item in (out / "evaluations").iterdir())
+    assert made == sorted([_folder_name("ours (b)"), _folder_name("ours [b]")]) and len(set(made)) == 2
+
+
+def test_folders_of_evaluations_depend_on_the_name_alone_and_are_valid():
+    names = ["a", "a ", " a", "a/b", "a-b", "a b", "..", ".", "", "-", "żółw", "x" * 300, "x" * 301]
+    folders = [_folder_name(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert folders[0] == "a" and folders[4] == "a-b" and folders[10] == "żółw"
+    assert all(0 < len(folder) <= 70 and folder[0] != "." and "/" not in folder for folder in folders)
 
 
 def test_models_of_several_kinds_and_true_boxes(data, saved, tmp_path):

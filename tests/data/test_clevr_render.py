@@ -19,6 +19,7 @@ from ssdir.data.clevr import annotate, convert
 from ssdir.data.clevr_geometry import SHAPES, clevr_solids
 from ssdir.data.clevr_placement import PlacedScene, make_scene
 from ssdir.data.clevr_render import build, camera, mitsuba, render, solid_mesh
+from ssdir.extras import how_to_install
 from ssdir.storage import DataError, read_json
 
 SMALL = ["--width", "48", "--height", "32", "--samples", "2", "--workers", "1"]
@@ -26,7 +27,7 @@ SMALL = ["--width", "48", "--height", "32", "--samples", "2", "--workers", "1"]
 
 @pytest.fixture(scope="module")
 def scene() -> PlacedScene:
-    pytest.importorskip("mitsuba", reason='pip install "ssdir[render]" to test rendering')
+    pytest.importorskip("mitsuba", reason="the extra render is needed to test rendering")
     scenes = (make_scene(0, "val", index, 120, 80) for index in range(100))
     return next(
         each
@@ -168,7 +169,7 @@ def test_without_mitsuba_the_error_says_what_to_type(
 ) -> None:
     monkeypatch.setitem(sys.modules, "mitsuba", None)
     assert main(["data", "clevr-like", "--out", str(tmp_path / "set"), *SMALL]) == 1
-    assert 'pip install "ssdir[render]"' in capsys.readouterr().err
+    assert how_to_install("render") in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 

@@ -7,6 +7,7 @@ images, its probe learns from as many objects. ``docs/compare.md`` tells what th
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ from ssdir.figures.style import save
 from ssdir.machine import choose_device
 from ssdir.model.registry import load_model
 from ssdir.storage import DataError, atomic_write, read_json, write_json
+
+_LONGEST_NAME = 60
+"""Characters of a model's name in a folder's."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def _evaluated(
     model = _load(contender, device)
     assert settings.split is not None
     record = record_of(model, data, settings.split, settings)
-    own = out / "evaluations" / (re.sub(r"[^\w.-]+", "-", described.name).strip("-") or "model")
+    own = out / "evaluations" / _folder_name(described.name)
     folder = next((place for place in (own, contender.run / "evaluation") if _fits(place, record)), None)
     if folder is None:
         folder = own
@@ -169,6 +173,20 @@ def _evaluated(
         **training_time(contender.run),
     }
     return _Evaluated(dataclasses.replace(described, figures=facts), Samples.load(folder), metrics)
+
+
+def _folder_name(name: str) -> str:
+    """The folder of a model's evaluation: its name, and where that holds what a folder's name should not, a few digits
+    of a hash of it, so that no two names share one, whatever else is compared.
+
+    >>> _folder_name("SPACE"), _folder_name("SPACE (b)"), _folder_name("SPACE [b]"), _folder_name("?")
+    ('SPACE', 'SPACE-b-387d50c1', 'SPACE-b-c9244ea0', 'model-8a8de823')
+    """
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    if plain == name and 0 < len(name) <= _LONGEST_NAME:
+        return plain
+    digits = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain[:_LONGEST_NAME] or 'model'}-{digits}"
 
 
 def _fits(folder: Path, record: dict[str, Any]) -> bool:

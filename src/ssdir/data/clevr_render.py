@@ -1,4 +1,4 @@
-"""Pictures of CLEVR-like scenes, by Mitsuba 3 (``pip install "ssdir[render]"``).
+"""Pictures of CLEVR-like scenes, by Mitsuba 3 (extra ``render``).
 
 Solids, camera, lamps and colours are those of CLEVR (Johnson et al., CVPR 2017; clevr-dataset-gen), whose pictures
 Blender's Cycles rendered; lamp powers become radiances by Cycles' own rules. Three things are ours: rubber (diffuse
@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ssdir.data.clevr_geometry import FOCAL_SHARE, outlines, paint
 from ssdir.data.clevr_placement import BEHIND, COLORS, LAMPS, RIGHT, PlacedScene
 from ssdir.data.denoise import denoise
+from ssdir.extras import how_to_install
 from ssdir.storage import DataError
 
 # Cycles: a square lamp of power P (its "strength") and area A has the radiance P / (4 A).
@@ -64,7 +65,7 @@ def mitsuba() -> Any:
         import mitsuba as mi
     except ImportError as error:
         raise DataError(
-            f'rendering CLEVR-like scenes needs Mitsuba 3 ({error}): pip install "ssdir[render]"'
+            f"rendering CLEVR-like scenes needs Mitsuba 3 ({error}): {how_to_install('render')}"
         ) from error
     if mi.variant() != "scalar_rgb":
         mi.set_variant("scalar_rgb")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ssdir.extras import how_to_install
 from ssdir.storage import DataError
 
 _REMEDY = "copy or download the file again"
@@ -162,7 +163,7 @@ def parse_mat(data: bytes, file: str) -> list[WiderImage]:
         from scipy.io.matlab import MatReadError
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f'reading {file} needs scipy: pip install "ssdir[eval]" (or take the text files, '
+            f"reading {file} needs scipy: {how_to_install('eval')} (or take the text files, "
             "wider_face_{train,val}_bbx_gt.txt)"
         ) from error
     try:

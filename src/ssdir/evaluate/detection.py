@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssdir.extras import how_to_install
+
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 """COCO's recall levels, at which precision is read."""
 
@@ -68,7 +70,7 @@ def average_precision(
 
     Raises:
         ValueError: when only one of ``labels`` and ``truth_labels`` is given.
-        ModuleNotFoundError: without faster-coco-eval (``pip install "ssdir[eval]"``).
+        ModuleNotFoundError: without faster-coco-eval (extra ``eval``).
 
     Source: Lin et al., "Microsoft COCO: Common Objects in Context" (2014), with the evaluation code of its API.
 
@@ -146,7 +148,7 @@ def _judge(
         from faster_coco_eval import COCO, COCOeval_faster
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'average precision needs faster-coco-eval: pip install "ssdir[eval]"', name=error.name
+            f"average precision needs faster-coco-eval: {how_to_install('eval')}", name=error.name
         ) from error
     dataset = {
         "images": [{"id": i, "width": 1, "height": 1} for i in range(1, n_images + 1)],

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssdir.boxes import iou_matrix
+from ssdir.extras import how_to_install
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def match_one_image(
     linear assignment settles both aims.
 
     Raises:
-        ModuleNotFoundError: without SciPy (``pip install "ssdir[eval]"``).
+        ModuleNotFoundError: without SciPy (extra ``eval``).
 
     >>> match_one_image(np.array([[0.9, 0.8], [0.7, 0.0]]))  # two pairs beat the single best one
     (array([0, 1]), array([1, 0]))
@@ -86,7 +87,7 @@ def match_one_image(
         from scipy.optimize import linear_sum_assignment
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'matching needs SciPy: pip install "ssdir[eval]"', name=error.name
+            f"matching needs SciPy: {how_to_install('eval')}", name=error.name
         ) from error
     allowed = iou >= iou_threshold
     bonus = min(iou.shape) + 1.0

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from ssdir.extras import how_to_install
+
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Inverse regularisation strengths C among which cross-validation chooses."""
 
@@ -60,7 +62,7 @@ def fit_probe(
 
     Raises:
         ValueError: when the labels hold fewer than two classes.
-        ModuleNotFoundError: without scikit-learn (``pip install "ssdir[eval]"``).
+        ModuleNotFoundError: without scikit-learn (extra ``eval``).
 
     >>> what = np.array([[0.0], [0.1], [0.2], [1.0], [1.1], [1.2]])
     >>> fit_probe(what, np.array([3, 3, 3, 7, 7, 7])).predict(np.array([[-1.0], [2.0]]))
@@ -122,7 +124,7 @@ def _fit(inputs: np.ndarray, labels: np.ndarray, strength: float, max_iterations
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'the probe needs scikit-learn: pip install "ssdir[eval]"', name=error.name
+            f"the probe needs scikit-learn: {how_to_install('eval')}", name=error.name
         ) from error
     # One thread: these products are small, and BLAS threads that spin on a busy machine made this 100 times slower.
     with warnings.catch_warnings(), threadpool_limits(1):

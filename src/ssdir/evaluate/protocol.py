@@ -60,7 +60,7 @@ def evaluate(
         DataError: the folder cannot be read, or has no annotated split; the probe's data has other attributes or
             categories.
         ConfigError: there is no split of the name asked for; the model takes no true boxes.
-        ModuleNotFoundError: without the ``eval`` extra (``pip install "ssdir[eval]"``).
+        ModuleNotFoundError: without the extra ``eval``.
     """
     config = config or EvaluationConfig()
     data = Path(data)

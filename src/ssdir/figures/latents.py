@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssdir.extras import how_to_install
 from ssdir.figures.overlay import to_bytes
 from ssdir.figures.style import INK, MUTED, PALETTE, TEXT_WIDTH, bare, new_figure, style
 
@@ -100,7 +101,7 @@ def layout(
     Inputs are standardised. Fewer than ten vectors are always laid out by their principal components.
 
     Raises:
-        ModuleNotFoundError: t-SNE without scikit-learn (``pip install "ssdir[eval]"``).
+        ModuleNotFoundError: t-SNE without scikit-learn (extra ``eval``).
     """
     scale = what.std(axis=0)
     inputs = (what - what.mean(axis=0)) / np.where(scale > 1e-12, scale, 1.0)
@@ -118,7 +119,7 @@ def layout(
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            't-SNE needs scikit-learn: pip install "ssdir[eval]"', name=error.name
+            f"t-SNE needs scikit-learn: {how_to_install('eval')}", name=error.name
         ) from error
     with threadpool_limits(1):
         return TSNE(

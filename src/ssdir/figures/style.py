@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssdir.extras import how_to_install
 from ssdir.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ def style() -> Iterator[None]:
     """The package's look, inside the ``with`` block only.
 
     Raises:
-        ModuleNotFoundError: without matplotlib (``pip install "ssdir[eval]"``).
+        ModuleNotFoundError: without matplotlib (extra ``eval``).
     """
     try:
         import matplotlib
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'figures need matplotlib: pip install "ssdir[eval]"', name=error.name
+            f"figures need matplotlib: {how_to_install('eval')}", name=error.name
         ) from error
     with matplotlib.rc_context(_SETTINGS):
         yield

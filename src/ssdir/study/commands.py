@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ssdir.command_tree import Node, Unprefixed, with_defaults
+from ssdir.command_tree import Node, Unprefixed, preset_choice, with_defaults
 from ssdir.config import SSDIRRun
 from ssdir.presets import PRESETS
 from ssdir.study.ablate import Scale
@@ -94,12 +94,13 @@ class Tune:
         return 0
 
 
-def tune_commands() -> dict[str, Node]:
-    """The words after ``ssdir tune``."""
-    return {
+def tune_commands() -> Node:
+    """``ssdir tune`` and the words after it."""
+    presets = {
         name: Node(f"settings about those of the preset {name}", command=_tune(name, item.ssdir))
         for name, item in PRESETS.items()
     }
+    return preset_choice("Search for settings of SSDIR; name a preset.", presets)
 
 
 def _tune(name: str, run: SSDIRRun) -> Callable[[], Any]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssdir.config import ConfigError
 from ssdir.errors import UserError
+from ssdir.extras import how_to_install
 from ssdir.storage import DataError
 from ssdir.study.lease import Lease
 
@@ -63,13 +64,13 @@ def optuna_module() -> Any:
     """Optuna, which keeps quiet.
 
     Raises:
-        ModuleNotFoundError: it is not installed (``pip install "ssdir[tune]"``).
+        ModuleNotFoundError: it is not installed (extra ``tune``).
     """
     try:
         import optuna
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'studies need Optuna: pip install "ssdir[tune]"', name=error.name
+            f"studies need Optuna: {how_to_install('tune')}", name=error.name
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

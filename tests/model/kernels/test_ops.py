@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import jaxtyping
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssdir.config import ConfigError
+from ssdir.extras import how_to_install
 from ssdir.model.kernels import choice, ops
 from ssdir.model.kernels.choice import kernels_for, use_kernels
 from ssdir.model.render import covered, crop, paste
@@ -358,7 +360,7 @@ def test_missing_packages_fall_back_unless_they_were_asked_for(monkeypatch):
     monkeypatch.setattr(choice, "_installed", lambda package: False)
     assert kernels_for(CPU) == kernels_for(torch.device("cuda")) == "plain"
     assert choice.implementation(CPU).__name__.endswith("plain")
-    with pytest.raises(ConfigError, match=r'pip install "ssdir\[fast\]"'), use_kernels("compiled"):
+    with pytest.raises(ConfigError, match=re.escape(how_to_install("fast"))), use_kernels("compiled"):
         raise AssertionError("not reached")
     monkeypatch.setenv("SSDIR_KERNELS", "compiled")
     with pytest.raises(ConfigError, match="numba"):

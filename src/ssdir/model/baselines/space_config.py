@@ -132,7 +132,7 @@ _FULL = replace(_AUTHORS, batch_size=32, steps=200_000, precision="auto")
 
 SPACE_PRESETS: dict[str, BaselinePreset[SpaceRun]] = {
     "published": BaselinePreset(
-        help="as the authors of SSDIR ran it: a copy of SPACE's settings for joint training on Atari, 128 px",
+        help="as the authors of SSDIR ran it: a copy of SPACE's settings for Atari games, 128 px; wants a GPU",
         run=SpaceRun(
             model=SpaceConfig(
                 g=16,
@@ -152,7 +152,7 @@ SPACE_PRESETS: dict[str, BaselinePreset[SpaceRun]] = {
         ),
     ),
     "published-3d-room": BaselinePreset(
-        help="their second set of settings: a copy of SPACE's for the 3D rooms, 128 px",
+        help="their second set of settings: a copy of SPACE's for the 3D rooms, 128 px; wants a GPU",
         run=SpaceRun(model=SpaceConfig(), training=_AUTHORS),
     ),
     "mnist": BaselinePreset(

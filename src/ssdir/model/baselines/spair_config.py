@@ -193,19 +193,19 @@ _QUICKSTART = replace(_MNIST, background="black", count_decay=100, wheels_steps=
 
 SPAIR_PRESETS: dict[str, BaselinePreset[SPAIRRun]] = {
     "published": BaselinePreset(
-        "128 px, 11x11 cells, no lateral context, boxes of 229 px expected: as the authors of SSDIR ran it",
+        "128 px, 11x11 cells, no lateral context, boxes of 229 px expected: as SSDIR's authors ran it; wants a GPU",
         SPAIRRun(_PUBLISHED, _PUBLISHED_TRAINING),
     ),
     "published-sequential": BaselinePreset(
-        "the same with lateral context, SPAIR proper",
+        "the same with lateral context, SPAIR proper; wants a GPU",
         SPAIRRun(replace(_PUBLISHED, lateral=True), _PUBLISHED_TRAINING),
     ),
     "mnist": BaselinePreset(
-        "multi-scale MNIST at 128 px, 8x8 cells, a wide prior of sizes, a learned colour behind them",
+        "multi-scale MNIST at 128 px, 8x8 cells, a wide prior of sizes, a learned colour behind them; wants a GPU",
         SPAIRRun(_MNIST, _LONG),
     ),
     "clevr": BaselinePreset(
-        "CLEVR at 128 px, 8x8 cells, convolutional patches, a background VAE, normal likelihood",
+        "CLEVR at 128 px, 8x8 cells, convolutional patches, a background VAE, normal likelihood; wants a GPU",
         SPAIRRun(_CLEVR, replace(_LONG, steps=150_000, batch_size=64)),
     ),
     "quickstart": BaselinePreset(

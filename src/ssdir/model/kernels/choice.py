@@ -17,13 +17,13 @@ from typing import Literal, get_args
 import torch
 
 from ssdir.config import ConfigError
+from ssdir.extras import how_to_install
 
 Kind = Literal["auto", "plain", "compiled", "triton"]
 VARIABLE = "SSDIR_KERNELS"
 
 _MODULES = {"plain": "plain", "compiled": "compiled", "triton": "gpu"}
 _NEEDS = {"compiled": "numba", "triton": "triton"}
-_INSTALL = {"compiled": 'pip install "ssdir[fast]"', "triton": "pip install triton"}
 
 _forced: list[str] = []
 """Of the whole process: CUDA's backward passes run on threads of their own."""
@@ -91,7 +91,8 @@ def _installed(package: str) -> bool:
 
 def _module(kind: str) -> ModuleType:
     if kind in _NEEDS and not _installed(_NEEDS[kind]):
+        line = how_to_install("fast") if kind == "compiled" else "pip install triton"
         raise ConfigError(
-            f"{VARIABLE} or use_kernels asks for {kind!r}, but {_NEEDS[kind]} cannot be imported: {_INSTALL[kind]}"
+            f"{VARIABLE} or use_kernels asks for {kind!r}, but {_NEEDS[kind]} cannot be imported: {line}"
         )
     return importlib.import_module(f"ssdir.model.kernels.{_MODULES.get(kind, 'plain')}")

@@ -1,4 +1,4 @@
-"""The operators on the CPU, compiled by numba (``pip install "ssdir[fast]"``).
+"""The operators on the CPU, compiled by numba (extra ``fast``).
 
 The same bytes on any number of threads: every pixel and every gradient is summed by one thread, in the objects' order.
 The loops are compiled at the first call (all of them together in about ten seconds) and kept on disk.
