@@ -109,7 +109,7 @@ def test_the_same_table_after_interruptions(tmp_path: Path, monkeypatch: pytest.
         "2to6-96-384"
     ]
     assert (command.data_root, command.out, command.scale) == (whole / "data", whole / "study", "small")
-    with pytest.raises(ConfigError, match="another scale"):
+    with pytest.raises(ConfigError, match="scale: small, not full"):
         ablate(replace(config(whole, ["384"]), scale="full"), say=lambda line: None)
 
 
