@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssdir.model.baselines.glimpses import SMALLEST_SIDE
-from ssdir.model.baselines.spair_scan import CellNetworks, CellPosterior, Noise
+from ssdir.model.baselines.spair_cells import CellNetworks
+from ssdir.model.baselines.spair_noise import Noise
+from ssdir.model.baselines.spair_scan import CellPosterior
 
 _NAMES = ("where", "what", "depth", "present")
 

@@ -9,7 +9,7 @@ For r = 1 there are 2 (H - 1) + W steps in place of H W.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +25,8 @@ class Step:
 
     cells: tuple[int, ...]
     """Their numbers, in raster order."""
-    sources: tuple[int, ...]
-    """Earlier steps that hold their neighbours, rising."""
-    neighbours: tuple[tuple[int, ...], ...]
-    """For each cell where its neighbours lie: 0 is the edge of the grid, then come the cells of ``sources``."""
+    neighbours: tuple[tuple[int | None, ...], ...]
+    """For each cell the numbers of its neighbours; None beyond the edge of the grid."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ def wavefront(rows: int, columns: int, lookback: int) -> Schedule:
     >>> schedule = wavefront(11, 11, lookback=1)
     >>> len(schedule.steps), max(len(step.cells) for step in schedule.steps)
     (31, 6)
-    >>> schedule.steps[4].sources  # left and upper right, above, upper left
-    (1, 2, 3)
+    >>> schedule.steps[4].neighbours[-1]  # upper left, above, upper right and left of cell (2, 0)
+    (None, 11, 12, None)
     """
     return _scheduled(rows, columns, lookback, lambda row, column: (lookback + 1) * row + column)
 
@@ -92,24 +90,18 @@ def _scheduled(rows: int, columns: int, lookback: int, time: Callable[[int, int]
     for row in range(rows):
         for column in range(columns):
             at.setdefault(time(row, column), []).append((row, column))
-    number = {when: step for step, when in enumerate(sorted(at))}
     steps = []
     for now in sorted(at):
-        seen = [
-            [
-                (row + down, column + right) if row + down >= 0 and 0 <= column + right < columns else None
+        seen = tuple(
+            tuple(
+                (row + down) * columns + column + right
+                if row + down >= 0 and 0 <= column + right < columns
+                else None
                 for down, right in offsets(lookback)
-            ]
+            )
             for row, column in at[now]
-        ]
-        sources = sorted({time(*cell) for cells in seen for cell in cells if cell is not None})
-        place: dict[Cell | None, int] = {None: 0}
-        for source in sources:
-            for cell in at[source]:
-                place[cell] = len(place)
-        numbers = tuple(row * columns + column for row, column in at[now])
-        neighbours = tuple(tuple(place[cell] for cell in cells) for cells in seen)
-        steps.append(Step(numbers, tuple(number[source] for source in sources), neighbours))
+        )
+        steps.append(Step(tuple(row * columns + column for row, column in at[now]), seen))
     return Schedule(rows, columns, lookback, tuple(steps))
 
 
@@ -123,25 +115,30 @@ class Tables:
     """The row of each image and cell."""
     sizes: tuple[int, ...]
     """Rows of each step."""
-    neighbours: tuple[Int[Tensor, "..."], ...]
-    """Of each step: for each cell where its neighbours lie, one cell after another."""
+    neighbours: tuple[Int[Tensor, " _"], ...]
+    """Of each step: the rows of each row's neighbours, one row's after another's; the number of all rows stands for
+    the edge of the grid."""
 
 
 @functools.lru_cache(maxsize=32)
 def tables(schedule: Schedule, n_images: int, device: torch.device) -> Tables:
     """Made once for each size of a batch."""
+    n = schedule.n_cells
     with torch.inference_mode(False):  # they are kept, and gradients need them
-        first = torch.arange(n_images)[:, None] * schedule.n_cells
+        first = torch.arange(n_images)[:, None] * n
         order = torch.cat([(first + torch.tensor(step.cells)).flatten() for step in schedule.steps])
+        back = order.argsort()
+        row_of = torch.cat([back.view(n_images, n), torch.full((n_images, 1), len(order))], 1)
+        around = [
+            torch.tensor(
+                [[n if cell is None else cell for cell in cells] for cells in step.neighbours],
+                dtype=torch.long,
+            )
+            for step in schedule.steps
+        ]
         return Tables(
             order.to(device),
-            order.argsort().to(device),
+            back.to(device),
             tuple(n_images * len(step.cells) for step in schedule.steps),
-            tuple(
-                torch.tensor(_flat(step.neighbours), dtype=torch.long).to(device) for step in schedule.steps
-            ),
+            tuple(row_of[:, cells.flatten()].flatten().to(device) for cells in around),
         )
-
-
-def _flat(rows: Sequence[Sequence[int]]) -> list[int]:
-    return [item for row in rows for item in row]
