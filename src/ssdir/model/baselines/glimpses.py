@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssdir.model.kernels.choice import implementation
 from ssdir.model.render import crop
 
 SMALLEST_SIDE = 0.01
@@ -41,6 +42,38 @@ def glimpses(
     [[10.0, 11.0], [14.0, 15.0]]
     """
     return crop(images, boxes, image_index, size, padding, antialias=False)
+
+
+class Glimpses:
+    """:func:`glimpses` of the same images, again and again, without autograd: for gradients written by hand.
+
+    Args:
+        images: the source, "b c h w", in float32 or float64.
+        size: side of a glimpse, in pixels.
+        padding: what lies outside of the images.
+    """
+
+    def __init__(self, images: Tensor, size: int, padding: Literal["zeros", "border"] = "zeros") -> None:
+        self.images, self.size, self.border = images.contiguous(), size, padding == "border"
+
+    def read(
+        self, boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]
+    ) -> Float[Tensor, "m c size size"]:
+        """The content of each box, whose type is that of the images."""
+        kernels = implementation(self.images.device)
+        found: Tensor = kernels.crop(self.images, boxes, image_index, self.size, self.border, False)
+        return found
+
+    def pull(
+        self, grad: Float[Tensor, "m ..."], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]
+    ) -> Float[Tensor, "m 4"]:
+        """The gradient of the boxes, from that of what was read."""
+        grad = grad.to(boxes.dtype).reshape(len(boxes), -1, self.size, self.size)
+        kernels = implementation(self.images.device)
+        found: Tensor = kernels.crop_backward(
+            grad, self.images, boxes, image_index, self.border, False, of_images=False, of_boxes=True
+        )[1]
+        return found
 
 
 def floored_sides(sides: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

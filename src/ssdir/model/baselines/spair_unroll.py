@@ -4,23 +4,21 @@ The cells of a step see what earlier steps inferred, and each step is many small
 Recorded one by one by autograd they cost as much as the arithmetic itself: a node, an allocation and a copy each. Here
 every layer has one buffer for the rows of all steps; what the next layer sees beside it lies in the same rows, so that
 nothing is put together; gradients go back through the same layout, and each weight's is one product at the end.
-Only the glimpses and their encoder are left to autograd, step by step.
 
 Rows: step by step, in each image by image, cell by cell.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssdir.model.baselines.deferred import DeferredLinear, computing
-from ssdir.model.baselines.glimpses import glimpses
+from ssdir.model.baselines.distributions import wide
+from ssdir.model.baselines.glimpses import Glimpses
 from ssdir.model.baselines.spair_cells import CellNetworks, Head
 from ssdir.model.baselines.spair_networks import LOGIT_LIMIT, clipped_sigmoid
 from ssdir.model.baselines.spair_noise import Noise
@@ -30,15 +28,15 @@ from ssdir.model.baselines.spair_schedule import Schedule, tables
 class Inferred(NamedTuple):
     """What was inferred for some cells."""
 
-    boxes: Float[Tensor, "rows 4"]
-    present: Float[Tensor, "rows 1"]
-    z_depth: Float[Tensor, "rows 1"]
-    z_what: Float[Tensor, "rows d"]
-    where: Float[Tensor, "rows 8"]
+    boxes: Float[Tensor, "m 4"]
+    present: Float[Tensor, "m 1"]
+    z_depth: Float[Tensor, "m 1"]
+    z_what: Float[Tensor, "m d"]
+    where: Float[Tensor, "m 8"]
     """Means and, before :func:`std_of`, standard deviations; likewise the next."""
-    what: Float[Tensor, "rows e"]
-    depth: Float[Tensor, "rows 2"]
-    logits: Float[Tensor, "rows 1"]
+    what: Float[Tensor, "m e"]
+    depth: Float[Tensor, "m 2"]
+    logits: Float[Tensor, "m 1"]
 
 
 _STEERED = ("boxes", "present", "z_depth", "where", "depth", "logits")
@@ -58,14 +56,14 @@ def unroll(
     Args:
         networks: what infers a cell.
         schedule: with the networks' neighbours (none for networks without context).
-        base: what each cell's features give to the first layers of the four heads.
+        base: what each cell's features give to the first layers of the four heads; products are of its type.
         images: in [0, 1]. No gradient reaches them.
         noise: None takes the means, and the probability of presence.
         wheels: no gradient reaches boxes, depth and presence.
     """
     run = _Unrolled(networks, schedule, images.detach(), noise, wheels, learn=torch.is_grad_enabled())
     edge = None if networks.edge is None else networks.edge_state()
-    return Inferred(*_Scan.apply(run, base, edge, *run.parameters.values()))
+    return Inferred(*_Scan.apply(run, base, edge, *run.parameters))
 
 
 class _Scan(torch.autograd.Function):
@@ -74,7 +72,8 @@ class _Scan(torch.autograd.Function):
         ctx: Any, run: _Unrolled, base: Tensor, edge: Tensor | None, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.run = run
-        found = run.forward(base, edge)
+        with torch.autocast(base.device.type, enabled=False):
+            found = run.forward(base, edge)
         if run.wheels:
             ctx.mark_non_differentiable(*(getattr(found, name) for name in _STEERED))
         return tuple(found)
@@ -83,69 +82,218 @@ class _Scan(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _, of_base, of_edge, *of_parameters = ctx.needs_input_grad
-        base, edge, found = ctx.run.backward(Inferred(*grads))
-        asked = zip(ctx.run.parameters, of_parameters, strict=True)
+        run: _Unrolled = ctx.run
+        with torch.autocast(grads[0].device.type, enabled=False):
+            base, edge = run.backward(Inferred(*grads))
+            found = run.gradients()
+        asked = zip(run.parameters, of_parameters, strict=True)
         return (
             None,
             base if of_base else None,
             edge if of_edge else None,
-            *(found.get(name) if wanted else None for name, wanted in asked),
+            *(found.get(parameter) if wanted else None for parameter, wanted in asked),
         )
 
 
-class _Perceptron:
-    """A head within a scan: its layers for all rows, forward and backward.
+class _Layer:
+    """A linear layer within a scan, between columns of two buffers with the rows of all steps.
+
+    Args:
+        linear: its parameters.
+        inputs: what it sees.
+        outputs: what it gives; a layer without a bias adds to what is there.
+        sizes: rows of each step.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        inputs: Float[Tensor, "rows i"],
+        outputs: Float[Tensor, "rows o"],
+        sizes: tuple[int, ...],
+    ) -> None:
+        self.linear, self.all_inputs, self.sizes = linear, inputs, sizes
+        self.inputs, self.outputs = inputs.split(sizes), outputs.split(sizes)
+        self.weight, self.bias = _constant(linear.weight, outputs), _constant(linear.bias, outputs)
+        self.transposed = self.weight.t()
+
+    def forward(self, step: int) -> Float[Tensor, "m o"]:
+        outputs = self.outputs[step]
+        if self.bias is None:
+            return outputs.addmm_(self.inputs[step], self.transposed)
+        return torch.addmm(self.bias, self.inputs[step], self.transposed, out=outputs)
+
+    def begin_backward(self, of_outputs: Float[Tensor, "rows o"], of_inputs: Float[Tensor, "rows i"]) -> None:
+        """With the gradients' buffers."""
+        self.of_all_outputs = of_outputs
+        self.of_outputs, self.of_inputs = of_outputs.split(self.sizes), of_inputs.split(self.sizes)
+
+    def backward(self, step: int) -> Float[Tensor, "m i"]:
+        return torch.mm(self.of_outputs[step], self.weight, out=self.of_inputs[step])
+
+    def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Of the parameters, once all steps have gone back."""
+        yield self.linear.weight, self.of_all_outputs.t() @ self.all_inputs
+        if self.bias is not None:
+            yield self.linear.bias, self.of_all_outputs.sum(0)
+
+
+class _Head:
+    """A head within a scan.
 
     Args:
         head: its parameters.
         first: its columns of the first layers' buffer, which holds what features and neighbours give.
+        before: the head whose outputs, and what lies beside them, only this one sees; from column ``start`` on.
         beside: numbers that the next head sees beside what this one hands on; columns kept for them after its own.
+        sizes: rows of each step.
     """
 
-    def __init__(self, head: Head, first: Float[Tensor, "rows h"], beside: int) -> None:
-        self.head, self.first = head, first
-        self.size = head.last.out_features
-        self.second = torch.empty_like(first, memory_format=torch.contiguous_format)
-        self.out = first.new_empty(len(first), self.size + beside)
-        self.own_weight = None if head.own is None else computing(head.own.weight)
-        self.second_weight, self.second_bias = computing(head.second.weight), computing(head.second.bias)
-        self.last_weight, self.last_bias = computing(head.last.weight), computing(head.last.bias)
-
-    def forward(self, rows: slice, own: Float[Tensor, "m i"] | None) -> None:
-        first, second = self.first[rows], self.second[rows]
-        if own is not None:
-            assert self.own_weight is not None
-            first.addmm_(own, self.own_weight.t())
-        first.relu_()
-        torch.addmm(self.second_bias, first, self.second_weight.t(), out=second)
-        second.relu_()
-        torch.addmm(self.last_bias, second, self.last_weight.t(), out=self.out[rows, : self.size])
-
-    def begin_backward(self, first: Float[Tensor, "rows h"]) -> None:
-        """With its columns of the gradient of the first layers' buffer."""
-        self.of_first = first
-        self.of_second = torch.empty_like(self.second)
-        self.of_out = self.out.new_empty(len(self.out), self.size)
-
-    def backward(self, rows: slice) -> Float[Tensor, "m i"] | None:
-        """From the gradient of the outputs, set before, to that of what only this head sees."""
-        of_first, of_second = self.of_first[rows], self.of_second[rows]
-        torch.mm(self.of_out[rows], self.last_weight, out=of_second)
-        _through_relu(of_second, self.second[rows])
-        torch.mm(of_second, self.second_weight, out=of_first)
-        _through_relu(of_first, self.first[rows])
-        return None if self.own_weight is None else of_first @ self.own_weight
-
-    def gradients(self, own: Float[Tensor, "rows i"] | None) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Of the parameters, once all rows have theirs."""
-        head = self.head
-        if own is not None:
+    def __init__(
+        self,
+        head: Head,
+        first: Float[Tensor, "rows h"],
+        before: tuple[_Head, int] | None,
+        beside: int,
+        sizes: tuple[int, ...],
+    ) -> None:
+        self.size, self.sizes, self.before = head.last.out_features, sizes, before
+        self.all_out = first.new_empty(len(first), self.size + beside)
+        self.all_second = torch.empty_like(first, memory_format=torch.contiguous_format)
+        self.out, self.first = self.all_out.split(sizes), first.split(sizes)
+        self.second = self.all_second.split(sizes)
+        self.layers = [
+            _Layer(head.second, first, self.all_second, sizes),
+            _Layer(head.last, self.all_second, self.all_out[:, : self.size], sizes),
+        ]
+        if before is not None:
             assert head.own is not None
-            yield head.own.weight, self.of_first.t() @ own
-        yield head.second.weight, self.of_second.t() @ self.first
-        yield head.second.bias, self.of_second.sum(0, dtype=head.second.bias.dtype)
-        yield head.last.weight, self.of_out.t() @ self.second
-        yield head.last.bias, self.of_out.sum(0, dtype=head.last.bias.dtype)
+            self.layers.append(_Layer(head.own, before[0].all_out[:, before[1] :], first, sizes))
+
+    def forward(self, step: int) -> None:
+        second, last, *own = self.layers
+        for layer in own:
+            layer.forward(step)
+        self.first[step].relu_()
+        second.forward(step).relu_()
+        last.forward(step)
+
+    def begin_backward(self, of_first: Float[Tensor, "rows h"]) -> None:
+        """With the gradient of its first layer's columns; after the head before it."""
+        self.of_all_out = torch.zeros_like(self.all_out)
+        self.of_out = self.of_all_out.split(self.sizes)
+        of_second = torch.empty_like(self.all_second)
+        second, last, *own = self.layers
+        second.begin_backward(of_second, of_first)
+        last.begin_backward(self.of_all_out[:, : self.size], of_second)
+        for layer in own:
+            assert self.before is not None
+            head, start = self.before
+            layer.begin_backward(of_first, head.of_all_out[:, start:])
+
+    def backward(self, step: int) -> None:
+        """From the gradient of the outputs to that of what only this head sees."""
+        second, last, *own = self.layers
+        _through_relu(last.backward(step), self.second[step])
+        _through_relu(second.backward(step), self.first[step])
+        for layer in own:
+            layer.backward(step)
+
+
+class _Perceptron:
+    """The encoder of glimpses, linear layers with rectifiers between them, within a scan.
+
+    Glimpses are large: they are kept as they were read, step by step.
+    """
+
+    def __init__(
+        self, encoder: nn.Sequential, codes: Float[Tensor, "rows d"], sizes: tuple[int, ...]
+    ) -> None:
+        linears = [layer for layer in encoder if isinstance(layer, nn.Linear)]
+        first, *others = linears
+        self.linear, self.sizes = first, sizes
+        self.weight, self.bias = _constant(first.weight, codes), _constant(first.bias, codes)
+        self.glimpses: list[Float[Tensor, "m i"]] = []
+        self.hidden = [codes.new_empty(len(codes), linear.in_features) for linear in others]
+        self.steps = [hidden.split(sizes) for hidden in self.hidden]
+        targets = [*self.hidden[1:], codes]
+        self.layers = [
+            _Layer(linear, inputs, outputs, sizes)
+            for linear, inputs, outputs in zip(others, self.hidden, targets, strict=True)
+        ]
+
+    def forward(self, step: int, glimpses: Float[Tensor, "m 3 p p"], learn: bool) -> None:
+        rows = glimpses.flatten(1).to(self.weight.dtype)
+        if learn:
+            self.glimpses.append(rows)
+        torch.addmm(self.bias, rows, self.weight.t(), out=self.steps[0][step])
+        for steps, layer in zip(self.steps, self.layers, strict=True):
+            steps[step].relu_()
+            layer.forward(step)
+
+    def begin_backward(self, of_codes: Float[Tensor, "rows d"]) -> None:
+        self.of_hidden = [torch.empty_like(hidden) for hidden in self.hidden]
+        self.of_first = self.of_hidden[0].split(self.sizes)
+        of_targets = [*self.of_hidden[1:], of_codes]
+        for layer, of_outputs, of_inputs in zip(self.layers, of_targets, self.of_hidden, strict=True):
+            layer.begin_backward(of_outputs, of_inputs)
+
+    def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m i"] | None:
+        """From the gradient of the codes to that of the glimpses, where it is asked for."""
+        for steps, layer in zip(reversed(self.steps), reversed(self.layers), strict=True):
+            _through_relu(layer.backward(step), steps[step])
+        return self.of_first[step] @ self.weight if of_glimpses else None
+
+    def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        total = self.weight.new_zeros(self.weight.shape, dtype=self.linear.weight.dtype)
+        for of_first, glimpses in zip(self.of_first, self.glimpses, strict=True):
+            if total.dtype == glimpses.dtype:
+                total.addmm_(of_first.t(), glimpses)
+            else:
+                total += of_first.t() @ glimpses
+        yield self.linear.weight, total
+        yield self.linear.bias, self.of_hidden[0].sum(0)
+        for layer in self.layers:
+            yield from layer.gradients()
+
+
+class _Network:
+    """Any other encoder of glimpses within a scan: autograd, step by step."""
+
+    def __init__(
+        self, encoder: nn.Sequential, codes: Float[Tensor, "rows d"], sizes: tuple[int, ...]
+    ) -> None:
+        self.encoder, self.codes, self.sizes = encoder, codes.split(sizes), sizes
+        self.graphs: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, step: int, glimpses: Float[Tensor, "m 3 p p"], learn: bool) -> None:
+        kind = self.codes[step].dtype
+        half = kind not in (torch.float32, torch.float64)
+        with torch.set_grad_enabled(learn), torch.autocast(glimpses.device.type, kind, enabled=half):
+            glimpses = glimpses.detach().requires_grad_(learn)
+            code = self.encoder(glimpses)
+        self.codes[step].copy_(code.detach())
+        if learn:
+            self.graphs.append((glimpses, code))
+
+    def begin_backward(self, of_codes: Float[Tensor, "rows d"]) -> None:
+        self.of_codes = of_codes.split(self.sizes)
+        self.found = {parameter: torch.zeros_like(parameter) for parameter in self.encoder.parameters()}
+
+    def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m 3 p p"] | None:
+        """From the gradient of the codes to that of the glimpses, where it is asked for."""
+        glimpses, code = self.graphs[step]
+        asked = [parameter for parameter in self.found if parameter.requires_grad]
+        sources = [*asked, glimpses] if of_glimpses else asked
+        if not sources:
+            return None
+        grads = torch.autograd.grad(code, sources, self.of_codes[step].to(code.dtype), retain_graph=True)
+        for parameter, grad in zip(asked, grads, strict=False):
+            self.found[parameter] += grad
+        return grads[-1] if of_glimpses else None
+
+    def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        yield from self.found.items()
 
 
 class _Unrolled:
@@ -160,233 +308,203 @@ class _Unrolled:
         wheels: bool,
         learn: bool,
     ) -> None:
-        self.networks, self.images, self.wheels, self.learn = networks, images, wheels, learn
-        self.table = tables(schedule, len(images), images.device)
-        order = self.table.order
-        self.image_index = order.div(schedule.n_cells, rounding_mode="floor")
-        self.origins = networks.origins.index_select(0, order.remainder(schedule.n_cells))
-        self.noise = None if noise is None else Noise(*(part.flatten(0, 1)[order] for part in noise))
-        ends = (0, *itertools.accumulate(self.table.sizes))
-        self.steps = [slice(start, end) for start, end in itertools.pairwise(ends)]
-        self.parameters = {
-            name: parameter
+        self.networks, self.wheels, self.learn = networks, wheels, learn
+        table = tables(schedule, len(images), images.device)
+        self.table, self.sizes = table, table.sizes
+        self.glimpses = Glimpses(images.to(networks.origins.dtype), networks.config.patch_size, "border")
+        self.image_index = table.order.div(schedule.n_cells, rounding_mode="floor").split(table.sizes)
+        cells = table.order.remainder(schedule.n_cells)
+        self.origins = networks.origins.index_select(0, cells).split(table.sizes)
+        self.normals = self.logistics = None
+        if noise is not None:
+            normal, logistic = (part.flatten(0, 1).index_select(0, table.order) for part in noise)
+            sides = [4, networks.config.z_what_size, 1]
+            self.normals = [part.split(table.sizes) for part in normal.split(sides, 1)]
+            self.logistics = logistic.split(table.sizes)
+        self.parameters = [
+            parameter
             for name, parameter in networks.named_parameters()
             if name != "edge" and not name.startswith("features.")
-        }
-        self.encoder = [
-            DeferredLinear(layer) if isinstance(layer, nn.Linear) else layer for layer in networks.encoder
         ]
 
-    def forward(self, base: Float[Tensor, "rows h"], edge: Float[Tensor, " s"] | None) -> Inferred:
+    def forward(self, base: Float[Tensor, "m h"], edge: Float[Tensor, " s"] | None) -> Inferred:
         """All steps."""
-        networks, n = self.networks, len(base)
-        hidden, d = networks.config.hidden, networks.config.z_what_size
-        like = networks.origins
-        self.first = base.index_select(0, self.table.order)
-        self.heads = {
-            name: _Perceptron(head, self.first[:, number * hidden : (number + 1) * hidden], beside)
-            for number, ((name, head), beside) in enumerate(
-                zip(networks.heads.items(), (d + 4, 4 + d, 4 + d + 1, 0), strict=True)
-            )
-        }
-        self.found = Inferred(*(like.new_empty(n, size) for size in (4, 1, 1, d, 8, 2 * d, 2, 1)))
-        self.drawn = like.new_empty(n, 4), like.new_empty(n, 1)
-        self.local = like.new_empty(n, 4)
-        self.unclipped = like.new_empty(n, 1)
-        self.graphs: list[tuple[Tensor, Tensor]] = []
-        if edge is not None:
-            assert networks.context is not None
-            self.states = self.first.new_empty(n + 1, networks.state_size)
+        networks, sizes, n = self.networks, self.sizes, len(base)
+        config, like = networks.config, networks.origins
+        d, passed = config.z_what_size, config.passthrough
+        self.all_first = base.index_select(0, self.table.order)
+        columns = self.all_first.split(config.hidden, 1)
+        where = _Head(networks.where, columns[0], None, d + 4, sizes)
+        what = _Head(networks.what, columns[1], (where, 8), 4 + d, sizes)
+        depth = _Head(networks.depth, columns[2], (what, 2 * d), 4 + d + 1, sizes)
+        present = _Head(networks.present, columns[3], (depth, 2), 0, sizes)
+        self.heads = where, what, depth, present
+        encoder = _Perceptron if config.patch_networks == "mlp" else _Network
+        self.encoder = encoder(networks.encoder, where.all_out[:, 8 + passed : 8 + passed + d], sizes)
+        found = [like.new_empty(n, size) for size in (4, 1, 1, d)]
+        self.boxes, self.present, self.z_depth, self.z_what = (part.split(sizes) for part in found)
+        # What a cell tells its neighbours: the box in cells and anchors, z_what, depth, presence; the last row is what
+        # they see beyond the edge.
+        self.states = self.all_first.new_empty(n + 1, networks.state_size)
+        self.state = self.states[:n].split(sizes)
+        self.local = like.new_empty(n, 4).split(sizes)
+        self.drawn_where, self.drawn_depth = (like.new_empty(n, size).split(sizes) for size in (4, 1))
+        self.context = None
+        if networks.context is not None:
             self.states[n] = edge
-            self.around = self.first.new_empty(n, networks.context.in_features)
-            self.context = computing(networks.context.weight)
-        for step, rows in enumerate(self.steps):
-            self._infer(step, rows)
-        return Inferred(*(part.index_select(0, self.table.back) for part in self.found))
+            around = self.all_first.new_empty(n, networks.context.in_features)
+            self.context = _Layer(networks.context, around, self.all_first, sizes)
+        for step in range(len(sizes)):
+            self._infer(step)
+        parameters = (head.all_out[:, :size] for head, size in zip(self.heads, (8, 2 * d, 2, 1), strict=True))
+        rows = Inferred(*found, *(wide(part) for part in parameters))
+        back = Inferred(*(part.index_select(0, self.table.back) for part in rows))
+        return back._replace(logits=back.logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
 
-    def _infer(self, step: int, rows: slice) -> None:
-        networks, found = self.networks, self.found
+    def _infer(self, step: int) -> None:
+        networks = self.networks
         d, passed = networks.config.z_what_size, networks.config.passthrough
-        where, what, depth, present = self.heads.values()
-        if networks.context is not None:
-            around = self.around[rows]
-            neighbours = self.table.neighbours[step]
-            torch.index_select(self.states, 0, neighbours, out=around.view(-1, networks.state_size))
-            self.first[rows].addmm_(around, self.context.t())
+        where, what, depth, present = self.heads
+        state, local, z_what, z_depth = (
+            self.state[step],
+            self.local[step],
+            self.z_what[step],
+            self.z_depth[step],
+        )
+        if self.context is not None:
+            around = self.context.inputs[step].view(-1, networks.state_size)
+            torch.index_select(self.states, 0, self.table.neighbours[step], out=around)
+            self.context.forward(step)
 
-        where.forward(rows, None)
-        parameters = found.where[rows].copy_(where.out[rows, :8])
-        drawn = self.drawn[0][rows]
-        _draw(parameters, self._normal(rows, 0, 4), drawn)
-        local = self.local[rows]
+        where.forward(step)
+        drawn = self.drawn_where[step]
+        _draw(wide(where.out[step][:, :8]), self._normal(0, step), drawn)
         torch.addcmul(networks.local_shift, clipped_sigmoid(drawn), networks.local_scale, out=local)
-        boxes = torch.addcmul(self.origins[rows], local, networks.box_scale, out=found.boxes[rows])
+        boxes = torch.addcmul(self.origins[step], local, networks.box_scale, out=self.boxes[step])
         torch.maximum(boxes, networks.smallest, out=boxes)
+        self.encoder.forward(step, self.glimpses.read(boxes, self.image_index[step]), self.learn)
 
-        where.out[rows, 8 + passed : 8 + passed + d] = self._encoded(boxes, self.image_index[rows])
-        where.out[rows, -4:] = local
-        what.forward(rows, where.out[rows, 8:])
-        parameters = found.what[rows].copy_(what.out[rows, : 2 * d])
-        z_what = found.z_what[rows]
-        _draw(parameters, self._normal(rows, 4, 4 + d), z_what)
+        where.out[step][:, -4:] = local
+        what.forward(step)
+        _draw(wide(what.out[step][:, : 2 * d]), self._normal(1, step), z_what)
+        state[:, :4], state[:, 4:-2] = local, z_what
 
-        for head, first in (what, 2 * d), (depth, 2):
-            head.out[rows, first + passed : first + passed + 4] = local
-            head.out[rows, first + passed + 4 : first + passed + 4 + d] = z_what
-        depth.forward(rows, what.out[rows, 2 * d :])
-        parameters = found.depth[rows].copy_(depth.out[rows, :2])
-        drawn = self.drawn[1][rows]
-        _draw(parameters, self._normal(rows, 4 + d, 5 + d), drawn)
-        z_depth = found.z_depth[rows].copy_(clipped_sigmoid(drawn))
+        what.out[step][:, 2 * d + passed :] = state[:, :-2]
+        depth.forward(step)
+        drawn = self.drawn_depth[step]
+        _draw(wide(depth.out[step][:, :2]), self._normal(2, step), drawn)
+        z_depth.copy_(clipped_sigmoid(drawn))
+        state[:, -2:-1] = z_depth
 
-        depth.out[rows, -1:] = z_depth
-        present.forward(rows, depth.out[rows, 2:])
-        unclipped = self.unclipped[rows].copy_(present.out[rows])
-        logits = torch.clamp(unclipped, -LOGIT_LIMIT, LOGIT_LIMIT, out=found.logits[rows])
-        z_present = found.present[rows]
-        relaxed = logits if self.noise is None else logits + self.noise.logistic[rows]
-        torch.sigmoid(relaxed, out=z_present)
-        if networks.context is not None:
-            state = self.states[rows]
-            state[:, :4], state[:, 4:-2], state[:, -2:-1], state[:, -1:] = local, z_what, z_depth, z_present
+        depth.out[step][:, 2 + passed :] = state[:, :-1]
+        present.forward(step)
+        logits = wide(present.out[step]).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        relaxed = logits if self.logistics is None else logits + self.logistics[step]
+        state[:, -1:] = torch.sigmoid(relaxed, out=self.present[step])
 
-    def _normal(self, rows: slice, start: int, end: int) -> Float[Tensor, "m e"] | None:
-        return None if self.noise is None else self.noise.normal[rows, start:end]
+    def _normal(self, part: int, step: int) -> Float[Tensor, "m e"] | None:
+        """The noise of where (0), z_what (1) or depth (2)."""
+        return None if self.normals is None else self.normals[part][step]
 
-    def _encoded(self, boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]) -> Float[Tensor, "m d"]:
-        """The code of each box's glimpse; its graph, from the boxes on, is kept."""
-        with torch.set_grad_enabled(self.learn):
-            boxes = boxes.detach()
-            if self.learn and not self.wheels:
-                boxes = boxes.clone().requires_grad_()
-            code = glimpses(self.images, boxes, image_index, self.networks.config.patch_size, "border")
-            for layer in self.encoder:
-                code = layer(code)
-        if self.learn:
-            self.graphs.append((boxes, code))
-        return code.detach()
-
-    def backward(
-        self, grads: Inferred
-    ) -> tuple[Float[Tensor, "rows h"], Float[Tensor, " s"] | None, dict[str, Tensor]]:
-        """From the gradients of what was inferred to those of the features' share, the edge's state and parameters."""
-        networks, hidden = self.networks, self.networks.config.hidden
-        grads = Inferred(*(grad.index_select(0, self.table.order) for grad in grads))
-        self.of_first = torch.zeros_like(self.first) if self.wheels else torch.empty_like(self.first)
-        for number, head in enumerate(self.heads.values()):
-            head.begin_backward(self.of_first[:, number * hidden : (number + 1) * hidden])
-        if networks.context is not None:
-            self.of_states = networks.origins.new_zeros(len(self.states), networks.state_size)
-        self.of_encoder = {
-            name: torch.zeros_like(parameter)
-            for name, parameter in self.parameters.items()
-            if name.startswith("encoder.") and parameter.requires_grad
-        }
-        for step in reversed(range(len(self.steps))):
-            self._back(step, self.steps[step], grads)
-        edge = None if networks.context is None else self.of_states[-1]
-        return self.of_first.index_select(0, self.table.back), edge, self._gradients()
-
-    def _back(self, step: int, rows: slice, grads: Inferred) -> None:
-        networks, found = self.networks, self.found
+    def backward(self, grads: Inferred) -> tuple[Float[Tensor, "m h"], Float[Tensor, " s"] | None]:
+        """From the gradients of what was inferred to those of the features' share and the edge's state."""
+        networks, table = self.networks, self.table
         d, passed = networks.config.z_what_size, networks.config.passthrough
-        where, what, depth, present = self.heads.values()
-        # Gradients of the box in cells and anchors and of z_what, gathered from all that sees them.
-        of_local = networks.origins.new_zeros(rows.stop - rows.start, 4)
-        of_what = grads.z_what[rows]
-        if networks.context is not None:
-            of_state = self.of_states[rows]
-            of_local, of_what = of_local + of_state[:, :4], of_what + of_state[:, 4:-2]
+        steps = [
+            Inferred(*parts)
+            for parts in zip(
+                *(grad.index_select(0, table.order).split(self.sizes) for grad in grads), strict=True
+            )
+        ]
+        of_first = torch.zeros_like(self.all_first)
+        for head, columns in zip(self.heads, of_first.split(networks.config.hidden, 1), strict=True):
+            head.begin_backward(columns)
+        self.encoder.begin_backward(self.heads[0].of_all_out[:, 8 + passed : 8 + passed + d])
+        self.of_states = networks.origins.new_zeros(self.states.shape)
+        self.of_state = self.of_states[:-1].split(self.sizes)
+        if self.context is not None:
+            self.context.begin_backward(of_first, torch.empty_like(self.context.all_inputs))
+        for step in reversed(range(len(self.sizes))):
+            self._back(step, steps[step])
+        edge = None if self.context is None else self.of_states[-1]
+        return of_first.index_select(0, table.back), edge
 
+    def _back(self, step: int, grads: Inferred) -> None:
+        networks = self.networks
+        d, passed = networks.config.z_what_size, networks.config.passthrough
+        where, what, depth, present = self.heads
+        of_state = self.of_state[step]
         if not self.wheels:
-            of_present = grads.present[rows]
-            of_depth = grads.z_depth[rows]
-            if networks.context is not None:
-                of_present, of_depth = of_present + of_state[:, -1:], of_depth + of_state[:, -2:-1]
-            z_present, unclipped = found.present[rows], self.unclipped[rows]
-            of_logits = torch.addcmul(grads.logits[rows], of_present, z_present * (1 - z_present))
             # At the clip gradients pass that lead back inside. The count prior begins at almost 1 and drives
             # presences there; without a gradient they would stay for good, whatever the prior becomes.
-            inside = (unclipped.abs() <= LOGIT_LIMIT) | (of_logits * unclipped > 0)
-            present.of_out[rows] = of_logits * inside
-            own = present.backward(rows)
-            assert own is not None
-            depth.of_out[rows, 2:], also_local, also_what, also_depth = own.split([passed, 4, d, 1], 1)
-            of_local, of_what, of_depth = of_local + also_local, of_what + also_what, of_depth + also_depth
-
-            drawn = self.drawn[1][rows]
-            of_drawn = _through_sigmoid(of_depth, found.z_depth[rows], drawn)
-            depth.of_out[rows, :2] = grads.depth[rows] + _through_draw(
-                of_drawn, found.depth[rows], self._normal(rows, 4 + d, 5 + d)
+            z_present, logits = self.present[step], wide(present.out[step])
+            of_logits = torch.addcmul(
+                grads.logits, grads.present + of_state[:, -1:], z_present * (1 - z_present)
             )
-            own = depth.backward(rows)
-            assert own is not None
-            what.of_out[rows, 2 * d :], also_local, also_what = own.split([passed, 4, d], 1)
-            of_local, of_what = of_local + also_local, of_what + also_what
+            inside = (logits.abs() <= LOGIT_LIMIT) | (of_logits * logits > 0)
+            torch.mul(of_logits, inside, out=present.of_out[step])
+            present.backward(step)
+            of_depth = grads.z_depth + of_state[:, -2:-1] + depth.of_out[step][:, -1:]
+            of_drawn = _through_sigmoid(of_depth, self.z_depth[step], self.drawn_depth[step])
+            self._back_to(depth, step, of_drawn, grads.depth, self._normal(2, step))
+            depth.backward(step)
+
+        of_what = grads.z_what + of_state[:, 4:-2] + what.of_out[step][:, -d:]
+        of_what += depth.of_out[step][:, -1 - d : -1]
+        self._back_to(what, step, of_what, grads.what, self._normal(1, step))
+        what.backward(step)
+        of_glimpses = self.encoder.backward(step, not self.wheels)
+
+        if of_glimpses is not None:
+            of_boxes = self.glimpses.pull(of_glimpses, self.boxes[step], self.image_index[step])
+            of_local = of_state[:, :4] + where.of_out[step][:, -4:]
+            of_local += what.of_out[step][:, 2 * d + passed : -d]
+            of_local += depth.of_out[step][:, 2 + passed : 6 + passed]
+            of_local.addcmul_(of_boxes + grads.boxes, networks.box_scale)
+            share = (self.local[step] - networks.local_shift) / networks.local_scale
+            of_drawn = _through_sigmoid(of_local * networks.local_scale, share, self.drawn_where[step])
+            self._back_to(where, step, of_drawn, grads.where, self._normal(0, step))
+        where.backward(step)
+        if self.context is not None:
+            of_around = self.context.backward(step).view(-1, networks.state_size)
+            self.of_states.index_add_(0, self.table.neighbours[step], wide(of_around))
+
+    def _back_to(
+        self,
+        head: _Head,
+        step: int,
+        of_drawn: Float[Tensor, "m d"],
+        of_parameters: Float[Tensor, "m e"],
+        noise: Float[Tensor, "m d"] | None,
+    ) -> None:
+        """The gradient of a head's parameters of normals, from that of what was drawn and what else they get."""
+        d = of_drawn.shape[1]
+        out, target = head.out[step], head.of_out[step]
+        of_mean, of_raw = of_parameters.split(d, 1)
+        torch.add(of_mean, of_drawn, out=target[:, :d])
+        if noise is None:
+            target[:, d : 2 * d] = of_raw
         else:
-            what.of_out[rows, 2 * d :] = 0
+            raw = wide(out[:, d : 2 * d])
+            through = _through_sigmoid(of_drawn * noise, clipped_sigmoid(raw), raw)
+            torch.add(of_raw, through, alpha=2, out=target[:, d : 2 * d])
 
-        what.of_out[rows, : 2 * d] = grads.what[rows] + _through_draw(
-            of_what, found.what[rows], self._normal(rows, 4, 4 + d)
-        )
-        own = what.backward(rows)
-        assert own is not None
-        where.of_out[rows, 8:], of_code, also_local = own.split([passed, d, 4], 1)
-        of_boxes = self._back_to_boxes(step, of_code)
+    def gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Of the parameters that have one, after :meth:`backward`."""
+        where, what, depth, present = self.heads
+        heads = (where, what) if self.wheels else (where, what, depth, present)
+        layers = [layer for head in heads for layer in head.layers]
+        if self.context is not None:
+            layers.append(self.context)
+        found = dict(self.encoder.gradients())
+        for layer in layers:
+            found.update(layer.gradients())
+        return {parameter: grad.to(parameter.dtype) for parameter, grad in found.items()}
 
-        if of_boxes is not None:
-            of_local = torch.addcmul(of_local + also_local, of_boxes + grads.boxes[rows], networks.box_scale)
-            drawn = self.drawn[0][rows]
-            share = (self.local[rows] - networks.local_shift) / networks.local_scale
-            of_drawn = _through_sigmoid(of_local * networks.local_scale, share, drawn)
-            where.of_out[rows, :8] = grads.where[rows] + _through_draw(
-                of_drawn, found.where[rows], self._normal(rows, 0, 4)
-            )
-        else:
-            where.of_out[rows, :8] = 0
-        where.backward(rows)
-        if networks.context is not None:
-            of_around = (self.of_first[rows] @ self.context).view(-1, networks.state_size)
-            self.of_states.index_add_(0, self.table.neighbours[step], of_around.to(self.of_states.dtype))
 
-    def _back_to_boxes(self, step: int, of_code: Float[Tensor, "m d"]) -> Float[Tensor, "m 4"] | None:
-        """Through the encoder; the gradients of its parameters are added up, but for those that are deferred."""
-        boxes, code = self.graphs[step]
-        names = list(self.of_encoder)
-        sources = [self.parameters[name] for name in names]
-        if boxes.requires_grad:
-            sources.append(boxes)
-        if not sources:
-            return None
-        grads = torch.autograd.grad(
-            code, sources, of_code.to(code.dtype), retain_graph=True, allow_unused=True
-        )
-        for name, grad in zip(names, grads, strict=False):
-            if grad is not None:
-                self.of_encoder[name] += grad
-        return grads[-1] if boxes.requires_grad else None
-
-    def _gradients(self) -> dict[str, Tensor]:
-        """Of all parameters that have one, by name."""
-        networks = self.networks
-        d = networks.config.z_what_size
-        where, what, depth, present = self.heads.values()
-        found: dict[nn.Parameter, Tensor] = dict(where.gradients(None))
-        found.update(what.gradients(where.out[:, 8:]))
-        if not self.wheels:
-            found.update(depth.gradients(what.out[:, 2 * d :]))
-            found.update(present.gradients(depth.out[:, 2:]))
-        if networks.context is not None:
-            found[networks.context.weight] = self.of_first.t() @ self.around
-        for layer in self.encoder:
-            if isinstance(layer, DeferredLinear) and layer.layer.weight.requires_grad:
-                found[layer.layer.weight], found[layer.layer.bias] = layer.gradients()
-        named = {
-            name: found[parameter].to(parameter.dtype)
-            for name, parameter in self.parameters.items()
-            if parameter in found
-        }
-        return {**self.of_encoder, **named}
+def _constant(parameter: nn.Parameter | None, like: Tensor) -> Any:
+    """A parameter as a constant of the type of ``like``; None remains None."""
+    return None if parameter is None else parameter.detach().to(like.dtype)
 
 
 def std_of(raw: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -403,16 +521,6 @@ def _draw(
         out.copy_(mean)
     else:
         torch.addcmul(mean, std_of(raw), noise, out=out)
-
-
-def _through_draw(
-    grad: Float[Tensor, "m d"], parameters: Float[Tensor, "m e"], noise: Float[Tensor, "m d"] | None
-) -> Float[Tensor, "m e"]:
-    """The gradient of :func:`_draw`."""
-    if noise is None:
-        return torch.cat([grad, torch.zeros_like(grad)], 1)
-    raw = parameters.chunk(2, 1)[1]
-    return torch.cat([grad, _through_sigmoid(grad * noise * 2, clipped_sigmoid(raw), raw)], 1)
 
 
 def _through_sigmoid(
