@@ -54,8 +54,9 @@ def scan(
         noise: None for evaluation.
         wheels: no gradient reaches boxes, depth and presence.
     """
-    base = networks.features(features.flatten(2).transpose(1, 2)).flatten(0, 1)
-    rows = unroll(networks, schedule, base, images, noise, wheels)
+    rows = unroll(
+        networks, schedule, features.flatten(2).transpose(1, 2).flatten(0, 1), images, noise, wheels
+    )
     cells = type(rows)(*(part.unflatten(0, (len(images), schedule.n_cells)) for part in rows))
     d = networks.config.z_what_size
     return CellPosterior(

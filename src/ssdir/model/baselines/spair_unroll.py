@@ -46,7 +46,7 @@ _STEERED = ("boxes", "present", "z_depth", "where", "depth", "logits")
 def unroll(
     networks: CellNetworks,
     schedule: Schedule,
-    base: Float[Tensor, "m h"],
+    features: Float[Tensor, "m f"],
     images: Float[Tensor, "b 3 s s"],
     noise: Noise | None,
     wheels: bool,
@@ -56,24 +56,27 @@ def unroll(
     Args:
         networks: what infers a cell.
         schedule: with the networks' neighbours (none for networks without context).
-        base: what each cell's features give to the first layers of the four heads; products are of its type.
+        features: of each cell.
         images: in [0, 1]. No gradient reaches them.
         noise: None takes the means, and the probability of presence.
         wheels: no gradient reaches boxes, depth and presence.
     """
-    run = _Unrolled(networks, schedule, images.detach(), noise, wheels, learn=torch.is_grad_enabled())
+    kind = features.device.type
+    computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else networks.origins.dtype
+    learn = torch.is_grad_enabled()
+    run = _Unrolled(networks, schedule, images.detach(), noise, wheels, computed, learn)
     edge = None if networks.edge is None else networks.edge_state()
-    return Inferred(*_Scan.apply(run, base, edge, *run.parameters))
+    return Inferred(*_Scan.apply(run, features, edge, *run.parameters))
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: _Unrolled, base: Tensor, edge: Tensor | None, *parameters: Tensor
+        ctx: Any, run: _Unrolled, features: Tensor, edge: Tensor | None, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.run = run
-        with torch.autocast(base.device.type, enabled=False):
-            found = run.forward(base, edge)
+        with torch.autocast(features.device.type, enabled=False):
+            found = run.forward(features, edge)
         if run.wheels:
             ctx.mark_non_differentiable(*(getattr(found, name) for name in _STEERED))
         return tuple(found)
@@ -81,15 +84,15 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _, of_base, of_edge, *of_parameters = ctx.needs_input_grad
+        _, of_features, of_edge, *of_parameters = ctx.needs_input_grad
         run: _Unrolled = ctx.run
         with torch.autocast(grads[0].device.type, enabled=False):
-            base, edge = run.backward(Inferred(*grads))
+            features, edge = run.backward(Inferred(*grads))
             found = run.gradients()
         asked = zip(run.parameters, of_parameters, strict=True)
         return (
             None,
-            base if of_base else None,
+            features if of_features else None,
             edge if of_edge else None,
             *(found.get(parameter) if wanted else None for parameter, wanted in asked),
         )
@@ -178,9 +181,9 @@ class _Head:
         second.forward(step).relu_()
         last.forward(step)
 
-    def begin_backward(self, of_first: Float[Tensor, "rows h"]) -> None:
-        """With the gradient of its first layer's columns; after the head before it."""
-        self.of_all_out = torch.zeros_like(self.all_out)
+    def begin_backward(self, of_first: Float[Tensor, "rows h"], of_out: Float[Tensor, "rows o"]) -> None:
+        """With the gradients' buffers; after the head before it."""
+        self.of_all_out = of_out
         self.of_out = self.of_all_out.split(self.sizes)
         of_second = torch.empty_like(self.all_second)
         second, last, *own = self.layers
@@ -306,9 +309,10 @@ class _Unrolled:
         images: Float[Tensor, "b 3 s s"],
         noise: Noise | None,
         wheels: bool,
+        computed: torch.dtype,
         learn: bool,
     ) -> None:
-        self.networks, self.wheels, self.learn = networks, wheels, learn
+        self.networks, self.wheels, self.computed, self.learn = networks, wheels, computed, learn
         table = tables(schedule, len(images), images.device)
         self.table, self.sizes = table, table.sizes
         self.glimpses = Glimpses(images.to(networks.origins.dtype), networks.config.patch_size, "border")
@@ -321,18 +325,17 @@ class _Unrolled:
             sides = [4, networks.config.z_what_size, 1]
             self.normals = [part.split(table.sizes) for part in normal.split(sides, 1)]
             self.logistics = logistic.split(table.sizes)
-        self.parameters = [
-            parameter
-            for name, parameter in networks.named_parameters()
-            if name != "edge" and not name.startswith("features.")
-        ]
+        self.parameters = [parameter for name, parameter in networks.named_parameters() if name != "edge"]
 
-    def forward(self, base: Float[Tensor, "m h"], edge: Float[Tensor, " s"] | None) -> Inferred:
+    def forward(self, features: Float[Tensor, "m f"], edge: Float[Tensor, " s"] | None) -> Inferred:
         """All steps."""
-        networks, sizes, n = self.networks, self.sizes, len(base)
+        networks, sizes, n = self.networks, self.sizes, len(features)
         config, like = networks.config, networks.origins
         d, passed = config.z_what_size, config.passthrough
-        self.all_first = base.index_select(0, self.table.order)
+        rows = features.index_select(0, self.table.order).to(self.computed)
+        self.all_first = rows.new_empty(n, networks.features.out_features)
+        self.features = _Layer(networks.features, rows, self.all_first, (n,))
+        self.features.forward(0)
         columns = self.all_first.split(config.hidden, 1)
         where = _Head(networks.where, columns[0], None, d + 4, sizes)
         what = _Head(networks.what, columns[1], (where, 8), 4 + d, sizes)
@@ -357,8 +360,8 @@ class _Unrolled:
         for step in range(len(sizes)):
             self._infer(step)
         parameters = (head.all_out[:, :size] for head, size in zip(self.heads, (8, 2 * d, 2, 1), strict=True))
-        rows = Inferred(*found, *(wide(part) for part in parameters))
-        back = Inferred(*(part.index_select(0, self.table.back) for part in rows))
+        found += [wide(part) for part in parameters]
+        back = Inferred(*(part.index_select(0, self.table.back) for part in found))
         return back._replace(logits=back.logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
 
     def _infer(self, step: int) -> None:
@@ -406,8 +409,8 @@ class _Unrolled:
         """The noise of where (0), z_what (1) or depth (2)."""
         return None if self.normals is None else self.normals[part][step]
 
-    def backward(self, grads: Inferred) -> tuple[Float[Tensor, "m h"], Float[Tensor, " s"] | None]:
-        """From the gradients of what was inferred to those of the features' share and the edge's state."""
+    def backward(self, grads: Inferred) -> tuple[Float[Tensor, "m f"], Float[Tensor, " s"] | None]:
+        """From the gradients of what was inferred to those of the features and the edge's state."""
         networks, table = self.networks, self.table
         d, passed = networks.config.z_what_size, networks.config.passthrough
         steps = [
@@ -416,9 +419,11 @@ class _Unrolled:
                 *(grad.index_select(0, table.order).split(self.sizes) for grad in grads), strict=True
             )
         ]
-        of_first = torch.zeros_like(self.all_first)
+        # Under training wheels not every column is reached.
+        room = torch.zeros_like if self.wheels else torch.empty_like
+        of_first = room(self.all_first)
         for head, columns in zip(self.heads, of_first.split(networks.config.hidden, 1), strict=True):
-            head.begin_backward(columns)
+            head.begin_backward(columns, room(head.all_out))
         self.encoder.begin_backward(self.heads[0].of_all_out[:, 8 + passed : 8 + passed + d])
         self.of_states = networks.origins.new_zeros(self.states.shape)
         self.of_state = self.of_states[:-1].split(self.sizes)
@@ -427,7 +432,8 @@ class _Unrolled:
         for step in reversed(range(len(self.sizes))):
             self._back(step, steps[step])
         edge = None if self.context is None else self.of_states[-1]
-        return of_first.index_select(0, table.back), edge
+        self.features.begin_backward(of_first, torch.empty_like(self.features.all_inputs))
+        return wide(self.features.backward(0)).index_select(0, table.back), edge
 
     def _back(self, step: int, grads: Inferred) -> None:
         networks = self.networks
@@ -493,7 +499,7 @@ class _Unrolled:
         """Of the parameters that have one, after :meth:`backward`."""
         where, what, depth, present = self.heads
         heads = (where, what) if self.wheels else (where, what, depth, present)
-        layers = [layer for head in heads for layer in head.layers]
+        layers = [self.features, *(layer for head in heads for layer in head.layers)]
         if self.context is not None:
             layers.append(self.context)
         found = dict(self.encoder.gradients())

@@ -33,7 +33,8 @@ def paste(
     starts = np.searchsorted(index[order], np.arange(n_images + 1))
     arrays = *_arrays(images, patches, boxes), _weights(boxes, weights), found, order, starts, BANDS
     share(
-        lambda first, last: loops.draw_images(*arrays, first, last),
+        loops.draw_images,
+        arrays,
         n_images * BANDS,
         images[:, 0].numel() + _area(found),
     )
@@ -66,7 +67,7 @@ def covered(patches: Tensor, boxes: Tensor, image_index: Tensor, size: int) -> t
     values = patches.new_empty(n_pairs, patches.shape[1])
     objects, pixels = image_index.new_empty(n_pairs), image_index.new_empty(n_pairs)
     arrays = *_arrays(values, objects, pixels, patches, boxes, image_index), found, firsts, size
-    share(lambda first, last: loops.draw_pairs(*arrays, first, last), len(boxes), n_pairs)
+    share(loops.draw_pairs, arrays, len(boxes), n_pairs)
     return values, objects, pixels
 
 
@@ -106,9 +107,7 @@ def crop(
     index = _checked(image_index, len(images))
     patches = images.new_empty(len(boxes), images.shape[1], size, size)
     arrays = *_arrays(patches, images, boxes), index, border, antialias
-    share(
-        lambda first, last: loops_crop.crop_objects(*arrays, first, last), len(boxes), patches[:, :1].numel()
-    )
+    share(loops_crop.crop_objects, arrays, len(boxes), patches[:, :1].numel())
     return patches
 
 
@@ -133,7 +132,7 @@ def crop_backward(
     arrays = (
         *_arrays(grad, images, boxes), index, border, antialias, of_images, of_boxes, *_arrays(*shaped), order, starts
     )  # fmt: skip
-    share(lambda first, last: loops_crop.pull_crops(*arrays, first, last), n_tasks, grad[:, :1].numel())
+    share(loops_crop.pull_crops, arrays, n_tasks, grad[:, :1].numel())
     return image_grads, box_grads
 
 
@@ -163,7 +162,7 @@ def _pull(
         flat, bases, steps, patch_array, box_array, weights, found, size, *asked, *_arrays(*shaped),
         _streams(patch_grads),
     )  # fmt: skip
-    share(lambda first, last: loops_pull.pull_objects(*arrays, first, last), len(boxes), _area(found))
+    share(loops_pull.pull_objects, arrays, len(boxes), _area(found))
     return patch_grads, box_grads, weight_grads
 
 

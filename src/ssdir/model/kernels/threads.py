@@ -21,46 +21,30 @@ from typing import Any
 
 import torch
 
+from ssdir.model.kernels.team import run_on_team
+
 CHUNKS = 4
 """Chunks a thread, so that none waits long for another."""
 
-_Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
+def share(loop: Callable[..., object], arguments: tuple[Any, ...], tasks: int, work: int) -> None:
+    """Call ``loop(*arguments, first, last)`` over chunks of the tasks 0 .. ``tasks`` - 1, on as many threads as
+    PyTorch uses.
 
-def share(run: Callable[[int, int], object], tasks: int, work: int) -> None:
-    """Call ``run(first, last)`` over chunks of the tasks 0 .. ``tasks`` - 1, on as many threads as PyTorch uses.
-
-    ``work``: pixels in total; little of it is done at once here. Which tasks share a chunk must not matter to results.
+    ``loop``: compiled; which tasks share a chunk must not matter to results. ``work``: pixels in total; little of it
+    is done at once here.
     """
     workers = min(torch.get_num_threads(), tasks)
-    if workers <= 1 or work < 2**15:
-        run(0, tasks)
+    if workers <= 1 or work < 2**14:
+        loop(*arguments, 0, tasks)
         return
     chunks = min(tasks, workers * CHUNKS)
-    ends = [tasks * chunk // chunks for chunk in range(chunks + 1)]
-    left = deque(pairwise(ends))
-    team = None if _forked else openmp()
-    if team is None:
-        _on_pool(run, left, workers)
+    start = 0 if _forked else openmp()
+    if start:
+        run_on_team(start, workers, loop, arguments, tasks, chunks)
     else:
-        _on_team(team, run, left, workers)
-
-
-def _on_team(
-    team: Any, run: Callable[[int, int], object], left: deque[tuple[int, int]], workers: int
-) -> None:
-    errors: list[BaseException] = []
-
-    def member(_: object) -> None:
-        try:
-            _work_off(run, left)
-        except BaseException as error:  # ctypes would drop it
-            left.clear()
-            errors.append(error)
-
-    team.GOMP_parallel(_Task(member), None, workers, 0)
-    if errors:
-        raise errors[0]
+        ends = [tasks * chunk // chunks for chunk in range(chunks + 1)]
+        _on_pool(lambda first, last: loop(*arguments, first, last), deque(pairwise(ends)), workers)
 
 
 def _on_pool(run: Callable[[int, int], object], left: deque[tuple[int, int]], workers: int) -> None:
@@ -86,19 +70,18 @@ def _work_off(run: Callable[[int, int], object], left: deque[tuple[int, int]]) -
 
 
 @cache
-def openmp() -> Any:
-    """The GNU OpenMP library that PyTorch brings and has loaded; None where it uses another one."""
+def openmp() -> int:
+    """Address of ``GOMP_parallel`` in the GNU OpenMP library that PyTorch brings and has loaded; 0 where it uses
+    another one."""
     if not hasattr(os, "RTLD_NOLOAD"):
-        return None
+        return 0
     for file in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
         try:
             library = ctypes.CDLL(str(file), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-            library.GOMP_parallel.argtypes = [_Task, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            library.GOMP_parallel.restype = None
+            return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
         except (OSError, AttributeError):
             continue
-        return library
-    return None
+    return 0
 
 
 @cache
