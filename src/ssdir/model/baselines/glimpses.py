@@ -55,20 +55,24 @@ class Glimpses:
 
     def __init__(self, images: Tensor, size: int, padding: Literal["zeros", "border"] = "zeros") -> None:
         self.images, self.size, self.border = images.contiguous(), size, padding == "border"
+        self.shape = images.shape[1], size, size
 
     def read(
-        self, boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]
-    ) -> Float[Tensor, "m c size size"]:
-        """The content of each box, whose type is that of the images."""
+        self, boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"], out: Float[Tensor, "m k"]
+    ) -> None:
+        """The content of each box, whose type is that of the images, to ``out``: a line each, channel by channel."""
         kernels = implementation(self.images.device)
-        found: Tensor = kernels.crop(self.images, boxes, image_index, self.size, self.border, False)
-        return found
+        lines = out if out.dtype == self.images.dtype else out.new_empty(out.shape, dtype=self.images.dtype)
+        patches = lines.view(len(boxes), *self.shape)
+        kernels.crop(self.images, boxes, image_index, self.size, self.border, False, out=patches)
+        if lines is not out:
+            out.copy_(lines)
 
     def pull(
-        self, grad: Float[Tensor, "m ..."], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]
+        self, grad: Float[Tensor, "m k"], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]
     ) -> Float[Tensor, "m 4"]:
         """The gradient of the boxes, from that of what was read."""
-        grad = grad.to(boxes.dtype).reshape(len(boxes), -1, self.size, self.size)
+        grad = grad.to(boxes.dtype).view(len(boxes), *self.shape)
         kernels = implementation(self.images.device)
         found: Tensor = kernels.crop_backward(
             grad, self.images, boxes, image_index, self.border, False, of_images=False, of_boxes=True

@@ -10,7 +10,8 @@ Rows: step by step, in each image by image, cell by cell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -126,10 +127,12 @@ class _Layer:
             return outputs.addmm_(self.inputs[step], self.transposed)
         return torch.addmm(self.bias, self.inputs[step], self.transposed, out=outputs)
 
-    def begin_backward(self, of_outputs: Float[Tensor, "rows o"], of_inputs: Float[Tensor, "rows i"]) -> None:
-        """With the gradients' buffers."""
+    def begin_backward(
+        self, of_outputs: Float[Tensor, "rows o"], of_inputs: Sequence[Float[Tensor, "_ i"]]
+    ) -> None:
+        """With the gradients' buffers, the latter step by step."""
         self.of_all_outputs = of_outputs
-        self.of_outputs, self.of_inputs = of_outputs.split(self.sizes), of_inputs.split(self.sizes)
+        self.of_outputs, self.of_inputs = of_outputs.split(self.sizes), of_inputs
 
     def backward(self, step: int) -> Float[Tensor, "m i"]:
         return torch.mm(self.of_outputs[step], self.weight, out=self.of_inputs[step])
@@ -187,12 +190,12 @@ class _Head:
         self.of_out = self.of_all_out.split(self.sizes)
         of_second = torch.empty_like(self.all_second)
         second, last, *own = self.layers
-        second.begin_backward(of_second, of_first)
-        last.begin_backward(self.of_all_out[:, : self.size], of_second)
+        second.begin_backward(of_second, of_first.split(self.sizes))
+        last.begin_backward(self.of_all_out[:, : self.size], of_second.split(self.sizes))
         for layer in own:
             assert self.before is not None
             head, start = self.before
-            layer.begin_backward(of_first, head.of_all_out[:, start:])
+            layer.begin_backward(of_first, head.of_all_out[:, start:].split(self.sizes))
 
     def backward(self, step: int) -> None:
         """From the gradient of the outputs to that of what only this head sees."""
@@ -206,84 +209,88 @@ class _Head:
 class _Perceptron:
     """The encoder of glimpses, linear layers with rectifiers between them, within a scan.
 
-    Glimpses are large: they are kept as they were read, step by step.
+    Args:
+        encoder: its layers.
+        glimpses: what it sees, each a line.
+        codes: what it gives.
+        sizes: rows of each step.
+        learn: gradients will be asked for.
     """
 
     def __init__(
-        self, encoder: nn.Sequential, codes: Float[Tensor, "rows d"], sizes: tuple[int, ...]
+        self,
+        encoder: nn.Sequential,
+        glimpses: Float[Tensor, "rows k"],
+        codes: Float[Tensor, "rows d"],
+        sizes: tuple[int, ...],
+        learn: bool,
     ) -> None:
         linears = [layer for layer in encoder if isinstance(layer, nn.Linear)]
-        first, *others = linears
-        self.linear, self.sizes = first, sizes
-        self.weight, self.bias = _constant(first.weight, codes), _constant(first.bias, codes)
-        self.glimpses: list[Float[Tensor, "m i"]] = []
-        self.hidden = [codes.new_empty(len(codes), linear.in_features) for linear in others]
-        self.steps = [hidden.split(sizes) for hidden in self.hidden]
-        targets = [*self.hidden[1:], codes]
-        self.layers = [
-            _Layer(linear, inputs, outputs, sizes)
-            for linear, inputs, outputs in zip(others, self.hidden, targets, strict=True)
-        ]
+        self.hidden = [codes.new_empty(len(codes), linear.out_features) for linear in linears[:-1]]
+        between = zip(linears, [glimpses, *self.hidden], [*self.hidden, codes], strict=True)
+        self.layers = [_Layer(linear, inputs, outputs, sizes) for linear, inputs, outputs in between]
+        self.sizes = sizes
 
-    def forward(self, step: int, glimpses: Float[Tensor, "m 3 p p"], learn: bool) -> None:
-        rows = glimpses.flatten(1).to(self.weight.dtype)
-        if learn:
-            self.glimpses.append(rows)
-        torch.addmm(self.bias, rows, self.weight.t(), out=self.steps[0][step])
-        for steps, layer in zip(self.steps, self.layers, strict=True):
-            steps[step].relu_()
-            layer.forward(step)
+    def forward(self, step: int) -> None:
+        *others, last = self.layers
+        for layer in others:
+            layer.forward(step).relu_()
+        last.forward(step)
 
     def begin_backward(self, of_codes: Float[Tensor, "rows d"]) -> None:
-        self.of_hidden = [torch.empty_like(hidden) for hidden in self.hidden]
-        self.of_first = self.of_hidden[0].split(self.sizes)
-        of_targets = [*self.of_hidden[1:], of_codes]
-        for layer, of_outputs, of_inputs in zip(self.layers, of_targets, self.of_hidden, strict=True):
-            layer.begin_backward(of_outputs, of_inputs)
+        of_hidden = [torch.empty_like(hidden) for hidden in self.hidden]
+        # The gradient of glimpses is used at once: each step's takes the place of the last one's.
+        glimpses = self.layers[0].all_inputs
+        room = glimpses.new_empty(max(self.sizes), glimpses.shape[1])
+        of_glimpses = [room[:size] for size in self.sizes]
+        of_inputs = [of_glimpses, *(hidden.split(self.sizes) for hidden in of_hidden)]
+        for layer, of_outputs, of_input in zip(self.layers, [*of_hidden, of_codes], of_inputs, strict=True):
+            layer.begin_backward(of_outputs, of_input)
 
-    def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m i"] | None:
+    def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m k"] | None:
         """From the gradient of the codes to that of the glimpses, where it is asked for."""
-        for steps, layer in zip(reversed(self.steps), reversed(self.layers), strict=True):
-            _through_relu(layer.backward(step), steps[step])
-        return self.of_first[step] @ self.weight if of_glimpses else None
+        first, *others = self.layers
+        for layer in reversed(others):
+            _through_relu(layer.backward(step), layer.inputs[step])
+        return first.backward(step) if of_glimpses else None
 
     def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        total = self.weight.new_zeros(self.weight.shape, dtype=self.linear.weight.dtype)
-        for of_first, glimpses in zip(self.of_first, self.glimpses, strict=True):
-            if total.dtype == glimpses.dtype:
-                total.addmm_(of_first.t(), glimpses)
-            else:
-                total += of_first.t() @ glimpses
-        yield self.linear.weight, total
-        yield self.linear.bias, self.of_hidden[0].sum(0)
+        """Of the parameters, once all steps have gone back."""
         for layer in self.layers:
             yield from layer.gradients()
 
 
 class _Network:
-    """Any other encoder of glimpses within a scan: autograd, step by step."""
+    """Any other encoder of glimpses within a scan: autograd, step by step. Arguments are :class:`_Perceptron`'s."""
 
     def __init__(
-        self, encoder: nn.Sequential, codes: Float[Tensor, "rows d"], sizes: tuple[int, ...]
+        self,
+        encoder: nn.Sequential,
+        glimpses: Float[Tensor, "rows k"],
+        codes: Float[Tensor, "rows d"],
+        sizes: tuple[int, ...],
+        learn: bool,
     ) -> None:
-        self.encoder, self.codes, self.sizes = encoder, codes.split(sizes), sizes
-        self.graphs: list[tuple[Tensor, Tensor]] = []
+        self.encoder, self.sizes, self.learn = encoder, sizes, learn
+        self.glimpses, self.codes = glimpses.split(sizes), codes.split(sizes)
+        self.side = math.isqrt(glimpses.shape[1] // 3)
+        self.graphs: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def forward(self, step: int, glimpses: Float[Tensor, "m 3 p p"], learn: bool) -> None:
-        kind = self.codes[step].dtype
+    def forward(self, step: int) -> None:
+        kind, device = self.codes[step].dtype, self.codes[step].device.type
         half = kind not in (torch.float32, torch.float64)
-        with torch.set_grad_enabled(learn), torch.autocast(glimpses.device.type, kind, enabled=half):
-            glimpses = glimpses.detach().requires_grad_(learn)
-            code = self.encoder(glimpses)
+        with torch.set_grad_enabled(self.learn), torch.autocast(device, kind, enabled=half):
+            glimpses = self.glimpses[step].detach().requires_grad_(self.learn)
+            code = self.encoder(glimpses.view(-1, 3, self.side, self.side))
         self.codes[step].copy_(code.detach())
-        if learn:
-            self.graphs.append((glimpses, code))
+        if self.learn:
+            self.graphs[step] = glimpses, code
 
     def begin_backward(self, of_codes: Float[Tensor, "rows d"]) -> None:
         self.of_codes = of_codes.split(self.sizes)
         self.found = {parameter: torch.zeros_like(parameter) for parameter in self.encoder.parameters()}
 
-    def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m 3 p p"] | None:
+    def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m k"] | None:
         """From the gradient of the codes to that of the glimpses, where it is asked for."""
         glimpses, code = self.graphs[step]
         asked = [parameter for parameter in self.found if parameter.requires_grad]
@@ -296,6 +303,7 @@ class _Network:
         return grads[-1] if of_glimpses else None
 
     def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Of the parameters, once all steps have gone back."""
         yield from self.found.items()
 
 
@@ -343,7 +351,10 @@ class _Unrolled:
         present = _Head(networks.present, columns[3], (depth, 2), 0, sizes)
         self.heads = where, what, depth, present
         encoder = _Perceptron if config.patch_networks == "mlp" else _Network
-        self.encoder = encoder(networks.encoder, where.all_out[:, 8 + passed : 8 + passed + d], sizes)
+        glimpses = rows.new_empty(n, 3 * config.patch_size**2)
+        codes = where.all_out[:, 8 + passed : 8 + passed + d]
+        self.encoder = encoder(networks.encoder, glimpses, codes, sizes, self.learn)
+        self.seen = glimpses.split(sizes)
         found = [like.new_empty(n, size) for size in (4, 1, 1, d)]
         self.boxes, self.present, self.z_depth, self.z_what = (part.split(sizes) for part in found)
         # What a cell tells its neighbours: the box in cells and anchors, z_what, depth, presence; the last row is what
@@ -385,7 +396,8 @@ class _Unrolled:
         torch.addcmul(networks.local_shift, clipped_sigmoid(drawn), networks.local_scale, out=local)
         boxes = torch.addcmul(self.origins[step], local, networks.box_scale, out=self.boxes[step])
         torch.maximum(boxes, networks.smallest, out=boxes)
-        self.encoder.forward(step, self.glimpses.read(boxes, self.image_index[step]), self.learn)
+        self.glimpses.read(boxes, self.image_index[step], self.seen[step])
+        self.encoder.forward(step)
 
         where.out[step][:, -4:] = local
         what.forward(step)
@@ -428,11 +440,12 @@ class _Unrolled:
         self.of_states = networks.origins.new_zeros(self.states.shape)
         self.of_state = self.of_states[:-1].split(self.sizes)
         if self.context is not None:
-            self.context.begin_backward(of_first, torch.empty_like(self.context.all_inputs))
+            of_around = torch.empty_like(self.context.all_inputs)
+            self.context.begin_backward(of_first, of_around.split(self.sizes))
         for step in reversed(range(len(self.sizes))):
             self._back(step, steps[step])
         edge = None if self.context is None else self.of_states[-1]
-        self.features.begin_backward(of_first, torch.empty_like(self.features.all_inputs))
+        self.features.begin_backward(of_first, [torch.empty_like(self.features.all_inputs)])
         return wide(self.features.backward(0)).index_select(0, table.back), edge
 
     def _back(self, step: int, grads: Inferred) -> None:
@@ -444,9 +457,8 @@ class _Unrolled:
             # At the clip gradients pass that lead back inside. The count prior begins at almost 1 and drives
             # presences there; without a gradient they would stay for good, whatever the prior becomes.
             z_present, logits = self.present[step], wide(present.out[step])
-            of_logits = torch.addcmul(
-                grads.logits, grads.present + of_state[:, -1:], z_present * (1 - z_present)
-            )
+            through = torch.ops.aten.sigmoid_backward(grads.present + of_state[:, -1:], z_present)
+            of_logits = grads.logits + through
             inside = (logits.abs() <= LOGIT_LIMIT) | (of_logits * logits > 0)
             torch.mul(of_logits, inside, out=present.of_out[step])
             present.backward(step)
@@ -533,7 +545,8 @@ def _through_sigmoid(
     grad: Float[Tensor, "m d"], value: Float[Tensor, "m d"], logits: Float[Tensor, "m d"]
 ) -> Float[Tensor, "m d"]:
     """The gradient of a clipped sigmoid, from its value."""
-    return grad * value * (1 - value) * (logits.abs() <= LOGIT_LIMIT)
+    grad = torch.ops.aten.sigmoid_backward(grad, value)
+    return torch.ops.aten.hardtanh_backward(grad, logits, -LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def _through_relu(grad: Float[Tensor, "m h"], value: Float[Tensor, "m h"]) -> None:

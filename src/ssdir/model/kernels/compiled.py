@@ -102,10 +102,16 @@ def covered_backward(
 
 
 def crop(
-    images: Tensor, boxes: Tensor, image_index: Tensor, size: int, border: bool, antialias: bool
+    images: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    size: int,
+    border: bool,
+    antialias: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
     index = _checked(image_index, len(images))
-    patches = images.new_empty(len(boxes), images.shape[1], size, size)
+    patches = images.new_empty(len(boxes), images.shape[1], size, size) if out is None else out
     arrays = *_arrays(patches, images, boxes), index, border, antialias
     share(loops_crop.crop_objects, arrays, len(boxes), patches[:, :1].numel())
     return patches

@@ -155,10 +155,11 @@ def crop(
     size: int,
     border: bool,
     antialias: bool,
+    out: Float[Tensor, "m c size size"] | None = None,
 ) -> Float[Tensor, "m c size size"]:
     """See :func:`ssdir.model.render.crop`."""
     _, channels, height, width = images.shape
-    patches = images.new_empty(len(boxes), channels, size, size)
+    patches = images.new_empty(len(boxes), channels, size, size) if out is None else out
     shapes = (channels, size, height, width)
     _collect(patches, images, boxes, image_index, shapes, crop=True, border=border, average=antialias)
     return patches

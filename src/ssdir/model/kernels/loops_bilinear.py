@@ -1,8 +1,8 @@
 """The loops of the compiled ``crop`` where neither axis is averaged and images ask for no gradient: glimpses.
 
 There every pixel of a patch blends four pixels of the image, wherever they lie: reading only these takes a third of
-the time of blending whole rows of the box's window (boxes of 20 to 120 pixels, patches of 28). Backwards, an image's
-row is read at the patch's columns once, and serves all rows of the patch that lie beside it. Coordinates are those of
+the time of blending whole rows of the box's window (boxes of 20 to 120 pixels, patches of 28). An image's row is read
+at the patch's columns once, and serves all rows of the patch that lie beside it. Coordinates are those of
 :mod:`ssdir.model.kernels.loops_crop`.
 
 An axis is four arrays: ``place`` "2 q" (the two image pixels), ``weight`` "2 q", ``slope`` "2 q" (their weights'
@@ -59,34 +59,6 @@ def fill(centre, side, p, size, border, place, weight, slope, steps):
         weight[1, t], slope[1, t] = part * inside, moves * inside
 
 
-@loose
-@no_type_check
-def read(above, below, upper, lower, place, weight, target):
-    """A row of a patch, out of two rows of the image with their weights."""
-    first, second, left, right = place[0], place[1], weight[0], weight[1]
-    for q in range(len(target)):
-        on_left = upper * above[first[q]] + lower * below[first[q]]
-        on_right = upper * above[second[q]] + lower * below[second[q]]
-        target[q] = left[q] * on_left + right[q] * on_right
-
-
-@compiled
-@no_type_check
-def read_object(patch, image, box, border, rows, columns):
-    """A patch "c p p" out of an image "c h w"."""
-    channels, p = patch.shape[:2]
-    height, width = image.shape[1:]
-    fill(box[1], box[3], p, height, border, *rows)
-    fill(box[0], box[2], p, width, border, *columns)
-    place, weight = rows[0], rows[1]
-    for channel in range(channels):
-        for t in range(p):
-            read(
-                image[channel, place[0, t]], image[channel, place[1, t]], weight[0, t], weight[1, t],
-                columns[0], columns[1], patch[channel, t],
-            )  # fmt: skip
-
-
 @inlined
 @no_type_check
 def load(flat, row, p, place, lines, ends, line):
@@ -107,6 +79,44 @@ def blend(weight, lines, ends, line, target):
     other = ends + line
     for q in range(line):
         lines[target + q] = weight[0, q] * lines[ends + q] + weight[1, q] * lines[other + q]
+
+
+@loose
+@no_type_check
+def read_box(patches, origin, flat, start, shape, box, border, rows, columns, lines):
+    """A patch "c p p" at ``patches[origin:]``, out of an image "c h w" at ``flat[start:]``.
+
+    ``shape`` is c, p, h, w, unsigned; ``lines`` "5 q" is room to work in.
+    """
+    channels, p, height, width = shape
+    fill(box[1], box[3], int(p), int(height), border, *rows)
+    fill(box[0], box[2], int(p), int(width), border, *columns)
+    place_y, weight_y = rows[0], rows[1]
+    place_x, weight_x, steps_x = columns[0], columns[1], columns[3]
+    line = np.uint64(len(steps_x))
+    above, below, ends, blended = np.uint64(0), line, np.uint64(2) * line, np.uint64(4) * line
+    target = origin
+    for channel in range(channels):
+        base = start + channel * height * width
+        at_above, at_below = height, height
+        for t in range(p):
+            upper, lower = np.uint64(place_y[0, t]), np.uint64(place_y[1, t])
+            if upper == at_below:
+                above, below, at_above, at_below = below, above, at_below, at_above
+            if upper != at_above:
+                load(flat, base + upper * width, p, place_x, lines, ends, line)
+                blend(weight_x, lines, ends, line, above)
+                at_above = upper
+            if lower != at_below:
+                load(flat, base + lower * width, p, place_x, lines, ends, line)
+                blend(weight_x, lines, ends, line, below)
+                at_below = lower
+            share, other = weight_y[0, t], weight_y[1, t]
+            for q in range(line):
+                lines[blended + q] = share * lines[above + q] + other * lines[below + q]
+            for q in range(p):
+                patches[target + q] = lines[blended + q]
+            target += p
 
 
 @loose

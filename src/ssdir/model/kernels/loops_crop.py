@@ -17,7 +17,7 @@ import numpy as np
 
 from ssdir.model.kernels.loops import add_scaled, compiled, dot, loose
 from ssdir.model.kernels.loops_bilinear import axis as axis_of_glimpse
-from ssdir.model.kernels.loops_bilinear import padded, pull_box, read_object
+from ssdir.model.kernels.loops_bilinear import padded, pull_box, read_box
 
 
 @compiled
@@ -167,6 +167,8 @@ def crop_objects(patches, images, boxes, image_index, border, antialias, first_t
     flat = images.reshape(-1)
     rows, columns = room(p, height, kind), room(p, width, kind)
     plain_rows, plain_columns = axis_of_glimpse(p, kind), axis_of_glimpse(p, kind)
+    targets, lines = patches.reshape(-1), np.zeros(5 * padded(p), kind)
+    shape = np.uint64(channels), np.uint64(p), np.uint64(height), np.uint64(width)
     line = np.zeros(width + 2, kind)
     for o in range(first_task, last_task):
         if not alive(boxes[o]):
@@ -174,7 +176,13 @@ def crop_objects(patches, images, boxes, image_index, border, antialias, first_t
             continue
         average_y, average_x = averages(boxes[o], p, height, width, antialias)
         if not (average_y or average_x):
-            read_object(patches[o], images[image_index[o]], boxes[o], border, plain_rows, plain_columns)
+            origin, start = (
+                np.uint64(o * channels * p * p),
+                np.uint64(image_index[o] * channels * height * width),
+            )
+            read_box(
+                targets, origin, flat, start, shape, boxes[o], border, plain_rows, plain_columns, lines
+            )  # fmt: skip
             continue
         top, _ = sample(boxes[o, 1], boxes[o, 3], p, height, border, average_y, rows)
         left, wide = sample(boxes[o, 0], boxes[o, 2], p, width, border, average_x, columns)

@@ -11,7 +11,7 @@ and autocast and get contiguous tensors:
         -> their gradients, each empty where it is not asked for (here and below)
     covered(patches, boxes, image_index, size) -> values "q c", objects "q", pixels "q": by object, row and column
     covered_backward(grad_values "q c", patches, boxes, image_index, objects, pixels, size, of_patches, of_boxes)
-    crop(images "b c h w", boxes, image_index, size, border, antialias) -> "m c size size"
+    crop(images "b c h w", boxes, image_index, size, border, antialias, out=None) -> "m c size size", written to out
     crop_backward(grad "m c size size", images, boxes, image_index, border, antialias, of_images, of_boxes)
 """
 

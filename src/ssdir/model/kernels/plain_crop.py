@@ -38,10 +38,16 @@ class Averages(NamedTuple):
 
 
 def crop(
-    images: Tensor, boxes: Tensor, image_index: Tensor, size: int, border: bool, antialias: bool
+    images: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    size: int,
+    border: bool,
+    antialias: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
     channels, height, width = images.shape[1:]
-    patches = zeros((len(boxes), channels, size, size), images)
+    patches = zeros((len(boxes), channels, size, size), images) if out is None else out.zero_()
     flat = images.view(-1)
     for group in _groups(images, boxes, size, border, antialias):
         rows, columns = _axes(group, boxes, size, height, width, border)
