@@ -1,4 +1,5 @@
-"""SPAIR's scan as its description reads: one cell after another, every perceptron on the whole of its input.
+"""SPAIR's scan as its description reads: one cell after another, every perceptron on the whole of its input, all by
+autograd.
 
 The same parameters and noise give the same latents as :func:`ssdir.model.baselines.spair_scan.scan`.
 """
@@ -14,6 +15,7 @@ from ssdir.model.baselines.glimpses import SMALLEST_SIDE
 from ssdir.model.baselines.spair_cells import CellNetworks
 from ssdir.model.baselines.spair_noise import Noise
 from ssdir.model.baselines.spair_scan import CellPosterior
+from ssdir.model.baselines.spair_schedule import offsets
 
 _NAMES = ("where", "what", "depth", "present")
 
@@ -22,21 +24,22 @@ def straightforward(
     networks: CellNetworks,
     features: Float[Tensor, "b f g g"],
     images: Float[Tensor, "b 3 s s"],
-    noise: Noise,
+    noise: Noise | None,
+    wheels: bool = False,
 ) -> CellPosterior:
-    """Every cell in raster order, one ring of neighbours."""
+    """Every cell in raster order."""
     n, found = features.shape[-1], {}
-    edge = networks.edge_state().expand(len(images), -1)
+    seen = offsets(networks.config.lookback) if networks.config.lateral else []
+    edge = networks.edge_state().expand(len(images), -1) if seen else None
     for row in range(n):
         for column in range(n):
             around = [
-                found[row + i, column + j][1] if (row + i, column + j) in found else edge
-                for i, j in ((-1, -1), (-1, 0), (-1, 1), (0, -1))
+                found[row + i, column + j][1] if (row + i, column + j) in found else edge for i, j in seen
             ]
             base = torch.cat([features[:, :, row, column], *around], 1)
             cell = row * n + column
-            drawn = noise.normal[:, cell], noise.logistic[:, cell]
-            found[row, column] = _cell(networks, base, images, row, column, drawn)
+            drawn = None if noise is None else Noise(noise.normal[:, cell], noise.logistic[:, cell])
+            found[row, column] = _cell(networks, base, images, row, column, drawn, wheels)
     parts = zip(*(posterior for posterior, _ in found.values()), strict=True)
     return CellPosterior(*(torch.stack(part, 1) for part in parts))
 
@@ -47,16 +50,22 @@ def _cell(
     images: Float[Tensor, "b 3 s s"],
     row: int,
     column: int,
-    drawn: tuple[Float[Tensor, "b e"], Float[Tensor, "b 1"]],
+    noise: Noise | None,
+    wheels: bool,
 ) -> tuple[CellPosterior, Float[Tensor, "b s"]]:
     """What is inferred for a cell, and its state for the neighbours."""
     config = networks.config
     d, side = config.z_what_size, config.image_size
-    normal, logistic = drawn
+
+    def steered(parameters: Tensor) -> Tensor:
+        return parameters.detach() if wheels else parameters
+
+    def drawn(mean: Tensor, std: Tensor, first: int, last: int) -> Tensor:
+        return mean if noise is None else mean + std * noise.normal[:, first:last]
 
     out = _head(networks, "where", base)
-    where_mean, where_std, handed = out[:, :4], _std(out[:, 4:8]), out[:, 8:]
-    where = (where_mean + where_std * normal[:, :4]).clamp(-10, 10).sigmoid()
+    where_mean, where_std, handed = steered(out[:, :4]), steered(_std(out[:, 4:8])), out[:, 8:]
+    where = drawn(where_mean, where_std, 0, 4).clamp(-10, 10).sigmoid()
     centre, extent = 2 * where[:, :2] - 0.5, where[:, 2:]
     corner = torch.tensor([column, row], device=base.device)
     sides = extent * config.anchor * config.size_range / side
@@ -67,14 +76,14 @@ def _cell(
     code = networks.encoder(_glimpse(images, box, config.patch_size))
     out = _head(networks, "what", base, handed, code, local)
     what_mean, what_std, handed = out[:, :d], _std(out[:, d : 2 * d]), out[:, 2 * d :]
-    what = what_mean + what_std * normal[:, 4:-1]
+    what = drawn(what_mean, what_std, 4, 4 + d)
 
     out = _head(networks, "depth", base, handed, local, what)
-    depth_mean, depth_std, handed = out[:, :1], _std(out[:, 1:2]), out[:, 2:]
-    depth = (depth_mean + depth_std * normal[:, -1:]).clamp(-10, 10).sigmoid()
+    depth_mean, depth_std, handed = steered(out[:, :1]), steered(_std(out[:, 1:2])), out[:, 2:]
+    depth = drawn(depth_mean, depth_std, 4 + d, 5 + d).clamp(-10, 10).sigmoid()
 
-    logits = _head(networks, "present", base, handed, local, what, depth).clamp(-10, 10)
-    present = (logits + logistic).sigmoid()
+    logits = steered(_head(networks, "present", base, handed, local, what, depth)).clamp(-10, 10)
+    present = (logits if noise is None else logits + noise.logistic).sigmoid()
     posterior = CellPosterior(
         box, present[:, 0], depth[:, 0], what, where_mean, where_std, what_mean, what_std, depth_mean[:, 0],
         depth_std[:, 0], logits[:, 0],
@@ -86,8 +95,9 @@ def _head(networks: CellNetworks, name: str, *inputs: Float[Tensor, "b _"]) -> F
     """A perceptron on the concatenation of its inputs."""
     head, number, hidden = networks.heads[name], _NAMES.index(name), networks.config.hidden
     own = slice(number * hidden, (number + 1) * hidden)
-    assert networks.context is not None
-    weights = [networks.features.weight[own], networks.context.weight[own]]
+    weights = [networks.features.weight[own]]
+    if networks.context is not None:
+        weights.append(networks.context.weight[own])
     if head.own is not None:
         weights.append(head.own.weight)
     first = functional.linear(torch.cat(inputs, 1), torch.cat(weights, 1), networks.features.bias[own])

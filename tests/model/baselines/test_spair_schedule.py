@@ -45,22 +45,25 @@ def test_wavefront_is_the_shortest_schedule(rows: int, columns: int, lookback: i
 @pytest.mark.parametrize(
     "schedule", [wavefront(11, 11, 1), wavefront(5, 7, 2), raster(5, 7, 2), raster(11, 11, 1)]
 )
-def test_tables_name_the_neighbours(schedule: Schedule) -> None:
+def test_steps_name_the_neighbours(schedule: Schedule) -> None:
+    when = times(schedule)
     for now, step in enumerate(schedule.steps):
-        assert all(source < now for source in step.sources)
-        here = [None] + [
-            divmod(cell, schedule.columns) for source in step.sources for cell in schedule.steps[source].cells
-        ]
-        for cell, row in zip(step.cells, step.neighbours, strict=True):
-            position = divmod(cell, schedule.columns)
-            expected = neighbours(*position, schedule.rows, schedule.columns, schedule.lookback)
-            assert [here[place] for place in row] == expected
+        for cell, around in zip(step.cells, step.neighbours, strict=True):
+            found = [None if number is None else divmod(number, schedule.columns) for number in around]
+            expected = neighbours(
+                *divmod(cell, schedule.columns), schedule.rows, schedule.columns, schedule.lookback
+            )
+            assert found == expected
+            assert all(when[other] < now for other in found if other is not None)
             assert len(expected) == schedule.n_neighbours == (2 * schedule.lookback + 1) ** 2 // 2
 
 
 def test_one_ring_needs_the_last_three_steps() -> None:
-    for now, step in enumerate(wavefront(16, 16, 1).steps):
-        assert all(now - source <= 3 for source in step.sources)
+    schedule = wavefront(16, 16, 1)
+    when = times(schedule)
+    for now, step in enumerate(schedule.steps):
+        around = {divmod(number, 16) for cells in step.neighbours for number in cells if number is not None}
+        assert all(now - when[cell] <= 3 for cell in around)
     lengths = [len(wavefront(side, side, 1).steps) for side in (8, 11, 16)]
     assert lengths == [22, 31, 46]
     assert [max(len(s.cells) for s in wavefront(side, side, 1).steps) for side in (8, 11, 16)] == [4, 6, 8]
@@ -82,3 +85,22 @@ def test_rows_go_step_by_step_and_back() -> None:
     ]  # (0, 2) and (1, 0), of both images; then (1, 1)
     assert first.tolist() == [2, 3, 11, 12] and second.tolist() == [4, 13]
     assert tables(schedule, 2, torch.device("cpu")) is table
+
+
+@pytest.mark.parametrize("schedule", [wavefront(3, 4, 1), raster(3, 4, 2), at_once(2, 2)])
+def test_tables_name_the_rows_of_neighbours(schedule: Schedule) -> None:
+    n_images = 3
+    table = tables(schedule, n_images, torch.device("cpu"))
+    places = list(table.order.tolist())
+    begin = 0
+    for size, rows, step in zip(table.sizes, table.neighbours, schedule.steps, strict=True):
+        found = rows.view(size, schedule.n_neighbours).tolist()
+        for row, around in zip(places[begin : begin + size], found, strict=True):
+            image, cell = divmod(row, schedule.n_cells)
+            expected = step.neighbours[step.cells.index(cell)]
+            for seen, number in zip(around, expected, strict=True):
+                if number is None:
+                    assert seen == len(places)
+                else:
+                    assert places[seen] == image * schedule.n_cells + number
+        begin += size

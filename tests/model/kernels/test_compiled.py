@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
 import torch
 
@@ -75,38 +77,74 @@ def test_the_same_bytes_however_a_gradient_is_written(monkeypatch, side, dtype):
 @pytest.fixture(params=["PyTorch's threads", "a pool"])
 def threading_by(request, monkeypatch):
     if request.param == "a pool":
-        monkeypatch.setattr(threads, "openmp", lambda: None)
-    elif threads.openmp() is None:
+        monkeypatch.setattr(threads, "openmp", lambda: 0)
+    elif not threads.openmp():
         pytest.skip("this PyTorch does not use GNU OpenMP")
     return request.param
 
 
+if sys.platform == "linux":
+    thread_number = ctypes.CDLL(None).gettid
+    thread_number.argtypes, thread_number.restype = [], ctypes.c_int
+
+
+@numba.njit(nogil=True)
+def take(doers, calls, patience, first, last):
+    """Notes who does which task. A thread that has begun waits for another one, but not forever."""
+    calls[first] = last
+    for task in range(first, last):
+        doers[task] = thread_number()
+    for _ in range(patience):
+        if (doers != 0).sum() > last - first:
+            break
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have other numbers here")
 def test_work_is_shared_in_whole_and_only_when_it_is_much(set_threads, threading_by):
     set_threads(2)
-    taken: list[tuple[int, int, str]] = []
+    for n_threads, tasks, work in ((2, 10, 10**6), (1, 10, 100), (1, 1, 10**6)):
+        doers, calls = np.zeros(tasks, np.int32), np.zeros(tasks, np.int64)
+        threads.share(take, (doers, calls, 10**7 if n_threads == 2 else 0), tasks, work)
+        assert (doers != 0).all() and len(set(doers)) == n_threads
+        ends = [0, *calls[calls > 0]]
+        assert list(np.flatnonzero(calls)) == ends[:-1] and ends[-1] == tasks
+        assert len(ends) - 1 == (8 if n_threads == 2 else 1)
+    threads.share(take, (np.zeros(1, np.int32), np.zeros(1, np.int64), 0), 0, 10**6)
 
-    caller, other_began = threading.current_thread().name, threading.Event()
 
-    def run(first: int, last: int) -> None:
-        taken.append((first, last, threading.current_thread().name))
-        if taken[-1][2] == caller and last - first < 10:
-            assert other_began.wait(60)
-        other_began.set()
-
-    threads.share(run, 10, 10**6)
-    assert sorted(task for first, last, _ in taken for task in range(first, last)) == list(range(10))
-    others = {name for *_, name in taken} - {caller}
-    assert len(others) == 1 and others.pop().startswith("ssdir") == (threading_by == "a pool")
-    taken.clear()
-    threads.share(run, 10, 100)
-    threads.share(run, 0, 10**6)
-    assert taken == [(0, 10, caller), (0, 0, caller)]
+@loops.compiled
+def divide(numbers, scale, first, last):
+    for task in range(first, last):
+        if numbers[task] * scale > 5:
+            raise ValueError("more than 5")
 
 
 def test_errors_in_a_thread_reach_the_caller(set_threads, threading_by):
     set_threads(2)
-    with pytest.raises(ZeroDivisionError):
-        threads.share(lambda first, last: 1 // (first // 100), 10, 10**6)
+    numbers = np.arange(10.0)
+    threads.share(divide, (numbers, 0.5), 10, 10**6)
+    expected = ValueError if threading_by == "a pool" else RuntimeError
+    with pytest.raises(expected, match=r"divide has failed|more than 5"):
+        threads.share(divide, (numbers, 1.0), 10, 10**6)
+    threads.share(divide, (numbers, 0.5), 10, 10**6)
+
+
+def test_each_type_has_machine_code_of_its_own(set_threads):
+    """Arrays of other types, orders and rights, and numbers of other kinds."""
+    set_threads(2)
+    for numbers in (
+        np.arange(10.0),
+        np.arange(10),
+        np.arange(10.0).repeat(2)[::2],
+        np.arange(10, dtype=np.float32),
+    ):
+        for scale in (1.0, 1, True):
+            frozen = numbers.copy()
+            frozen.flags.writeable = False
+            for given in (numbers, frozen):
+                with pytest.raises(RuntimeError, match="divide"):
+                    threads.share(divide, (given, scale), 10, 10**6)
+                threads.share(divide, (given, scale), 6, 10**6)
 
 
 def test_several_python_threads_may_draw_at_once(set_threads):

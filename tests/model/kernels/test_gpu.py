@@ -170,6 +170,9 @@ def test_crop_and_its_gradients_equal_the_dense_form_and_plain_pytorch(antialias
     found = gpu.crop(images, boxes, index, 3, border, antialias)
     assert found.abs().amax((1, 2, 3)).gt(0).all()
     assert_close([found], [plain.crop(images, boxes, index, 3, border, antialias)])
+    given = torch.full_like(found, torch.nan)
+    assert gpu.crop(images, boxes, index, 3, border, antialias, out=given) is given
+    assert torch.equal(given, found)
     grad = rand_like(found)
     to_images, to_boxes = gpu.crop_backward(grad, images, boxes, index, border, antialias, True, True)
     expected = plain.crop_backward(grad, images, boxes, index, border, antialias, True, True)

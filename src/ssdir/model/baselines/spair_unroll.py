@@ -116,7 +116,7 @@ class _Layer:
         outputs: Float[Tensor, "rows o"],
         sizes: tuple[int, ...],
     ) -> None:
-        self.linear, self.all_inputs, self.sizes = linear, inputs, sizes
+        self.parameters, self.all_inputs, self.sizes = (linear.weight, linear.bias), inputs, sizes
         self.inputs, self.outputs = inputs.split(sizes), outputs.split(sizes)
         self.weight, self.bias = _constant(linear.weight, outputs), _constant(linear.bias, outputs)
         self.transposed = self.weight.t()
@@ -137,11 +137,12 @@ class _Layer:
     def backward(self, step: int) -> Float[Tensor, "m i"]:
         return torch.mm(self.of_outputs[step], self.weight, out=self.of_inputs[step])
 
-    def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Of the parameters, once all steps have gone back."""
-        yield self.linear.weight, self.of_all_outputs.t() @ self.all_inputs
-        if self.bias is not None:
-            yield self.linear.bias, self.of_all_outputs.sum(0)
+        weight, bias = self.parameters
+        yield weight, self.of_all_outputs.t() @ self.all_inputs
+        if bias is not None:
+            yield bias, self.of_all_outputs.sum(0)
 
 
 class _Head:
@@ -254,7 +255,7 @@ class _Perceptron:
             _through_relu(layer.backward(step), layer.inputs[step])
         return first.backward(step) if of_glimpses else None
 
-    def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Of the parameters, once all steps have gone back."""
         for layer in self.layers:
             yield from layer.gradients()
@@ -272,6 +273,7 @@ class _Network:
         learn: bool,
     ) -> None:
         self.encoder, self.sizes, self.learn = encoder, sizes, learn
+        self.parameters = list(encoder.parameters())
         self.glimpses, self.codes = glimpses.split(sizes), codes.split(sizes)
         self.side = math.isqrt(glimpses.shape[1] // 3)
         self.graphs: dict[int, tuple[Tensor, Tensor]] = {}
@@ -280,7 +282,7 @@ class _Network:
         kind, device = self.codes[step].dtype, self.codes[step].device.type
         half = kind not in (torch.float32, torch.float64)
         with torch.set_grad_enabled(self.learn), torch.autocast(device, kind, enabled=half):
-            glimpses = self.glimpses[step].detach().requires_grad_(self.learn)
+            glimpses = self.glimpses[step].clone().requires_grad_(self.learn)
             code = self.encoder(glimpses.view(-1, 3, self.side, self.side))
         self.codes[step].copy_(code.detach())
         if self.learn:
@@ -288,7 +290,7 @@ class _Network:
 
     def begin_backward(self, of_codes: Float[Tensor, "rows d"]) -> None:
         self.of_codes = of_codes.split(self.sizes)
-        self.found = {parameter: torch.zeros_like(parameter) for parameter in self.encoder.parameters()}
+        self.found = {parameter: torch.zeros_like(parameter) for parameter in self.parameters}
 
     def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m k"] | None:
         """From the gradient of the codes to that of the glimpses, where it is asked for."""
@@ -302,7 +304,7 @@ class _Network:
             self.found[parameter] += grad
         return grads[-1] if of_glimpses else None
 
-    def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Of the parameters, once all steps have gone back."""
         yield from self.found.items()
 
@@ -365,6 +367,7 @@ class _Unrolled:
         self.drawn_where, self.drawn_depth = (like.new_empty(n, size).split(sizes) for size in (4, 1))
         self.context = None
         if networks.context is not None:
+            assert edge is not None
             self.states[n] = edge
             around = self.all_first.new_empty(n, networks.context.in_features)
             self.context = _Layer(networks.context, around, self.all_first, sizes)
@@ -507,7 +510,7 @@ class _Unrolled:
             through = _through_sigmoid(of_drawn * noise, clipped_sigmoid(raw), raw)
             torch.add(of_raw, through, alpha=2, out=target[:, d : 2 * d])
 
-    def gradients(self) -> dict[nn.Parameter, Tensor]:
+    def gradients(self) -> dict[Tensor, Tensor]:
         """Of the parameters that have one, after :meth:`backward`."""
         where, what, depth, present = self.heads
         heads = (where, what) if self.wheels else (where, what, depth, present)
@@ -520,7 +523,7 @@ class _Unrolled:
         return {parameter: grad.to(parameter.dtype) for parameter, grad in found.items()}
 
 
-def _constant(parameter: nn.Parameter | None, like: Tensor) -> Any:
+def _constant(parameter: Tensor | None, like: Tensor) -> Any:
     """A parameter as a constant of the type of ``like``; None remains None."""
     return None if parameter is None else parameter.detach().to(like.dtype)
 
