@@ -333,7 +333,7 @@ class _Unrolled:
         if noise is not None:
             normal, logistic = (part.flatten(0, 1).index_select(0, table.order) for part in noise)
             sides = [4, networks.config.z_what_size, 1]
-            self.normals = [part.split(table.sizes) for part in normal.split(sides, 1)]
+            self.normals = [part.split(table.sizes) for part in (2 * normal).split(sides, 1)]
             self.logistics = logistic.split(table.sizes)
         self.parameters = [parameter for name, parameter in networks.named_parameters() if name != "edge"]
 
@@ -395,7 +395,7 @@ class _Unrolled:
 
         where.forward(step)
         drawn = self.drawn_where[step]
-        _draw(wide(where.out[step][:, :8]), self._normal(0, step), drawn)
+        _draw(wide(where.out[step][:, :8]), self._doubled(0, step), drawn)
         torch.addcmul(networks.local_shift, clipped_sigmoid(drawn), networks.local_scale, out=local)
         boxes = torch.addcmul(self.origins[step], local, networks.box_scale, out=self.boxes[step])
         torch.maximum(boxes, networks.smallest, out=boxes)
@@ -404,13 +404,13 @@ class _Unrolled:
 
         where.out[step][:, -4:] = local
         what.forward(step)
-        _draw(wide(what.out[step][:, : 2 * d]), self._normal(1, step), z_what)
+        _draw(wide(what.out[step][:, : 2 * d]), self._doubled(1, step), z_what)
         state[:, :4], state[:, 4:-2] = local, z_what
 
         what.out[step][:, 2 * d + passed :] = state[:, :-2]
         depth.forward(step)
         drawn = self.drawn_depth[step]
-        _draw(wide(depth.out[step][:, :2]), self._normal(2, step), drawn)
+        _draw(wide(depth.out[step][:, :2]), self._doubled(2, step), drawn)
         z_depth.copy_(clipped_sigmoid(drawn))
         state[:, -2:-1] = z_depth
 
@@ -420,8 +420,8 @@ class _Unrolled:
         relaxed = logits if self.logistics is None else logits + self.logistics[step]
         state[:, -1:] = torch.sigmoid(relaxed, out=self.present[step])
 
-    def _normal(self, part: int, step: int) -> Float[Tensor, "m e"] | None:
-        """The noise of where (0), z_what (1) or depth (2)."""
+    def _doubled(self, part: int, step: int) -> Float[Tensor, "m e"] | None:
+        """Twice the noise of where (0), z_what (1) or depth (2): standard deviations are twice a sigmoid."""
         return None if self.normals is None else self.normals[part][step]
 
     def backward(self, grads: Inferred) -> tuple[Float[Tensor, "m f"], Float[Tensor, " s"] | None]:
@@ -467,12 +467,12 @@ class _Unrolled:
             present.backward(step)
             of_depth = grads.z_depth + of_state[:, -2:-1] + depth.of_out[step][:, -1:]
             of_drawn = _through_sigmoid(of_depth, self.z_depth[step], self.drawn_depth[step])
-            self._back_to(depth, step, of_drawn, grads.depth, self._normal(2, step))
+            self._back_to(depth, step, of_drawn, grads.depth, self._doubled(2, step))
             depth.backward(step)
 
         of_what = grads.z_what + of_state[:, 4:-2] + what.of_out[step][:, -d:]
         of_what += depth.of_out[step][:, -1 - d : -1]
-        self._back_to(what, step, of_what, grads.what, self._normal(1, step))
+        self._back_to(what, step, of_what, grads.what, self._doubled(1, step))
         what.backward(step)
         of_glimpses = self.encoder.backward(step, not self.wheels)
 
@@ -484,7 +484,7 @@ class _Unrolled:
             of_local.addcmul_(of_boxes + grads.boxes, networks.box_scale)
             share = (self.local[step] - networks.local_shift) / networks.local_scale
             of_drawn = _through_sigmoid(of_local * networks.local_scale, share, self.drawn_where[step])
-            self._back_to(where, step, of_drawn, grads.where, self._normal(0, step))
+            self._back_to(where, step, of_drawn, grads.where, self._doubled(0, step))
         where.backward(step)
         if self.context is not None:
             of_around = self.context.backward(step).view(-1, networks.state_size)
@@ -496,19 +496,19 @@ class _Unrolled:
         step: int,
         of_drawn: Float[Tensor, "m d"],
         of_parameters: Float[Tensor, "m e"],
-        noise: Float[Tensor, "m d"] | None,
+        doubled: Float[Tensor, "m d"] | None,
     ) -> None:
         """The gradient of a head's parameters of normals, from that of what was drawn and what else they get."""
         d = of_drawn.shape[1]
         out, target = head.out[step], head.of_out[step]
         of_mean, of_raw = of_parameters.split(d, 1)
         torch.add(of_mean, of_drawn, out=target[:, :d])
-        if noise is None:
+        if doubled is None:
             target[:, d : 2 * d] = of_raw
         else:
             raw = wide(out[:, d : 2 * d])
-            through = _through_sigmoid(of_drawn * noise, clipped_sigmoid(raw), raw)
-            torch.add(of_raw, through, alpha=2, out=target[:, d : 2 * d])
+            through = _through_sigmoid(of_drawn * doubled, clipped_sigmoid(raw), raw)
+            torch.add(of_raw, through, out=target[:, d : 2 * d])
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Of the parameters that have one, after :meth:`backward`."""
@@ -534,14 +534,14 @@ def std_of(raw: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def _draw(
-    parameters: Float[Tensor, "m e"], noise: Float[Tensor, "m d"] | None, out: Float[Tensor, "m d"]
+    parameters: Float[Tensor, "m e"], doubled: Float[Tensor, "m d"] | None, out: Float[Tensor, "m d"]
 ) -> None:
-    """Samples of normals, whose means come first; without noise the means."""
+    """Samples of normals, whose means come first, by twice the noise; without noise the means."""
     mean, raw = parameters.chunk(2, 1)
-    if noise is None:
+    if doubled is None:
         out.copy_(mean)
     else:
-        torch.addcmul(mean, std_of(raw), noise, out=out)
+        torch.addcmul(mean, clipped_sigmoid(raw), doubled, out=out)
 
 
 def _through_sigmoid(
