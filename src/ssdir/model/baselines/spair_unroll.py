@@ -145,14 +145,19 @@ class _Layer:
             yield bias, self.of_all_outputs.sum(0)
 
 
+_Parts = list[tuple[Tensor, ...]]
+"""Columns of a buffer with the rows of all steps, step by step."""
+
+
 class _Head:
     """A head within a scan.
 
     Args:
         head: its parameters.
         first: its columns of the first layers' buffer, which holds what features and neighbours give.
-        before: the head whose outputs, and what lies beside them, only this one sees; from column ``start`` on.
-        beside: numbers that the next head sees beside what this one hands on; columns kept for them after its own.
+        before: the head of which this one sees what it hands on, and what lies beside it.
+        parameters: columns of each parameter of its posterior, which come first; all others are handed on.
+        beside: columns of what the next head sees beside what this one hands on; they are kept after its own.
         sizes: rows of each step.
     """
 
@@ -160,22 +165,30 @@ class _Head:
         self,
         head: Head,
         first: Float[Tensor, "rows h"],
-        before: tuple[_Head, int] | None,
-        beside: int,
+        before: _Head | None,
+        parameters: tuple[int, ...],
+        beside: tuple[int, ...],
         sizes: tuple[int, ...],
     ) -> None:
-        self.size, self.sizes, self.before = head.last.out_features, sizes, before
-        self.all_out = first.new_empty(len(first), self.size + beside)
+        own, self.sizes, self.before = head.last.out_features, sizes, before
+        self.own, self.n_parameters = own, sum(parameters)
+        self.columns, self.n_kinds = [*parameters, own - self.n_parameters, *beside], len(parameters)
+        self.all_out = first.new_empty(len(first), sum(self.columns))
+        self.parameters, self.beside = self.of_columns(self.all_out)
         self.all_second = torch.empty_like(first, memory_format=torch.contiguous_format)
-        self.out, self.first = self.all_out.split(sizes), first.split(sizes)
-        self.second = self.all_second.split(sizes)
+        self.first, self.second = first.split(sizes), self.all_second.split(sizes)
         self.layers = [
             _Layer(head.second, first, self.all_second, sizes),
-            _Layer(head.last, self.all_second, self.all_out[:, : self.size], sizes),
+            _Layer(head.last, self.all_second, self.all_out[:, :own], sizes),
         ]
         if before is not None:
             assert head.own is not None
-            self.layers.append(_Layer(head.own, before[0].all_out[:, before[1] :], first, sizes))
+            self.layers.append(_Layer(head.own, before.all_out[:, before.n_parameters :], first, sizes))
+
+    def of_columns(self, outputs: Float[Tensor, "rows o"]) -> tuple[_Parts, _Parts]:
+        """The parameters, and what lies beside what is handed on, each step by step."""
+        parts = [part.split(self.sizes) for part in outputs.split(self.columns, 1)]
+        return parts[: self.n_kinds], parts[self.n_kinds + 1 :]
 
     def forward(self, step: int) -> None:
         second, last, *own = self.layers
@@ -188,15 +201,15 @@ class _Head:
     def begin_backward(self, of_first: Float[Tensor, "rows h"], of_out: Float[Tensor, "rows o"]) -> None:
         """With the gradients' buffers; after the head before it."""
         self.of_all_out = of_out
-        self.of_out = self.of_all_out.split(self.sizes)
+        self.of_parameters, self.of_beside = self.of_columns(of_out)
         of_second = torch.empty_like(self.all_second)
         second, last, *own = self.layers
         second.begin_backward(of_second, of_first.split(self.sizes))
-        last.begin_backward(self.of_all_out[:, : self.size], of_second.split(self.sizes))
+        last.begin_backward(of_out[:, : self.own], of_second.split(self.sizes))
         for layer in own:
             assert self.before is not None
-            head, start = self.before
-            layer.begin_backward(of_first, head.of_all_out[:, start:].split(self.sizes))
+            of_seen = self.before.of_all_out[:, self.before.n_parameters :]
+            layer.begin_backward(of_first, of_seen.split(self.sizes))
 
     def backward(self, step: int) -> None:
         """From the gradient of the outputs to that of what only this head sees."""
@@ -329,11 +342,12 @@ class _Unrolled:
         self.image_index = table.order.div(schedule.n_cells, rounding_mode="floor").split(table.sizes)
         cells = table.order.remainder(schedule.n_cells)
         self.origins = networks.origins.index_select(0, cells).split(table.sizes)
-        self.normals = self.logistics = None
+        self.doubled = self.logistics = None
         if noise is not None:
             normal, logistic = (part.flatten(0, 1).index_select(0, table.order) for part in noise)
             sides = [4, networks.config.z_what_size, 1]
-            self.normals = [part.split(table.sizes) for part in (2 * normal).split(sides, 1)]
+            # Standard deviations are twice a sigmoid.
+            self.doubled = [part.split(table.sizes) for part in (2 * normal).split(sides, 1)]
             self.logistics = logistic.split(table.sizes)
         self.parameters = [parameter for name, parameter in networks.named_parameters() if name != "edge"]
 
@@ -347,14 +361,14 @@ class _Unrolled:
         self.features = _Layer(networks.features, rows, self.all_first, (n,))
         self.features.forward(0)
         columns = self.all_first.split(config.hidden, 1)
-        where = _Head(networks.where, columns[0], None, d + 4, sizes)
-        what = _Head(networks.what, columns[1], (where, 8), 4 + d, sizes)
-        depth = _Head(networks.depth, columns[2], (what, 2 * d), 4 + d + 1, sizes)
-        present = _Head(networks.present, columns[3], (depth, 2), 0, sizes)
+        where = _Head(networks.where, columns[0], None, (4, 4), (d, 4), sizes)
+        what = _Head(networks.what, columns[1], where, (d, d), (4, d), sizes)
+        depth = _Head(networks.depth, columns[2], what, (1, 1), (4, d, 1), sizes)
+        present = _Head(networks.present, columns[3], depth, (1,), (), sizes)
         self.heads = where, what, depth, present
         encoder = _Perceptron if config.patch_networks == "mlp" else _Network
         glimpses = rows.new_empty(n, 3 * config.patch_size**2)
-        codes = where.all_out[:, 8 + passed : 8 + passed + d]
+        codes = where.all_out[:, 8 + passed : -4]
         self.encoder = encoder(networks.encoder, glimpses, codes, sizes, self.learn)
         self.seen = glimpses.split(sizes)
         found = [like.new_empty(n, size) for size in (4, 1, 1, d)]
@@ -362,7 +376,7 @@ class _Unrolled:
         # What a cell tells its neighbours: the box in cells and anchors, z_what, depth, presence; the last row is what
         # they see beyond the edge.
         self.states = self.all_first.new_empty(n + 1, networks.state_size)
-        self.state = self.states[:n].split(sizes)
+        self.state = self._of_state(self.states[:n])
         self.local = like.new_empty(n, 4).split(sizes)
         self.drawn_where, self.drawn_depth = (like.new_empty(n, size).split(sizes) for size in (4, 1))
         self.context = None
@@ -373,21 +387,19 @@ class _Unrolled:
             self.context = _Layer(networks.context, around, self.all_first, sizes)
         for step in range(len(sizes)):
             self._infer(step)
-        parameters = (head.all_out[:, :size] for head, size in zip(self.heads, (8, 2 * d, 2, 1), strict=True))
-        found += [wide(part) for part in parameters]
+        found += [wide(head.all_out[:, : head.n_parameters]) for head in self.heads]
         back = Inferred(*(part.index_select(0, self.table.back) for part in found))
         return back._replace(logits=back.logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
 
+    def _of_state(self, states: Float[Tensor, "n s"]) -> _Parts:
+        """Box, z_what, depth and presence in cells' states, each step by step."""
+        sides = [4, self.networks.config.z_what_size, 1, 1]
+        return [part.split(self.sizes) for part in states.split(sides, 1)]
+
     def _infer(self, step: int) -> None:
         networks = self.networks
-        d, passed = networks.config.z_what_size, networks.config.passthrough
         where, what, depth, present = self.heads
-        state, local, z_what, z_depth = (
-            self.state[step],
-            self.local[step],
-            self.z_what[step],
-            self.z_depth[step],
-        )
+        local, z_what, z_depth = self.local[step], self.z_what[step], self.z_depth[step]
         if self.context is not None:
             around = self.context.inputs[step].view(-1, networks.state_size)
             torch.index_select(self.states, 0, self.table.neighbours[step], out=around)
@@ -395,39 +407,43 @@ class _Unrolled:
 
         where.forward(step)
         drawn = self.drawn_where[step]
-        _draw(wide(where.out[step][:, :8]), self._doubled(0, step), drawn)
+        self._draw(0, step, drawn)
         torch.addcmul(networks.local_shift, clipped_sigmoid(drawn), networks.local_scale, out=local)
         boxes = torch.addcmul(self.origins[step], local, networks.box_scale, out=self.boxes[step])
         torch.maximum(boxes, networks.smallest, out=boxes)
         self.glimpses.read(boxes, self.image_index[step], self.seen[step])
         self.encoder.forward(step)
+        for place in (where.beside[1], what.beside[0], depth.beside[0], self.state[0]):
+            place[step].copy_(local)
 
-        where.out[step][:, -4:] = local
         what.forward(step)
-        _draw(wide(what.out[step][:, : 2 * d]), self._doubled(1, step), z_what)
-        state[:, :4], state[:, 4:-2] = local, z_what
+        self._draw(1, step, z_what)
+        for place in (what.beside[1], depth.beside[1], self.state[1]):
+            place[step].copy_(z_what)
 
-        what.out[step][:, 2 * d + passed :] = state[:, :-2]
         depth.forward(step)
         drawn = self.drawn_depth[step]
-        _draw(wide(depth.out[step][:, :2]), self._doubled(2, step), drawn)
+        self._draw(2, step, drawn)
         z_depth.copy_(clipped_sigmoid(drawn))
-        state[:, -2:-1] = z_depth
+        for place in (depth.beside[2], self.state[2]):
+            place[step].copy_(z_depth)
 
-        depth.out[step][:, 2 + passed :] = state[:, :-1]
         present.forward(step)
-        logits = wide(present.out[step]).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        logits = wide(present.parameters[0][step]).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
         relaxed = logits if self.logistics is None else logits + self.logistics[step]
-        state[:, -1:] = torch.sigmoid(relaxed, out=self.present[step])
+        self.state[3][step].copy_(torch.sigmoid(relaxed, out=self.present[step]))
 
-    def _doubled(self, part: int, step: int) -> Float[Tensor, "m e"] | None:
-        """Twice the noise of where (0), z_what (1) or depth (2): standard deviations are twice a sigmoid."""
-        return None if self.normals is None else self.normals[part][step]
+    def _draw(self, head: int, step: int, out: Float[Tensor, "m d"]) -> None:
+        """Samples of where (0), z_what (1) or depth (2); without noise the means."""
+        mean, raw = (wide(part[step]) for part in self.heads[head].parameters)
+        if self.doubled is None:
+            out.copy_(mean)
+        else:
+            torch.addcmul(mean, clipped_sigmoid(raw), self.doubled[head][step], out=out)
 
     def backward(self, grads: Inferred) -> tuple[Float[Tensor, "m f"], Float[Tensor, " s"] | None]:
         """From the gradients of what was inferred to those of the features and the edge's state."""
         networks, table = self.networks, self.table
-        d, passed = networks.config.z_what_size, networks.config.passthrough
         steps = [
             Inferred(*parts)
             for parts in zip(
@@ -439,9 +455,12 @@ class _Unrolled:
         of_first = room(self.all_first)
         for head, columns in zip(self.heads, of_first.split(networks.config.hidden, 1), strict=True):
             head.begin_backward(columns, room(head.all_out))
-        self.encoder.begin_backward(self.heads[0].of_all_out[:, 8 + passed : 8 + passed + d])
+        where = self.heads[0]
+        self.encoder.begin_backward(
+            where.of_all_out[:, where.n_parameters + networks.config.passthrough : -4]
+        )
         self.of_states = networks.origins.new_zeros(self.states.shape)
-        self.of_state = self.of_states[:-1].split(self.sizes)
+        self.of_state = self._of_state(self.of_states[:-1])
         if self.context is not None:
             of_around = torch.empty_like(self.context.all_inputs)
             self.context.begin_backward(of_first, of_around.split(self.sizes))
@@ -453,62 +472,55 @@ class _Unrolled:
 
     def _back(self, step: int, grads: Inferred) -> None:
         networks = self.networks
-        d, passed = networks.config.z_what_size, networks.config.passthrough
         where, what, depth, present = self.heads
-        of_state = self.of_state[step]
+        of_local, of_z_what, of_z_depth, of_present = (part[step] for part in self.of_state)
         if not self.wheels:
             # At the clip gradients pass that lead back inside. The count prior begins at almost 1 and drives
             # presences there; without a gradient they would stay for good, whatever the prior becomes.
-            z_present, logits = self.present[step], wide(present.out[step])
-            through = torch.ops.aten.sigmoid_backward(grads.present + of_state[:, -1:], z_present)
+            logits = wide(present.parameters[0][step])
+            through = torch.ops.aten.sigmoid_backward(grads.present + of_present, self.present[step])
             of_logits = grads.logits + through
             inside = (logits.abs() <= LOGIT_LIMIT) | (of_logits * logits > 0)
-            torch.mul(of_logits, inside, out=present.of_out[step])
+            torch.mul(of_logits, inside, out=present.of_parameters[0][step])
             present.backward(step)
-            of_depth = grads.z_depth + of_state[:, -2:-1] + depth.of_out[step][:, -1:]
+            of_depth = grads.z_depth + of_z_depth + depth.of_beside[2][step]
             of_drawn = _through_sigmoid(of_depth, self.z_depth[step], self.drawn_depth[step])
-            self._back_to(depth, step, of_drawn, grads.depth, self._doubled(2, step))
+            self._back_to(2, step, of_drawn, grads.depth)
             depth.backward(step)
 
-        of_what = grads.z_what + of_state[:, 4:-2] + what.of_out[step][:, -d:]
-        of_what += depth.of_out[step][:, -1 - d : -1]
-        self._back_to(what, step, of_what, grads.what, self._doubled(1, step))
+        of_what = grads.z_what + of_z_what + what.of_beside[1][step]
+        of_what += depth.of_beside[1][step]
+        self._back_to(1, step, of_what, grads.what)
         what.backward(step)
         of_glimpses = self.encoder.backward(step, not self.wheels)
 
         if of_glimpses is not None:
             of_boxes = self.glimpses.pull(of_glimpses, self.boxes[step], self.image_index[step])
-            of_local = of_state[:, :4] + where.of_out[step][:, -4:]
-            of_local += what.of_out[step][:, 2 * d + passed : -d]
-            of_local += depth.of_out[step][:, 2 + passed : 6 + passed]
+            for head, part in ((where, 1), (what, 0), (depth, 0)):
+                of_local += head.of_beside[part][step]
             of_local.addcmul_(of_boxes + grads.boxes, networks.box_scale)
             share = (self.local[step] - networks.local_shift) / networks.local_scale
             of_drawn = _through_sigmoid(of_local * networks.local_scale, share, self.drawn_where[step])
-            self._back_to(where, step, of_drawn, grads.where, self._doubled(0, step))
+            self._back_to(0, step, of_drawn, grads.where)
         where.backward(step)
         if self.context is not None:
             of_around = self.context.backward(step).view(-1, networks.state_size)
             self.of_states.index_add_(0, self.table.neighbours[step], wide(of_around))
 
     def _back_to(
-        self,
-        head: _Head,
-        step: int,
-        of_drawn: Float[Tensor, "m d"],
-        of_parameters: Float[Tensor, "m e"],
-        doubled: Float[Tensor, "m d"] | None,
+        self, head: int, step: int, of_drawn: Float[Tensor, "m d"], of_parameters: Float[Tensor, "m e"]
     ) -> None:
-        """The gradient of a head's parameters of normals, from that of what was drawn and what else they get."""
-        d = of_drawn.shape[1]
-        out, target = head.out[step], head.of_out[step]
-        of_mean, of_raw = of_parameters.split(d, 1)
-        torch.add(of_mean, of_drawn, out=target[:, :d])
-        if doubled is None:
-            target[:, d : 2 * d] = of_raw
+        """The gradient of the parameters of where (0), z_what (1) or depth (2), from that of what was drawn and what
+        else they get."""
+        of_mean, of_raw = of_parameters.chunk(2, 1)
+        to_mean, to_raw = (part[step] for part in self.heads[head].of_parameters)
+        torch.add(of_mean, of_drawn, out=to_mean)
+        if self.doubled is None:
+            to_raw.copy_(of_raw)
         else:
-            raw = wide(out[:, d : 2 * d])
-            through = _through_sigmoid(of_drawn * doubled, clipped_sigmoid(raw), raw)
-            torch.add(of_raw, through, out=target[:, d : 2 * d])
+            raw = wide(self.heads[head].parameters[1][step])
+            through = _through_sigmoid(of_drawn * self.doubled[head][step], clipped_sigmoid(raw), raw)
+            torch.add(of_raw, through, out=to_raw)
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Of the parameters that have one, after :meth:`backward`."""
@@ -531,17 +543,6 @@ def _constant(parameter: Tensor | None, like: Tensor) -> Any:
 def std_of(raw: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Standard deviations in (0, 2) from a network's output."""
     return 2 * clipped_sigmoid(raw)
-
-
-def _draw(
-    parameters: Float[Tensor, "m e"], doubled: Float[Tensor, "m d"] | None, out: Float[Tensor, "m d"]
-) -> None:
-    """Samples of normals, whose means come first, by twice the noise; without noise the means."""
-    mean, raw = parameters.chunk(2, 1)
-    if doubled is None:
-        out.copy_(mean)
-    else:
-        torch.addcmul(mean, clipped_sigmoid(raw), doubled, out=out)
 
 
 def _through_sigmoid(
