@@ -170,16 +170,16 @@ class _Head:
         beside: tuple[int, ...],
         sizes: tuple[int, ...],
     ) -> None:
-        own, self.sizes, self.before = head.last.out_features, sizes, before
-        self.own, self.n_parameters = own, sum(parameters)
-        self.columns, self.n_kinds = [*parameters, own - self.n_parameters, *beside], len(parameters)
-        self.all_out = first.new_empty(len(first), sum(self.columns))
+        self.sizes, self.before = sizes, before
+        self.n_outputs, self.n_parameters = head.last.out_features, sum(parameters)
+        self.columns = parameters, self.n_outputs - self.n_parameters, beside
+        self.all_out = first.new_empty(len(first), self.n_outputs + sum(beside))
         self.parameters, self.beside = self.of_columns(self.all_out)
         self.all_second = torch.empty_like(first, memory_format=torch.contiguous_format)
         self.first, self.second = first.split(sizes), self.all_second.split(sizes)
         self.layers = [
             _Layer(head.second, first, self.all_second, sizes),
-            _Layer(head.last, self.all_second, self.all_out[:, :own], sizes),
+            _Layer(head.last, self.all_second, self.all_out[:, : self.n_outputs], sizes),
         ]
         if before is not None:
             assert head.own is not None
@@ -187,8 +187,9 @@ class _Head:
 
     def of_columns(self, outputs: Float[Tensor, "rows o"]) -> tuple[_Parts, _Parts]:
         """The parameters, and what lies beside what is handed on, each step by step."""
-        parts = [part.split(self.sizes) for part in outputs.split(self.columns, 1)]
-        return parts[: self.n_kinds], parts[self.n_kinds + 1 :]
+        parameters, handed, beside = self.columns
+        parts = [part.split(self.sizes) for part in outputs.split([*parameters, handed, *beside], 1)]
+        return parts[: len(parameters)], parts[len(parameters) + 1 :]
 
     def forward(self, step: int) -> None:
         second, last, *own = self.layers
@@ -205,7 +206,7 @@ class _Head:
         of_second = torch.empty_like(self.all_second)
         second, last, *own = self.layers
         second.begin_backward(of_second, of_first.split(self.sizes))
-        last.begin_backward(of_out[:, : self.own], of_second.split(self.sizes))
+        last.begin_backward(of_out[:, : self.n_outputs], of_second.split(self.sizes))
         for layer in own:
             assert self.before is not None
             of_seen = self.before.of_all_out[:, self.before.n_parameters :]
