@@ -118,6 +118,10 @@ class TeacherTask(Task):
         self.detector.backbone.compile()
 
 
+FITTING = ("z_what_size", "decoder_channels", "decoder_norm")
+"""Settings of the model that a teacher and its student must share."""
+
+
 def load_teacher(path: Path, model: ModelConfig) -> Teacher:
     """The teacher saved at ``path`` (a run folder), frozen and in eval mode.
 
@@ -132,7 +136,7 @@ def load_teacher(path: Path, model: ModelConfig) -> Teacher:
     folder = find_folder(path)
     config = read_config(folder, "teacher")
     own = config_part(ModelConfig, config, "model", folder / CONFIG)
-    for name in ("z_what_size", "decoder_channels", "decoder_norm"):
+    for name in FITTING:
         if getattr(own, name) != getattr(model, name):
             raise ConfigError(
                 f"the teacher in {path} was trained with model.{name} {getattr(own, name)}, not "

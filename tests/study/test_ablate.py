@@ -75,8 +75,13 @@ def table(folder: Path) -> str:
 
 def test_the_same_table_after_interruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    rows = ablate(config(whole, ["320", "384"]), say=lambda line: None)
+    said: list[str] = []
+    rows = ablate(config(whole, ["320", "384"]), say=said.append)
     assert [row["combination"] for row in rows] == ["2to6-96-320", "2to6-96-384"]
+    assert said == [
+        f"trial {number}: {row['combination']}, image MSE {row['figures']['image_mse']['value']:.4f}"
+        for number, row in enumerate(rows)
+    ]
     assert {path.name for path in (whole / "study").glob("ablation.*")} == {
         "ablation.md", "ablation.csv", "ablation.png",
     }  # fmt: skip
@@ -98,13 +103,23 @@ def test_the_same_table_after_interruptions(tmp_path: Path, monkeypatch: pytest.
         for file in (run / gone).iterdir():
             file.unlink()
         (run / gone).rmdir()
-    ablate(config(parts, ["384"]), say=lambda line: None)
+    with monkeypatch.context() as patch:  # in the second one: the table has the first
+        done = ssdir.study.ablate.measured
+        patch.setattr(
+            ssdir.study.ablate,
+            "measured",
+            lambda run, *rest: die() if "384" in str(run) else done(run, *rest),
+        )
+        with pytest.raises(Killed):
+            ablate(config(parts, ["384", "320"]), say=lambda line: None)
+        assert "2to6-96-320," in table(parts) and "2to6-96-384," not in table(parts)
     ablate(config(parts, ["3*"]), say=lambda line: None)
     assert table(parts) == table(whole)
     lines = list(csv.DictReader((whole / "study" / "ablation.csv").read_text().splitlines()))
     assert len(lines) == 2 and float(lines[0]["image_mse_low"]) <= float(lines[0]["image_mse"])
-    words = shlex.split(lines[1]["command"])
-    command = parse(words[1:])
+    threads, _, *words = shlex.split(lines[1]["command"])
+    assert threads == "OMP_NUM_THREADS=1"
+    command = parse(words)
     assert [item.name for item in combinations(command.grids, command.minimum, command.maximum)] == [
         "2to6-96-384"
     ]

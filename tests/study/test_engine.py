@@ -14,12 +14,14 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 
 from ssdir.config import ConfigError
 from ssdir.storage import DataError
 from ssdir.study.engine import (
     Pace,
     Watch,
+    _Beats,
     close,
     existing_study,
     first_number,
@@ -175,6 +177,42 @@ def test_a_worker_gives_up_when_nothing_works(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="3 trials in a row failed; the last one: no disk"):
         work(toy(tmp_path), objective, top_up(10), tmp_path / "lock", FAST)
+
+
+def test_a_storage_that_fails_ends_a_worker_and_loses_nothing(tmp_path: Path) -> None:
+    study = toy(tmp_path)
+
+    def objective(trial: Any) -> float:
+        value = square(trial)
+        if trial.number == 1:
+            raise StorageInternalError("commit failed") from OSError("the database has gone")
+        return value
+
+    with pytest.raises(
+        DataError, match=r"does not answer \(the database has gone\); nothing of the study is lost"
+    ):
+        work(study, objective, top_up(3), tmp_path / "lock", FAST)
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "RUNNING", "WAITING"]
+    said: list[str] = []
+    work(study, square, top_up(3), tmp_path / "lock", FAST, said.append)
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert "trial 1 is tried again" in said
+
+
+def test_signs_of_life_outlast_a_storage_that_fails() -> None:
+    class Forgetful:
+        def __init__(self) -> None:
+            self.beats: list[int] = []
+
+        def set_user_attr(self, name: str, value: int) -> None:
+            self.beats.append(value)
+            if value < 3:
+                raise StorageInternalError("not now")
+
+    trial = Forgetful()
+    with _Beats(trial, 0.01):  # type: ignore[arg-type]
+        wait_for(lambda: len(trial.beats) > 4)
+    assert trial.beats[:5] == [1, 2, 3, 4, 5]
 
 
 def test_an_interrupted_trial_is_run_again(tmp_path: Path) -> None:

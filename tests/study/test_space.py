@@ -44,6 +44,9 @@ def test_changes_to_the_space() -> None:
     assert space["training.batch_size"] == Between(8.0, 32.0, log=False, whole=True)
     assert space["model.what_norm"] == OneOf(("none", "batch"))
     assert space["model.what_width"] == OneOf((None, 64))
+    lists = make_space(SSDIRRun(), ["training.betas=[0.9,0.99],[0.8,0.9]"])["training.betas"]
+    assert lists == OneOf(([0.9, 0.99], [0.8, 0.9]))
+    assert make_space(SSDIRRun(), [f"training.betas={lists}"])["training.betas"] == lists
 
 
 @pytest.mark.parametrize(

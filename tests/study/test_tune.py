@@ -15,14 +15,23 @@ import pytest
 import torch
 
 from ssdir.cli import main, parse
-from ssdir.config import ConfigError, DetectorConfig, ModelConfig, ObjectiveConfig, ScenesConfig, SSDIRRun
+from ssdir.config import (
+    ConfigError,
+    DetectorConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    ScenesConfig,
+    SSDIRRun,
+    TeacherConfig,
+    TeacherRun,
+)
 from ssdir.data.multiscale_mnist import generate
 from ssdir.presets import PRESETS, Preset
 from ssdir.storage import DataError
 from ssdir.study.engine import make_sampler
 from ssdir.study.report import history, importance_of, slices, summary, write_study_report
 from ssdir.study.space import make_space
-from ssdir.study.tune import TuneConfig, _figure, study_of, tune
+from ssdir.study.tune import TuneConfig, _figure, shared_detector, shared_teacher, study_of, tune
 
 REAL = PRESETS["quickstart"]
 PLAIN = replace(
@@ -77,7 +86,7 @@ def config(data: Path, out: Path, **changes: Any) -> TuneConfig:
 
 
 def test_a_search_keeps_what_reproduces_each_trial(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(PRESETS, "quickstart", TINY)
     asked = config(data, tmp_path / "study")
@@ -96,16 +105,10 @@ def test_a_search_keeps_what_reproduces_each_trial(
         assert (
             again.model.z_what_size == trained["model"]["z_what_size"] == kept["values"]["model.z_what_size"]
         )
-    command = study.best_trial.user_attrs["command"].replace(
-        str(tmp_path / "study" / "trials"), str(tmp_path / "x")
-    )
-    assert main(shlex.split(command)[1:]) == 0  # the best trial once more: the same validation, bit for bit
-    lines = [
-        (folder / study.best_trial.user_attrs["folder"].rsplit("/", 1)[1] / "metrics.csv")
-        .read_text()
-        .splitlines()
-        for folder in (tmp_path / "x", tmp_path / "study" / "trials")
-    ]
+    # The best trial once more: the same validation, bit for bit.
+    assert main(shlex.split(study.best_trial.user_attrs["command"])[1:]) == 0
+    folder = study.best_trial.user_attrs["folder"]
+    lines = [(Path(run) / "metrics.csv").read_text().splitlines() for run in (f"{folder}-again", folder)]
     columns = lines[0][0].split(",")
     at = columns.index("val/image_mse")
     assert lines[0][-1].split(",")[at] == lines[1][-1].split(",")[at]
@@ -121,8 +124,48 @@ def test_a_search_keeps_what_reproduces_each_trial(
     with pytest.raises(ConfigError, match=r"space\.objective\.what: nothing, not "):
         study_of(replace(asked, space=make_space(RUN)))
     # A report asks for no setting of the study to be given again.
-    assert main(["tune", "quickstart", "--data", str(data), "--out", str(asked.out), "--report"]) == 0
+    assert main(["tune", "quickstart", "--out", str(asked.out), "--report"]) == 0
     assert (asked.out / "report" / "summary.md").read_text() == text
+    assert main(["tune", "quickstart", "--out", str(asked.out)]) == 1
+    assert "give --data DIR" in capsys.readouterr().err
+
+    # One study, one data set; one folder, one detector.
+    scenes = ScenesConfig(side=64, grids=((1, 1),), digit_min=26, digit_max=40, n_train=2, n_val=2, n_test=1)
+    generate(scenes, tmp_path / "other", workers=1)
+    with pytest.raises(ConfigError, match="data: "):
+        tune(replace(asked, data=tmp_path / "other"))
+    with pytest.raises(ConfigError, match="seed: 0, not 1"):
+        tune(replace(asked, seed=1))
+    with pytest.raises(ConfigError, match=r"detector was trained with other settings:\n  data.fingerprint: "):
+        tune(replace(asked, data=tmp_path / "other", study="another"))
+    detector = replace(TINY.detector, training=replace(PLAIN, steps=13))
+    monkeypatch.setitem(PRESETS, "quickstart", replace(TINY, detector=detector))
+    with pytest.raises(
+        ConfigError, match=r"training.steps: 12 -> 13\ngive another --out, or .* --detector RUN"
+    ):
+        tune(replace(asked, study="a third"))
+    with pytest.raises(DataError, match="absent does not exist"):
+        tune(replace(asked, detector=tmp_path / "absent"))
+
+
+def test_a_teacher_is_the_same_whichever_trial_comes_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that is named must fit all that is searched."""
+    teaching = replace(RUN, objective=replace(RUN.objective, teacher=1.0))
+    config_of_teacher = TeacherConfig(side=8, width=4, crops=16, projector_hidden=8, projector_size=8)
+    teacher = TeacherRun(MODEL, config_of_teacher, replace(PLAIN, steps=2))
+    monkeypatch.setitem(PRESETS, "quickstart", replace(TINY, ssdir=teaching, teacher=teacher))
+    asked = config(data, tmp_path, run=teaching)
+    detector = shared_detector(asked)
+    for sigma in (0.05, 0.25):
+        trial = replace(teaching, model=replace(MODEL, sigma_what=sigma, z_what_size=2))
+        found = shared_teacher(asked, trial, detector)
+        assert found == tmp_path / "teacher-z2"
+        kept = json.loads((found / "config.json").read_text())["config"]["model"]
+        assert (kept["sigma_what"], kept["z_what_size"]) == (MODEL.sigma_what, 2)
+    with pytest.raises(ConfigError, match=r"z_what_size 2, not 4.*--space model\.z_what_size=off"):
+        tune(replace(asked, detector=detector, teacher=tmp_path / "teacher-z2"))
 
 
 def test_the_weighed_loss_is_not_the_trials_own(data: Path, tmp_path: Path) -> None:

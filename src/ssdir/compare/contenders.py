@@ -10,9 +10,9 @@ from typing import Any
 
 from ssdir.compare.figures import Figure, Model
 from ssdir.config import ConfigError
-from ssdir.model.pretrained import find_folder, read_config
+from ssdir.model.pretrained import read_config, weights_fingerprint
 from ssdir.run_folder import checkpoints
-from ssdir.storage import DataError, load_tensors, read_json, tensors_fingerprint
+from ssdir.storage import DataError, read_json
 
 TITLES = {
     "ssdir": "SSDIR",
@@ -144,6 +144,6 @@ def _seconds(run: Path) -> float | None:
 
 def _fingerprint(run: Path) -> str | None:
     try:
-        return tensors_fingerprint(load_tensors(find_folder(run) / "model.safetensors"))
+        return weights_fingerprint(run)
     except DataError:
         return None

@@ -17,6 +17,7 @@ from ssdir.storage import (
     load_tensors,
     read_json,
     save_tensors,
+    tensors_fingerprint,
     whole_folder,
     write_json,
 )
@@ -76,6 +77,15 @@ def read_config(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"run or model of that kind (ssdir train {kind} makes one)"
         )
     return config
+
+
+def weights_fingerprint(path: str | Path) -> str:
+    """The hash of the weights in ``path`` (see :func:`find_folder`).
+
+    Raises:
+        DataError: there are none, or they are damaged.
+    """
+    return tensors_fingerprint(load_tensors(find_folder(path) / WEIGHTS))
 
 
 def categories_of(path: str | Path) -> tuple[str, ...] | None:

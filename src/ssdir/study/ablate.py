@@ -134,7 +134,7 @@ class AblationConfig:
 
 
 def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Work on the study until all chosen combinations are done, then write table and figure.
+    """Work on the study until all chosen combinations are done; table and figure grow with each.
 
     Returns:
         The rows of all combinations that are done in ``out``, those of earlier calls among them.
@@ -149,16 +149,23 @@ def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[d
     require_evaluation()
     study = open_study(open_storage(config.storage, config.out), "ablation", maximize=False)
     remember(study, "scale", config.scale)
+
+    def run(trial: Trial) -> float:
+        value = run_combination(config, study, trial)
+        write_ablation(finished_rows(config.out), config.out, config.scale)
+        return value
+
     work(
         study,
-        lambda trial: run_combination(config, study, trial),
+        run,
         _queue(study, [item.name for item in config.chosen]),
         config.out / ".ablation.lock",
         config.pace,
         say,
+        lambda trial, value: f"{trial.user_attrs['combination']}, image MSE {value:.4f}",
     )
     rows = finished_rows(config.out)
-    if rows:
+    if rows:  # of all workers
         write_ablation(rows, config.out, config.scale)
     return rows
 
@@ -252,8 +259,21 @@ def measured(run: Path, data: Path, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def command_of(config: AblationConfig, item: Combination) -> str:
-    """The command line that makes a row again; in other folders, it makes it anew."""
-    words = ["ssdir", "ablate", "--data-root", config.data_root, "--out", config.out, "--scale", config.scale]
+    """The command line that makes a row again; in other folders, it makes it anew. The number of threads decides how
+    sums are rounded."""
+    import torch
+
+    words = [
+        f"OMP_NUM_THREADS={torch.get_num_threads()}",
+        "ssdir",
+        "ablate",
+        "--data-root",
+        config.data_root,
+        "--out",
+        config.out,
+        "--scale",
+        config.scale,
+    ]
     words += ["--grids", item.grids, "--minimum", item.minimum, "--maximum", item.maximum]
     return shlex.join(map(str, words))
 

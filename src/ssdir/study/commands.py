@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ssdir.command_tree import Node, Unprefixed, preset_choice, with_defaults
-from ssdir.config import SSDIRRun
+from ssdir.config import ConfigError, SSDIRRun
 from ssdir.presets import PRESETS
 from ssdir.study.ablate import Scale
 from ssdir.study.engine import Pace, existing_study
@@ -26,10 +26,10 @@ class Tune:
     is marked failed and tried once more.
     """
 
-    data: Path
-    """Dataset folder with a train split, and a val split on which trials are measured."""
     out: Path
     """The study's folder: detector, trials, journal, report."""
+    data: Path | None = None
+    """Dataset folder with a train split, and a val split on which trials are measured. Only --report goes without."""
     trials: int = 50
     """Finished trials (complete or pruned) of the whole study."""
     space: tuple[str, ...] = ()
@@ -66,6 +66,8 @@ class Tune:
 
         if self.report:
             return self._told(existing_study(self.storage, self.out, self.study))
+        if self.data is None:
+            raise ConfigError("trials are trained and measured on a data set; give --data DIR")
         config = TuneConfig(
             preset=self.preset,
             run=self.run_config,
@@ -162,7 +164,8 @@ class Ablate:
         rows = ablate(config)
         done = {row["combination"] for row in rows}
         missing = [item.name for item in config.chosen if item.name not in done]
-        print(f"{len(rows)} of 45 combinations in {out / 'ablation.md'}; look at {out / 'ablation.png'}")
+        if rows:
+            print(f"{len(rows)} of 45 combinations in {out / 'ablation.md'}; look at {out / 'ablation.png'}")
         if missing:
             print(f"error: {', '.join(missing)} failed; give the command again to try again", file=sys.stderr)
         return 1 if missing else 0

@@ -106,7 +106,10 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
     # Schema creation by several at once fails in some databases.
     with Lease(out / ".storage.lock"):
         try:
-            return RDBStorage(f"{drivers.get(scheme, scheme)}://{rest}")
+            # A connection that the database has closed since is opened anew.
+            return RDBStorage(
+                f"{drivers.get(scheme, scheme)}://{rest}", engine_kwargs={"pool_pre_ping": True}
+            )
         except ImportError as error:
             package = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}.get(scheme, "its driver")
             raise ModuleNotFoundError(
@@ -272,6 +275,7 @@ def work(
     lock: Path,
     pace: Pace | None = None,
     say: Callable[[str], None] = lambda line: None,
+    describe: Callable[[Trial, float], str] = lambda trial, value: f"{value:.6g}",
 ) -> None:
     """Run trials until none waits and none runs anywhere; any number of processes may do so at once.
 
@@ -282,13 +286,41 @@ def work(
         lock: a file that all workers see.
         pace: signs of life.
         say: is told what happens, line by line.
+        describe: what is said of a trial that is complete, after its number.
 
     Raises:
-        DataError: :data:`MOST_FAILURES` trials in a row failed.
+        DataError: :data:`MOST_FAILURES` trials in a row failed; the storage does not answer.
     """
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        _work(study, objective, fill, lock, pace or Pace(), say, describe)
+    except _storage_errors() as error:
+        reason = str(error.__cause__ if isinstance(error, StorageInternalError) else error).splitlines()[0]
+        raise DataError(
+            f"the study's storage does not answer ({reason}); nothing of the study is lost: give the command again"
+        ) from error
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """What Optuna's storages raise when they fail."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return StorageInternalError, SQLAlchemyError
+
+
+def _work(
+    study: optuna.Study,
+    objective: Callable[[Trial], float],
+    fill: Callable[[optuna.Study], None],
+    lock: Path,
+    pace: Pace,
+    say: Callable[[str], None],
+    describe: Callable[[Trial, float], str],
+) -> None:
     from optuna.trial import TrialState
 
-    pace = pace or Pace()
     watch = Watch(pace.patience)
     failures = 0
     while True:
@@ -301,7 +333,7 @@ def work(
             if trial is not None:
                 trial.set_user_attr(BEAT, 0)
         if trial is not None:
-            error = _run(study, trial, objective, pace, say)
+            error = _run(study, trial, objective, pace, say, describe)
             failures = failures + 1 if error is not None else 0
             if failures == MOST_FAILURES:
                 raise DataError(f"{failures} trials in a row failed; the last one: {error}")
@@ -426,6 +458,7 @@ def _run(
     objective: Callable[[Trial], float],
     pace: Pace,
     say: Callable[[str], None],
+    describe: Callable[[Trial, float], str],
 ) -> UserError | None:
     """Run one trial and tell the study how it ended; the error, where it failed."""
     from optuna import TrialPruned
@@ -444,6 +477,8 @@ def _run(
         study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         say(f"trial {trial.number} failed: {error}")
         return error
+    except _storage_errors():  # the trial is silent from here on, and will be tried again
+        raise
     except BaseException as error:
         _note(
             trial, *(((INTERRUPTED, True)) if isinstance(error, KeyboardInterrupt) else (ERROR, repr(error)))
@@ -452,7 +487,7 @@ def _run(
         raise
     else:
         study.tell(trial, value, skip_if_finished=True)
-        say(f"trial {trial.number}: {value:.6g}")
+        say(f"trial {trial.number}: {describe(trial, value)}")
     return None
 
 
@@ -483,13 +518,15 @@ class _Beats:
     def _beat(self) -> None:
         from optuna.exceptions import UpdateFinishedTrialError
 
-        beats = 0
+        beats, errors = 0, _storage_errors()
         while not self._stop.wait(self.interval):
             beats += 1
             try:
                 self.trial.set_user_attr(BEAT, beats)
             except UpdateFinishedTrialError:
                 return
+            except errors:  # perhaps it answers again at the next one
+                continue
 
 
 def require_ours(study: optuna.Study, number: int) -> None:

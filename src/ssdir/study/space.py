@@ -193,7 +193,7 @@ def _dimension(change: str, text: str, whole: bool) -> Between | OneOf:
     if len(bounds) != 2:
         if log or len(bounds) > 2:
             raise ConfigError(f"--space {change}: a range has two bounds, LOW:HIGH")
-        return OneOf(tuple(_value(item) for item in text.split(",")))
+        return OneOf(_values(text))
     try:
         low, high = map(float, bounds)
     except ValueError as error:
@@ -204,6 +204,17 @@ def _dimension(change: str, text: str, whole: bool) -> Between | OneOf:
     if whole and not (low.is_integer() and high.is_integer()):
         raise ConfigError(f"--space {change}: this setting takes whole numbers")
     return Between(low, high, log, whole)
+
+
+def _values(text: str) -> tuple[Any, ...]:
+    """
+    >>> _values("64,128"), _values("batch,None"), _values("[0.9,0.99],[0.8,0.9]")
+    ((64, 128), ('batch', None), ([0.9, 0.99], [0.8, 0.9]))
+    """
+    try:
+        return tuple(json.loads(f"[{text}]"))
+    except json.JSONDecodeError:
+        return tuple(_value(item) for item in text.split(","))
 
 
 def _value(text: str) -> Any:

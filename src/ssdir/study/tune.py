@@ -89,9 +89,13 @@ def study_of(config: TuneConfig) -> optuna.Study:
     """The study, made where it is not there.
 
     Raises:
-        ConfigError: it was begun with other settings.
+        ConfigError: it was begun with other settings, on other data or with another detector or teacher.
+        DataError: no train split; a detector or teacher that cannot be read.
     """
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
+
+    from ssdir.model.pretrained import weights_fingerprint
+    from ssdir.run_folder import dataset_fingerprint
 
     pruners: dict[str, Callable[[], Any]] = {
         "hyperband": lambda: HyperbandPruner(min_resource=1, max_resource=RUNGS, reduction_factor=3),
@@ -105,9 +109,12 @@ def study_of(config: TuneConfig) -> optuna.Study:
         make_sampler(config.sampler, config.seed),
         pruners[config.pruner](),
     )
-    remember(study, "objective", config.objective)
-    remember(study, "preset", config.preset)
+    for name in ("objective", "preset", "sampler", "pruner", "seed"):
+        remember(study, name, getattr(config, name))
     remember(study, "settings", to_dict(config.run))
+    remember(study, "data", dataset_fingerprint(config.data))
+    for name, run in (("detector", config.detector), ("teacher", config.teacher)):
+        remember(study, name, "the preset's" if run is None else weights_fingerprint(run))
     remember(study, "space", {name: str(dimension) for name, dimension in config.space.items()})
     return study
 
@@ -127,6 +134,7 @@ def tune(config: TuneConfig, say: Callable[[str], None] = print) -> optuna.Study
 
         require_evaluation()
     _require_validation(config.data)
+    _require_fitting(config)
     study = study_of(config)
     detector = shared_detector(config)
     work(
@@ -136,6 +144,7 @@ def tune(config: TuneConfig, say: Callable[[str], None] = print) -> optuna.Study
         config.out / f".{config.study}.lock",
         config.pace,
         say,
+        lambda trial, value: f"{config.objective} {value:.6g}",
     )
     return study
 
@@ -149,18 +158,37 @@ def _require_validation(data: Path) -> None:
         )
 
 
+def _require_fitting(config: TuneConfig) -> None:
+    """A detector and a teacher that are named must be there, and the teacher must fit all that is searched."""
+    from ssdir.model.pretrained import load_detector
+    from ssdir.teaching import FITTING, load_teacher
+
+    if config.detector is not None:
+        load_detector(config.detector)
+    if config.teacher is None:
+        return
+    searched = [name for name in config.space if name.removeprefix("model.") in FITTING]
+    tried = [{name: value} for name in searched for value in config.space[name].ends()] or [{}]
+    for values in tried:
+        try:
+            load_teacher(config.teacher, applied(config.run, values).model)
+        except ConfigError as error:
+            off = "".join(f"; a search must leave it: --space {name}=off" for name in values)
+            raise ConfigError(f"{error}{off}") from error
+
+
 def shared_detector(config: TuneConfig) -> Path:
     """The detector that all trials stand on, trained if need be."""
     if config.detector is not None:
         return config.detector
     from ssdir.train import train_detector
 
-    folder = config.out / "detector"
+    run, folder = preset(config.preset).detector, config.out / "detector"
 
     def make() -> None:
-        train_detector(preset(config.preset).detector, config.data, folder, resume=folder.exists())
+        train_detector(run, config.data, folder, resume=folder.exists())
 
-    return made_once(folder, make, config.pace.patience)
+    return made_once(folder, make, run, config.data, config.pace.patience)
 
 
 def shared_teacher(config: TuneConfig, run: SSDIRRun, detector: Path) -> Path | None:
@@ -171,6 +199,7 @@ def shared_teacher(config: TuneConfig, run: SSDIRRun, detector: Path) -> Path | 
     """
     if config.teacher is not None or run.objective.teacher == 0:
         return config.teacher
+    from ssdir.teaching import FITTING
     from ssdir.train import train_teacher
 
     chosen = preset(config.preset).teacher
@@ -178,13 +207,15 @@ def shared_teacher(config: TuneConfig, run: SSDIRRun, detector: Path) -> Path | 
         raise ConfigError(
             f"objective.teacher is above 0, but the preset {config.preset} has no teacher; name one: --teacher RUN"
         )
-    teacher_run = dataclasses.replace(chosen, model=run.model)
+    # The study's settings, and of the trial's own only what codes must fit: whoever trains it, it is the same.
+    model = dataclasses.replace(config.run.model, **{name: getattr(run.model, name) for name in FITTING})
+    teacher_run = dataclasses.replace(chosen, model=model)
     folder = config.out / f"teacher-z{run.model.z_what_size}"
 
     def make() -> None:
         train_teacher(teacher_run, detector, config.data, folder, resume=folder.exists())
 
-    return made_once(folder, make, config.pace.patience)
+    return made_once(folder, make, teacher_run, config.data, config.pace.patience)
 
 
 def run_trial(config: TuneConfig, study: optuna.Study, trial: Trial, detector: Path) -> float:
@@ -247,10 +278,10 @@ def with_rungs(run: SSDIRRun, pruner: str) -> SSDIRRun:
 def training_command(
     config: TuneConfig, run: SSDIRRun, detector: Path, teacher: Path | None, folder: Path
 ) -> str:
-    """The command line that trains a trial again; its folder is to be another one, or ``--resume`` be given."""
+    """The command line that trains a trial again, into a folder beside the trial's."""
     words = ["ssdir", "train", "ssdir", config.preset, "--data", config.data, "--detector", detector]
     words += [] if teacher is None else ["--teacher", teacher]
-    words += ["--out", folder, *options(run, preset(config.preset).ssdir)]
+    words += ["--out", folder.with_name(f"{folder.name}-again"), *options(run, preset(config.preset).ssdir)]
     return shlex.join(map(str, words))
 
 
