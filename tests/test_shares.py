@@ -129,7 +129,16 @@ def test_running_statistics_are_those_of_the_whole_batch(runs: Path) -> None:
         torch.testing.assert_close(two[name], one[name], rtol=2e-3, atol=1e-5)
 
 
-def test_torchrun_launches_the_command_line(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torch.distributed.run --nproc-per-node 2 --master-port",
+        "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+        "--dynamo_backend no --main_process_port",
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_launchers_start_the_command_line(launcher: str, runs: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -139,11 +148,11 @@ def test_torchrun_launches_the_command_line(runs: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
-            "-m", "ssdir", "train", "detector", "quickstart", "--data", runs / "data", "--out", tmp_path / "run",
-            *settings.split(),
+            sys.executable, "-m", *launcher.split(), str(port), "-m", "ssdir", "train", "detector", "quickstart",
+            "--data", runs / "data", "--out", tmp_path / "run", *settings.split(),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("training detector") == 1 and ", 2 processes" in done.stdout

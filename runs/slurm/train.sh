@@ -15,6 +15,8 @@ set -euo pipefail
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 gpus=${SLURM_GPUS_ON_NODE:-1}
 export OMP_NUM_THREADS=$((${SLURM_CPUS_PER_TASK:-1} / gpus > 0 ? ${SLURM_CPUS_PER_TASK:-1} / gpus : 1))
+# Jobs that share a machine must not share a port.
+port=$((20000 + SLURM_JOB_ID % 20000))
 # One launcher a machine, which starts one process a GPU. Accelerate inside finds the others by torchrun's variables.
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$gpus" --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d \
-    --rdzv-endpoint "$head:29500" -m ssdir train "$@" --resume
+    --rdzv-endpoint "$head:$port" -m ssdir train "$@" --resume

@@ -198,7 +198,9 @@ def test_the_job_array(tmp_path: Path) -> None:
     for name in ("sbatch", "ssdir"):
         (tmp_path / name).chmod(0o755)
     script = Path(__file__).parents[2] / "runs/slurm/generate.sh"
-    settings = "main --side 32 --digit-min 6 --digit-max 24 --n-train 70 --n-val 3 --n-test 0".split()
+    settings = (
+        "mnist-scenes main --side 32 --digit-min 6 --digit-max 24 --n-train 70 --n-val 3 --n-test 0".split()
+    )
     done = subprocess.run(
         ["bash", script, tmp_path / "scenes", "2", *settings],
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},

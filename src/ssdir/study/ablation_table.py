@@ -89,7 +89,7 @@ def figure(rows: Rows) -> Figure:
                 if i == 0:
                     axes.set_title(f"grids {which.replace('to', ' to ')}", loc="left")
                 if i == len(PANELS) - 1:
-                    axes.set_xlabel("largest digit, px")
+                    axes.set_xlabel("largest digit, px of 512")
             panels[i][0].set_ylabel(COLUMNS[name])
         handles, labels = panels[0][0].get_legend_handles_labels()
         drawn.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 1.05))
@@ -119,7 +119,7 @@ def _panel(axes: Axes, rows: Rows, name: str) -> None:
             markersize=2.5,
             elinewidth=0.7,
             linewidth=0.9,
-            label=f"smallest {minimum} px",
+            label=f"smallest digit {minimum} px of 512",
         )
 
 
