@@ -10,30 +10,18 @@ from ssdir.storage import read_json
 from ssdir.study.lease import Lease
 
 
-def made_once(
-    folder: Path,
-    make: Callable[[], None],
-    run: DetectorRun | TeacherRun,
-    data: Path,
-    patience: float = 120.0,
-) -> Path:
+def made_once(folder: Path, make: Callable[[], None], patience: float = 120.0) -> Path:
     """A run folder that one of all workers makes while the others wait; a killed one's work is gone on with.
 
     Args:
         folder: the run folder, finished once it holds a model.
         make: trains into it, and resumes what is there.
-        run: what it is trained with.
-        data: the data set that it is trained on.
         patience: see :class:`~ssdir.study.lease.Lease`.
-
-    Raises:
-        ConfigError: the model that is there was trained with other settings or on other data.
     """
     if not is_made(folder):
         with Lease(folder.with_name(f".{folder.name}.lock"), patience):
             if not is_made(folder):
                 make()
-    _require_same(folder, run, data)
     return folder
 
 
@@ -42,7 +30,8 @@ def is_made(folder: Path) -> bool:
     return (folder / "model" / "model.safetensors").is_file()
 
 
-def _require_same(folder: Path, run: DetectorRun | TeacherRun, data: Path) -> None:
+def require_same(folder: Path, run: DetectorRun | TeacherRun, data: Path) -> None:
+    """Raise :class:`ConfigError` where the model in a run folder was trained with other settings or on other data."""
     from ssdir.run_folder import changed_settings, dataset_fingerprint
 
     known = read_json(folder / "config.json")

@@ -29,7 +29,7 @@ from ssdir.study.engine import (
     top_up,
     work,
 )
-from ssdir.study.shared import made_once
+from ssdir.study.shared import made_once, require_same
 from ssdir.study.space import Space, applied, options, suggested
 
 if TYPE_CHECKING:
@@ -188,7 +188,9 @@ def shared_detector(config: TuneConfig) -> Path:
     def make() -> None:
         train_detector(run, config.data, folder, resume=folder.exists())
 
-    return made_once(folder, make, run, config.data, config.pace.patience)
+    made_once(folder, make, config.pace.patience)
+    require_same(folder, run, config.data)
+    return folder
 
 
 def shared_teacher(config: TuneConfig, run: SSDIRRun, detector: Path) -> Path | None:
@@ -215,7 +217,9 @@ def shared_teacher(config: TuneConfig, run: SSDIRRun, detector: Path) -> Path | 
     def make() -> None:
         train_teacher(teacher_run, detector, config.data, folder, resume=folder.exists())
 
-    return made_once(folder, make, teacher_run, config.data, config.pace.patience)
+    made_once(folder, make, config.pace.patience)
+    require_same(folder, teacher_run, config.data)
+    return folder
 
 
 def run_trial(config: TuneConfig, study: optuna.Study, trial: Trial, detector: Path) -> float:
