@@ -55,7 +55,7 @@ def test_steps_name_the_neighbours(schedule: Schedule) -> None:
             )
             assert found == expected
             assert all(when[other] < now for other in found if other is not None)
-            assert len(expected) == schedule.n_neighbours == (2 * schedule.lookback + 1) ** 2 // 2
+            assert len(expected) == len(offsets(schedule.lookback)) == (2 * schedule.lookback + 1) ** 2 // 2
 
 
 def test_one_ring_needs_the_last_three_steps() -> None:
@@ -72,7 +72,7 @@ def test_one_ring_needs_the_last_three_steps() -> None:
 def test_at_once_is_one_step_without_neighbours() -> None:
     schedule = at_once(3, 4)
     assert [step.cells for step in schedule.steps] == [tuple(range(12))]
-    assert schedule.n_neighbours == 0 and offsets(0) == []
+    assert offsets(schedule.lookback) == []
 
 
 def test_rows_go_step_by_step_and_back() -> None:
@@ -94,7 +94,7 @@ def test_tables_name_the_rows_of_neighbours(schedule: Schedule) -> None:
     places = list(table.order.tolist())
     begin = 0
     for size, rows, step in zip(table.sizes, table.neighbours, schedule.steps, strict=True):
-        found = rows.view(size, schedule.n_neighbours).tolist()
+        found = rows.view(size, len(offsets(schedule.lookback))).tolist()
         for row, around in zip(places[begin : begin + size], found, strict=True):
             image, cell = divmod(row, schedule.n_cells)
             expected = step.neighbours[step.cells.index(cell)]

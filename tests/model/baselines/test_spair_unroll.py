@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from benchmarks.straightforward_spair import straightforward
+from torch.nn.utils import parametrize
 
+from ssdir.model.baselines import spair_unroll
 from ssdir.model.baselines.spair_cells import CellNetworks
 from ssdir.model.baselines.spair_config import SPAIRConfig
 from ssdir.model.baselines.spair_noise import Noise, draw_noise
@@ -160,6 +165,78 @@ def test_gradients_can_be_asked_for_twice() -> None:
         torch.autograd.grad(total, list(case.networks.parameters()), retain_graph=True) for _ in range(2)
     )
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("patch_networks", ["mlp", "conv"])
+def test_buffers_go_with_the_graph_and_changes_in_between_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, patch_networks: str
+) -> None:
+    scans: weakref.WeakSet[spair_unroll._Unrolled] = weakref.WeakSet()
+
+    class Watched(spair_unroll._Unrolled):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            scans.add(self)
+
+    monkeypatch.setattr(spair_unroll, "_Unrolled", Watched)
+    case = Case(replace(CONFIG, patch_networks=patch_networks))
+    total = sum(part.square().sum() for part in case.run())
+    assert isinstance(total, torch.Tensor)
+    total.backward(retain_graph=True)
+    assert len(scans) == 1
+    total.backward()
+    gc.collect()
+    assert len(scans) == 0  # though the loss is still there
+    with pytest.raises(RuntimeError, match="second time"):
+        total.backward()
+    total = sum(part.square().sum() for part in case.run())
+    assert isinstance(total, torch.Tensor)
+    with torch.no_grad():
+        case.networks.what.second.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_weights_may_be_shared_and_made_of_others() -> None:
+    case = Case(CONFIG)
+    case.networks.depth.second = case.networks.what.second
+    parametrize.register_parametrization(case.networks.where.second, "weight", _Doubled())
+    parametrize.register_parametrization(case.networks.encoder[1], "weight", _Doubled())
+    expected = case.gradients(case.expected())
+    found = case.gradients(case.run())
+    assert {"what.second.weight", "where.second.parametrizations.weight.original"} < set(found)
+    for name, other in expected.items():
+        one = found[name]
+        assert one is not None and other is not None, name
+        assert (one - other).abs().max() < 1e-9 * other.abs().max(), name
+
+
+class _Doubled(torch.nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def test_networks_in_half_precision_keep_places_in_single() -> None:
+    case = Case(CONFIG, torch.float32)
+    expected = case.run()
+    case.networks.to(torch.bfloat16)
+    found = case.run()
+    assert all(part.dtype == torch.float32 for part in found)
+    assert (found.boxes - expected.boxes).abs().max() < 0.02
+    grad = case.gradients(found)["where.last.weight"]
+    assert grad is not None and grad.dtype == torch.bfloat16 and grad.isfinite().all()
+
+
+def test_an_export_is_refused() -> None:
+    case = Case(CONFIG, torch.float32)
+
+    class Scanned(torch.nn.Module):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return scan(case.networks, case.schedule, features, case.images, None).boxes
+
+    with pytest.raises(Exception, match="cannot be exported"):
+        torch.export.export(Scanned(), (case.features.detach(),), strict=False)
+    assert case.run().boxes.isfinite().all()  # and leaves nothing behind
 
 
 @pytest.mark.parametrize("patch_networks", ["mlp", "conv"])

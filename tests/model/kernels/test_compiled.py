@@ -99,6 +99,14 @@ def take(doers, calls, patience, first, last):
             break
 
 
+def test_loops_that_are_not_compiled_are_shared_too(set_threads):
+    """As they are with NUMBA_DISABLE_JIT=1."""
+    set_threads(2)
+    done = []
+    threads.share(lambda begin, first, last: done.extend(range(begin + first, begin + last)), (5,), 10, 10**6)
+    assert sorted(done) == list(range(5, 15))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have other numbers here")
 def test_work_is_shared_in_whole_and_only_when_it_is_much(set_threads, threading_by):
     set_threads(2)

@@ -1,6 +1,6 @@
 """Glimpses: the contents of boxes, read for an encoder; and boxes that are safe to read and to paint through.
 
-Thin uses of :mod:`ssdir.model.render`: an image is never copied per box.
+An image is never copied per box.
 """
 
 from __future__ import annotations

@@ -43,11 +43,6 @@ class Schedule:
     def n_cells(self) -> int:
         return self.rows * self.columns
 
-    @property
-    def n_neighbours(self) -> int:
-        """Neighbours of a cell: half of the ring, floor((2 r + 1)^2 / 2)."""
-        return len(offsets(self.lookback))
-
 
 @functools.cache
 def wavefront(rows: int, columns: int, lookback: int) -> Schedule:

@@ -11,7 +11,7 @@ Rows: step by step, in each image by image, cell by cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +61,12 @@ def unroll(
         images: in [0, 1]. No gradient reaches them.
         noise: None takes the means, and the probability of presence.
         wheels: no gradient reaches boxes, depth and presence.
+
+    Raises:
+        RuntimeError: under ``torch.export``, which cannot see into kernels that write to buffers.
     """
+    if torch.compiler.is_exporting():
+        raise RuntimeError("SPAIR's scan cannot be exported; torch.compile goes around it")
     kind = features.device.type
     computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else networks.origins.dtype
     learn = torch.is_grad_enabled()
@@ -76,6 +81,8 @@ class _Scan(torch.autograd.Function):
         ctx: Any, run: _Unrolled, features: Tensor, edge: Tensor | None, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.run = run
+        # Not to be read: autograd frees them with the graph, and knows whether somebody has changed them since.
+        ctx.save_for_backward(features, *parameters)
         with torch.autocast(features.device.type, enabled=False):
             found = run.forward(features, edge)
         if run.wheels:
@@ -86,7 +93,10 @@ class _Scan(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _, of_features, of_edge, *of_parameters = ctx.needs_input_grad
+        _ = ctx.saved_tensors
         run: _Unrolled = ctx.run
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.run = None  # its buffers would live as long as the loss
         with torch.autocast(grads[0].device.type, enabled=False):
             features, edge = run.backward(Inferred(*grads))
             found = run.gradients()
@@ -99,11 +109,15 @@ class _Scan(torch.autograd.Function):
         )
 
 
+_Weights = tuple[Tensor, Tensor | None]
+"""Weight and bias of a linear layer, as its module gives them."""
+
+
 class _Layer:
     """A linear layer within a scan, between columns of two buffers with the rows of all steps.
 
     Args:
-        linear: its parameters.
+        weights: of the layer.
         inputs: what it sees.
         outputs: what it gives; a layer without a bias adds to what is there.
         sizes: rows of each step.
@@ -111,14 +125,14 @@ class _Layer:
 
     def __init__(
         self,
-        linear: nn.Linear,
+        weights: _Weights,
         inputs: Float[Tensor, "rows i"],
         outputs: Float[Tensor, "rows o"],
         sizes: tuple[int, ...],
     ) -> None:
-        self.parameters, self.all_inputs, self.sizes = (linear.weight, linear.bias), inputs, sizes
+        self.parameters, self.all_inputs, self.sizes = weights, inputs, sizes
         self.inputs, self.outputs = inputs.split(sizes), outputs.split(sizes)
-        self.weight, self.bias = _constant(linear.weight, outputs), _constant(linear.bias, outputs)
+        self.weight, self.bias = (_constant(parameter, outputs) for parameter in weights)
         self.transposed = self.weight.t()
 
     def forward(self, step: int) -> Float[Tensor, "m o"]:
@@ -153,7 +167,8 @@ class _Head:
     """A head within a scan.
 
     Args:
-        head: its parameters.
+        head: its layers.
+        weights: of all linear layers.
         first: its columns of the first layers' buffer, which holds what features and neighbours give.
         before: the head of which this one sees what it hands on, and what lies beside it.
         parameters: columns of each parameter of its posterior, which come first; all others are handed on.
@@ -164,6 +179,7 @@ class _Head:
     def __init__(
         self,
         head: Head,
+        weights: Mapping[nn.Module, _Weights],
         first: Float[Tensor, "rows h"],
         before: _Head | None,
         parameters: tuple[int, ...],
@@ -178,12 +194,14 @@ class _Head:
         self.all_second = torch.empty_like(first, memory_format=torch.contiguous_format)
         self.first, self.second = first.split(sizes), self.all_second.split(sizes)
         self.layers = [
-            _Layer(head.second, first, self.all_second, sizes),
-            _Layer(head.last, self.all_second, self.all_out[:, : self.n_outputs], sizes),
+            _Layer(weights[head.second], first, self.all_second, sizes),
+            _Layer(weights[head.last], self.all_second, self.all_out[:, : self.n_outputs], sizes),
         ]
         if before is not None:
             assert head.own is not None
-            self.layers.append(_Layer(head.own, before.all_out[:, before.n_parameters :], first, sizes))
+            self.layers.append(
+                _Layer(weights[head.own], before.all_out[:, before.n_parameters :], first, sizes)
+            )
 
     def of_columns(self, outputs: Float[Tensor, "rows o"]) -> tuple[_Parts, _Parts]:
         """The parameters, and what lies beside what is handed on, each step by step."""
@@ -225,25 +243,22 @@ class _Perceptron:
     """The encoder of glimpses, linear layers with rectifiers between them, within a scan.
 
     Args:
-        encoder: its layers.
+        weights: of its layers.
         glimpses: what it sees, each a line.
         codes: what it gives.
         sizes: rows of each step.
-        learn: gradients will be asked for.
     """
 
     def __init__(
         self,
-        encoder: nn.Sequential,
+        weights: Sequence[_Weights],
         glimpses: Float[Tensor, "rows k"],
         codes: Float[Tensor, "rows d"],
         sizes: tuple[int, ...],
-        learn: bool,
     ) -> None:
-        linears = [layer for layer in encoder if isinstance(layer, nn.Linear)]
-        self.hidden = [codes.new_empty(len(codes), linear.out_features) for linear in linears[:-1]]
-        between = zip(linears, [glimpses, *self.hidden], [*self.hidden, codes], strict=True)
-        self.layers = [_Layer(linear, inputs, outputs, sizes) for linear, inputs, outputs in between]
+        self.hidden = [codes.new_empty(len(codes), len(weight)) for weight, _ in weights[:-1]]
+        between = zip(weights, [glimpses, *self.hidden], [*self.hidden, codes], strict=True)
+        self.layers = [_Layer(*places, sizes) for places in between]
         self.sizes = sizes
 
     def forward(self, step: int) -> None:
@@ -276,7 +291,13 @@ class _Perceptron:
 
 
 class _Network:
-    """Any other encoder of glimpses within a scan: autograd, step by step. Arguments are :class:`_Perceptron`'s."""
+    """Any other encoder of glimpses within a scan: autograd, step by step.
+
+    Args:
+        encoder: what it is.
+        glimpses, codes, sizes: as for :class:`_Perceptron`.
+        learn: gradients will be asked for.
+    """
 
     def __init__(
         self,
@@ -337,12 +358,13 @@ class _Unrolled:
         learn: bool,
     ) -> None:
         self.networks, self.wheels, self.computed, self.learn = networks, wheels, computed, learn
+        self.places = wide(networks.origins)  # boxes, and what kernels see, are in float32 or wider
         table = tables(schedule, len(images), images.device)
         self.table, self.sizes = table, table.sizes
-        self.glimpses = Glimpses(images.to(networks.origins.dtype), networks.config.patch_size, "border")
+        self.glimpses = Glimpses(images.to(self.places.dtype), networks.config.patch_size, "border")
         self.image_index = table.order.div(schedule.n_cells, rounding_mode="floor").split(table.sizes)
         cells = table.order.remainder(schedule.n_cells)
-        self.origins = networks.origins.index_select(0, cells).split(table.sizes)
+        self.origins = self.places.index_select(0, cells).split(table.sizes)
         self.doubled = self.logistics = None
         if noise is not None:
             normal, logistic = (part.flatten(0, 1).index_select(0, table.order) for part in noise)
@@ -350,27 +372,36 @@ class _Unrolled:
             # Standard deviations are twice a sigmoid.
             self.doubled = [part.split(table.sizes) for part in (2 * normal).split(sides, 1)]
             self.logistics = logistic.split(table.sizes)
-        self.parameters = [parameter for name, parameter in networks.named_parameters() if name != "edge"]
+        # As the modules give them, whatever they make them of; an encoder that is called has its own.
+        called = [] if networks.config.patch_networks == "mlp" else list(networks.encoder.modules())
+        linears = [part for part in networks.modules() if isinstance(part, nn.Linear) and part not in called]
+        self.weights: dict[nn.Module, _Weights] = {part: (part.weight, part.bias) for part in linears}
+        self.parameters = [part for pair in self.weights.values() for part in pair if part is not None]
+        self.parameters += [parameter for part in called[:1] for parameter in part.parameters()]
 
     def forward(self, features: Float[Tensor, "m f"], edge: Float[Tensor, " s"] | None) -> Inferred:
         """All steps."""
         networks, sizes, n = self.networks, self.sizes, len(features)
-        config, like = networks.config, networks.origins
+        config, like, weights = networks.config, self.places, self.weights
         d, passed = config.z_what_size, config.passthrough
         rows = features.index_select(0, self.table.order).to(self.computed)
         self.all_first = rows.new_empty(n, networks.features.out_features)
-        self.features = _Layer(networks.features, rows, self.all_first, (n,))
+        self.features = _Layer(weights[networks.features], rows, self.all_first, (n,))
         self.features.forward(0)
         columns = self.all_first.split(config.hidden, 1)
-        where = _Head(networks.where, columns[0], None, (4, 4), (d, 4), sizes)
-        what = _Head(networks.what, columns[1], where, (d, d), (4, d), sizes)
-        depth = _Head(networks.depth, columns[2], what, (1, 1), (4, d, 1), sizes)
-        present = _Head(networks.present, columns[3], depth, (1,), (), sizes)
+        where = _Head(networks.where, weights, columns[0], None, (4, 4), (d, 4), sizes)
+        what = _Head(networks.what, weights, columns[1], where, (d, d), (4, d), sizes)
+        depth = _Head(networks.depth, weights, columns[2], what, (1, 1), (4, d, 1), sizes)
+        present = _Head(networks.present, weights, columns[3], depth, (1,), (), sizes)
         self.heads = where, what, depth, present
-        encoder = _Perceptron if config.patch_networks == "mlp" else _Network
         glimpses = rows.new_empty(n, 3 * config.patch_size**2)
         codes = where.all_out[:, 8 + passed : -4]
-        self.encoder = encoder(networks.encoder, glimpses, codes, sizes, self.learn)
+        self.encoder: _Perceptron | _Network
+        if config.patch_networks == "mlp":
+            own = [weights[layer] for layer in networks.encoder if layer in weights]
+            self.encoder = _Perceptron(own, glimpses, codes, sizes)
+        else:
+            self.encoder = _Network(networks.encoder, glimpses, codes, sizes, self.learn)
         self.seen = glimpses.split(sizes)
         found = [like.new_empty(n, size) for size in (4, 1, 1, d)]
         self.boxes, self.present, self.z_depth, self.z_what = (part.split(sizes) for part in found)
@@ -385,7 +416,7 @@ class _Unrolled:
             assert edge is not None
             self.states[n] = edge
             around = self.all_first.new_empty(n, networks.context.in_features)
-            self.context = _Layer(networks.context, around, self.all_first, sizes)
+            self.context = _Layer(weights[networks.context], around, self.all_first, sizes)
         for step in range(len(sizes)):
             self._infer(step)
         found += [wide(head.all_out[:, : head.n_parameters]) for head in self.heads]
@@ -460,7 +491,7 @@ class _Unrolled:
         self.encoder.begin_backward(
             where.of_all_out[:, where.n_parameters + networks.config.passthrough : -4]
         )
-        self.of_states = networks.origins.new_zeros(self.states.shape)
+        self.of_states = self.places.new_zeros(self.states.shape)
         self.of_state = self._of_state(self.of_states[:-1])
         if self.context is not None:
             of_around = torch.empty_like(self.context.all_inputs)
@@ -530,9 +561,10 @@ class _Unrolled:
         layers = [self.features, *(layer for head in heads for layer in head.layers)]
         if self.context is not None:
             layers.append(self.context)
-        found = dict(self.encoder.gradients())
-        for layer in layers:
-            found.update(layer.gradients())
+        found: dict[Tensor, Tensor] = {}
+        for part in (self.encoder, *layers):
+            for parameter, grad in part.gradients():  # layers may share one
+                found[parameter] = found[parameter] + grad if parameter in found else grad
         return {parameter: grad.to(parameter.dtype) for parameter, grad in found.items()}
 
 

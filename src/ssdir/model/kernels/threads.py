@@ -39,7 +39,8 @@ def share(loop: Callable[..., object], arguments: tuple[Any, ...], tasks: int, w
         loop(*arguments, 0, tasks)
         return
     chunks = min(tasks, workers * CHUNKS)
-    start = 0 if _forked else openmp()
+    # Loops that numba was told not to compile (NUMBA_DISABLE_JIT) are Python.
+    start = openmp() if hasattr(loop, "overloads") and not _forked else 0
     if start:
         run_on_team(start, workers, loop, arguments, tasks, chunks)
     else:
