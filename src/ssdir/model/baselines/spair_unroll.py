@@ -10,8 +10,6 @@ Rows: step by step, in each image by image, cell by cell.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +18,15 @@ from torch import Tensor, nn
 
 from ssdir.model.baselines.distributions import wide
 from ssdir.model.baselines.glimpses import Glimpses
-from ssdir.model.baselines.spair_cells import CellNetworks, Head
+from ssdir.model.baselines.spair_cells import CellNetworks
+from ssdir.model.baselines.spair_layers import (
+    CalledEncoder,
+    Layer,
+    LayeredEncoder,
+    LayeredHead,
+    Parts,
+    Weights,
+)
 from ssdir.model.baselines.spair_networks import LOGIT_LIMIT, clipped_sigmoid
 from ssdir.model.baselines.spair_noise import Noise
 from ssdir.model.baselines.spair_schedule import Schedule, tables
@@ -109,241 +115,6 @@ class _Scan(torch.autograd.Function):
         )
 
 
-_Weights = tuple[Tensor, Tensor | None]
-"""Weight and bias of a linear layer, as its module gives them."""
-
-
-class _Layer:
-    """A linear layer within a scan, between columns of two buffers with the rows of all steps.
-
-    Args:
-        weights: of the layer.
-        inputs: what it sees.
-        outputs: what it gives; a layer without a bias adds to what is there.
-        sizes: rows of each step.
-    """
-
-    def __init__(
-        self,
-        weights: _Weights,
-        inputs: Float[Tensor, "rows i"],
-        outputs: Float[Tensor, "rows o"],
-        sizes: tuple[int, ...],
-    ) -> None:
-        self.parameters, self.all_inputs, self.sizes = weights, inputs, sizes
-        self.inputs, self.outputs = inputs.split(sizes), outputs.split(sizes)
-        self.weight, self.bias = (_constant(parameter, outputs) for parameter in weights)
-        self.transposed = self.weight.t()
-
-    def forward(self, step: int) -> Float[Tensor, "m o"]:
-        outputs = self.outputs[step]
-        if self.bias is None:
-            return outputs.addmm_(self.inputs[step], self.transposed)
-        return torch.addmm(self.bias, self.inputs[step], self.transposed, out=outputs)
-
-    def begin_backward(
-        self, of_outputs: Float[Tensor, "rows o"], of_inputs: Sequence[Float[Tensor, "_ i"]]
-    ) -> None:
-        """With the gradients' buffers, the latter step by step."""
-        self.of_all_outputs = of_outputs
-        self.of_outputs, self.of_inputs = of_outputs.split(self.sizes), of_inputs
-
-    def backward(self, step: int) -> Float[Tensor, "m i"]:
-        return torch.mm(self.of_outputs[step], self.weight, out=self.of_inputs[step])
-
-    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of the parameters, once all steps have gone back."""
-        weight, bias = self.parameters
-        yield weight, self.of_all_outputs.t() @ self.all_inputs
-        if bias is not None:
-            yield bias, self.of_all_outputs.sum(0)
-
-
-_Parts = list[tuple[Tensor, ...]]
-"""Columns of a buffer with the rows of all steps, step by step."""
-
-
-class _Head:
-    """A head within a scan.
-
-    Args:
-        head: its layers.
-        weights: of all linear layers.
-        first: its columns of the first layers' buffer, which holds what features and neighbours give.
-        before: the head of which this one sees what it hands on, and what lies beside it.
-        parameters: columns of each parameter of its posterior, which come first; all others are handed on.
-        beside: columns of what the next head sees beside what this one hands on; they are kept after its own.
-        sizes: rows of each step.
-    """
-
-    def __init__(
-        self,
-        head: Head,
-        weights: Mapping[nn.Module, _Weights],
-        first: Float[Tensor, "rows h"],
-        before: _Head | None,
-        parameters: tuple[int, ...],
-        beside: tuple[int, ...],
-        sizes: tuple[int, ...],
-    ) -> None:
-        self.sizes, self.before = sizes, before
-        self.n_outputs, self.n_parameters = head.last.out_features, sum(parameters)
-        self.columns = parameters, self.n_outputs - self.n_parameters, beside
-        self.all_out = first.new_empty(len(first), self.n_outputs + sum(beside))
-        self.parameters, self.beside = self.of_columns(self.all_out)
-        self.all_second = torch.empty_like(first, memory_format=torch.contiguous_format)
-        self.first, self.second = first.split(sizes), self.all_second.split(sizes)
-        self.layers = [
-            _Layer(weights[head.second], first, self.all_second, sizes),
-            _Layer(weights[head.last], self.all_second, self.all_out[:, : self.n_outputs], sizes),
-        ]
-        if before is not None:
-            assert head.own is not None
-            self.layers.append(
-                _Layer(weights[head.own], before.all_out[:, before.n_parameters :], first, sizes)
-            )
-
-    def of_columns(self, outputs: Float[Tensor, "rows o"]) -> tuple[_Parts, _Parts]:
-        """The parameters, and what lies beside what is handed on, each step by step."""
-        parameters, handed, beside = self.columns
-        parts = [part.split(self.sizes) for part in outputs.split([*parameters, handed, *beside], 1)]
-        return parts[: len(parameters)], parts[len(parameters) + 1 :]
-
-    def forward(self, step: int) -> None:
-        second, last, *own = self.layers
-        for layer in own:
-            layer.forward(step)
-        self.first[step].relu_()
-        second.forward(step).relu_()
-        last.forward(step)
-
-    def begin_backward(self, of_first: Float[Tensor, "rows h"], of_out: Float[Tensor, "rows o"]) -> None:
-        """With the gradients' buffers; after the head before it."""
-        self.of_all_out = of_out
-        self.of_parameters, self.of_beside = self.of_columns(of_out)
-        of_second = torch.empty_like(self.all_second)
-        second, last, *own = self.layers
-        second.begin_backward(of_second, of_first.split(self.sizes))
-        last.begin_backward(of_out[:, : self.n_outputs], of_second.split(self.sizes))
-        for layer in own:
-            assert self.before is not None
-            of_seen = self.before.of_all_out[:, self.before.n_parameters :]
-            layer.begin_backward(of_first, of_seen.split(self.sizes))
-
-    def backward(self, step: int) -> None:
-        """From the gradient of the outputs to that of what only this head sees."""
-        second, last, *own = self.layers
-        _through_relu(last.backward(step), self.second[step])
-        _through_relu(second.backward(step), self.first[step])
-        for layer in own:
-            layer.backward(step)
-
-
-class _Perceptron:
-    """The encoder of glimpses, linear layers with rectifiers between them, within a scan.
-
-    Args:
-        weights: of its layers.
-        glimpses: what it sees, each a line.
-        codes: what it gives.
-        sizes: rows of each step.
-    """
-
-    def __init__(
-        self,
-        weights: Sequence[_Weights],
-        glimpses: Float[Tensor, "rows k"],
-        codes: Float[Tensor, "rows d"],
-        sizes: tuple[int, ...],
-    ) -> None:
-        self.hidden = [codes.new_empty(len(codes), len(weight)) for weight, _ in weights[:-1]]
-        between = zip(weights, [glimpses, *self.hidden], [*self.hidden, codes], strict=True)
-        self.layers = [_Layer(*places, sizes) for places in between]
-        self.sizes = sizes
-
-    def forward(self, step: int) -> None:
-        *others, last = self.layers
-        for layer in others:
-            layer.forward(step).relu_()
-        last.forward(step)
-
-    def begin_backward(self, of_codes: Float[Tensor, "rows d"]) -> None:
-        of_hidden = [torch.empty_like(hidden) for hidden in self.hidden]
-        # The gradient of glimpses is used at once: each step's takes the place of the last one's.
-        glimpses = self.layers[0].all_inputs
-        room = glimpses.new_empty(max(self.sizes), glimpses.shape[1])
-        of_glimpses = [room[:size] for size in self.sizes]
-        of_inputs = [of_glimpses, *(hidden.split(self.sizes) for hidden in of_hidden)]
-        for layer, of_outputs, of_input in zip(self.layers, [*of_hidden, of_codes], of_inputs, strict=True):
-            layer.begin_backward(of_outputs, of_input)
-
-    def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m k"] | None:
-        """From the gradient of the codes to that of the glimpses, where it is asked for."""
-        first, *others = self.layers
-        for layer in reversed(others):
-            _through_relu(layer.backward(step), layer.inputs[step])
-        return first.backward(step) if of_glimpses else None
-
-    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of the parameters, once all steps have gone back."""
-        for layer in self.layers:
-            yield from layer.gradients()
-
-
-class _Network:
-    """Any other encoder of glimpses within a scan: autograd, step by step.
-
-    Args:
-        encoder: what it is.
-        glimpses, codes, sizes: as for :class:`_Perceptron`.
-        learn: gradients will be asked for.
-    """
-
-    def __init__(
-        self,
-        encoder: nn.Sequential,
-        glimpses: Float[Tensor, "rows k"],
-        codes: Float[Tensor, "rows d"],
-        sizes: tuple[int, ...],
-        learn: bool,
-    ) -> None:
-        self.encoder, self.sizes, self.learn = encoder, sizes, learn
-        self.parameters = list(encoder.parameters())
-        self.glimpses, self.codes = glimpses.split(sizes), codes.split(sizes)
-        self.side = math.isqrt(glimpses.shape[1] // 3)
-        self.graphs: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def forward(self, step: int) -> None:
-        kind, device = self.codes[step].dtype, self.codes[step].device.type
-        half = kind not in (torch.float32, torch.float64)
-        with torch.set_grad_enabled(self.learn), torch.autocast(device, kind, enabled=half):
-            glimpses = self.glimpses[step].clone().requires_grad_(self.learn)
-            code = self.encoder(glimpses.view(-1, 3, self.side, self.side))
-        self.codes[step].copy_(code.detach())
-        if self.learn:
-            self.graphs[step] = glimpses, code
-
-    def begin_backward(self, of_codes: Float[Tensor, "rows d"]) -> None:
-        self.of_codes = of_codes.split(self.sizes)
-        self.found = {parameter: torch.zeros_like(parameter) for parameter in self.parameters}
-
-    def backward(self, step: int, of_glimpses: bool) -> Float[Tensor, "m k"] | None:
-        """From the gradient of the codes to that of the glimpses, where it is asked for."""
-        glimpses, code = self.graphs[step]
-        asked = [parameter for parameter in self.found if parameter.requires_grad]
-        sources = [*asked, glimpses] if of_glimpses else asked
-        if not sources:
-            return None
-        grads = torch.autograd.grad(code, sources, self.of_codes[step].to(code.dtype), retain_graph=True)
-        for parameter, grad in zip(asked, grads, strict=False):
-            self.found[parameter] += grad
-        return grads[-1] if of_glimpses else None
-
-    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of the parameters, once all steps have gone back."""
-        yield from self.found.items()
-
-
 class _Unrolled:
     """One scan: the buffers of all steps, and what each step does to them, forward and backward."""
 
@@ -375,7 +146,7 @@ class _Unrolled:
         # As the modules give them, whatever they make them of; an encoder that is called has its own.
         called = [] if networks.config.patch_networks == "mlp" else list(networks.encoder.modules())
         linears = [part for part in networks.modules() if isinstance(part, nn.Linear) and part not in called]
-        self.weights: dict[nn.Module, _Weights] = {part: (part.weight, part.bias) for part in linears}
+        self.weights: dict[nn.Module, Weights] = {part: (part.weight, part.bias) for part in linears}
         self.parameters = [part for pair in self.weights.values() for part in pair if part is not None]
         self.parameters += [parameter for part in called[:1] for parameter in part.parameters()]
 
@@ -386,22 +157,22 @@ class _Unrolled:
         d, passed = config.z_what_size, config.passthrough
         rows = features.index_select(0, self.table.order).to(self.computed)
         self.all_first = rows.new_empty(n, networks.features.out_features)
-        self.features = _Layer(weights[networks.features], rows, self.all_first, (n,))
+        self.features = Layer(weights[networks.features], rows, self.all_first, (n,))
         self.features.forward(0)
         columns = self.all_first.split(config.hidden, 1)
-        where = _Head(networks.where, weights, columns[0], None, (4, 4), (d, 4), sizes)
-        what = _Head(networks.what, weights, columns[1], where, (d, d), (4, d), sizes)
-        depth = _Head(networks.depth, weights, columns[2], what, (1, 1), (4, d, 1), sizes)
-        present = _Head(networks.present, weights, columns[3], depth, (1,), (), sizes)
+        where = LayeredHead(networks.where, weights, columns[0], None, (4, 4), (d, 4), sizes)
+        what = LayeredHead(networks.what, weights, columns[1], where, (d, d), (4, d), sizes)
+        depth = LayeredHead(networks.depth, weights, columns[2], what, (1, 1), (4, d, 1), sizes)
+        present = LayeredHead(networks.present, weights, columns[3], depth, (1,), (), sizes)
         self.heads = where, what, depth, present
         glimpses = rows.new_empty(n, 3 * config.patch_size**2)
         codes = where.all_out[:, 8 + passed : -4]
-        self.encoder: _Perceptron | _Network
+        self.encoder: LayeredEncoder | CalledEncoder
         if config.patch_networks == "mlp":
             own = [weights[layer] for layer in networks.encoder if layer in weights]
-            self.encoder = _Perceptron(own, glimpses, codes, sizes)
+            self.encoder = LayeredEncoder(own, glimpses, codes, sizes)
         else:
-            self.encoder = _Network(networks.encoder, glimpses, codes, sizes, self.learn)
+            self.encoder = CalledEncoder(networks.encoder, glimpses, codes, sizes, self.learn)
         self.seen = glimpses.split(sizes)
         found = [like.new_empty(n, size) for size in (4, 1, 1, d)]
         self.boxes, self.present, self.z_depth, self.z_what = (part.split(sizes) for part in found)
@@ -416,14 +187,14 @@ class _Unrolled:
             assert edge is not None
             self.states[n] = edge
             around = self.all_first.new_empty(n, networks.context.in_features)
-            self.context = _Layer(weights[networks.context], around, self.all_first, sizes)
+            self.context = Layer(weights[networks.context], around, self.all_first, sizes)
         for step in range(len(sizes)):
             self._infer(step)
         found += [wide(head.all_out[:, : head.n_parameters]) for head in self.heads]
         back = Inferred(*(part.index_select(0, self.table.back) for part in found))
         return back._replace(logits=back.logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
 
-    def _of_state(self, states: Float[Tensor, "n s"]) -> _Parts:
+    def _of_state(self, states: Float[Tensor, "n s"]) -> Parts:
         """Box, z_what, depth and presence in cells' states, each step by step."""
         sides = [4, self.networks.config.z_what_size, 1, 1]
         return [part.split(self.sizes) for part in states.split(sides, 1)]
@@ -568,11 +339,6 @@ class _Unrolled:
         return {parameter: grad.to(parameter.dtype) for parameter, grad in found.items()}
 
 
-def _constant(parameter: Tensor | None, like: Tensor) -> Any:
-    """A parameter as a constant of the type of ``like``; None remains None."""
-    return None if parameter is None else parameter.detach().to(like.dtype)
-
-
 def std_of(raw: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Standard deviations in (0, 2) from a network's output."""
     return 2 * clipped_sigmoid(raw)
@@ -584,8 +350,3 @@ def _through_sigmoid(
     """The gradient of a clipped sigmoid, from its value."""
     grad = torch.ops.aten.sigmoid_backward(grad, value)
     return torch.ops.aten.hardtanh_backward(grad, logits, -LOGIT_LIMIT, LOGIT_LIMIT)
-
-
-def _through_relu(grad: Float[Tensor, "m h"], value: Float[Tensor, "m h"]) -> None:
-    """The gradient of a rectifier, in place, from its value."""
-    torch.ops.aten.threshold_backward.grad_input(grad, value, 0, grad_input=grad)
