@@ -47,7 +47,10 @@ def paste(
     with torch.autocast(patches.device.type, enabled=False):
         patches, boxes = _common(patches, boxes)
         weights = None if weights is None else weights.to(patches.dtype)
-        return ops.paste(patches, boxes, image_index.long(), weights, n_images, size)
+        of_weights = weights is not None and weights.requires_grad and torch.is_grad_enabled()
+        # How much would be kept only the boxes tell: a traced graph does without.
+        keep = of_weights and not boxes.requires_grad and not torch.compiler.is_compiling()
+        return ops.paste(patches, boxes, image_index.long(), weights, n_images, size, keep)[0]
 
 
 def covered(

@@ -74,6 +74,39 @@ def test_the_same_bytes_however_a_gradient_is_written(monkeypatch, side, dtype):
     assert found[0][0][2::5].ne(0).any((1, 2, 3)).all()
 
 
+def test_what_was_painted_spares_reading_the_patches_again():
+    generator = torch.Generator().manual_seed(0)
+    boxes, patches = (
+        0.1 + 0.6 * torch.rand(30, 4, generator=generator),
+        torch.rand(30, 3, 8, 8, generator=generator),
+    )
+    index, weights = torch.arange(30) % 2, torch.rand(30, generator=generator) - 0.5
+    grad = torch.rand(2, 3, 40, 40, generator=generator)
+    given = patches, boxes, index, weights, 2, 40
+    images, painted = compiled.paste_and_keep(*given)
+    assert torch.equal(images, compiled.paste(*given))
+    to_patches, _, to_weights = compiled.paste_backward(grad, *given[:4], True, False, True)
+    nowhere = torch.full_like(patches, torch.nan)
+    found = compiled.paste_backward(grad, nowhere, *given[1:4], True, False, True, painted)
+    assert torch.equal(found[0], to_patches)
+    torch.testing.assert_close(found[2], to_weights, rtol=1e-5, atol=1e-5)
+    values, _, _ = compiled.covered(patches, boxes, index, 40)
+    assert len(painted) == values.numel()
+    torch.testing.assert_close(painted.sum(), values.sum())
+
+
+def test_a_backward_pass_without_the_kernels_does_without_what_they_kept():
+    patches, boxes = torch.rand(4, 3, 8, 8, requires_grad=True), torch.rand(4, 4)
+    index, weights = torch.zeros(4, dtype=torch.long), torch.rand(4, requires_grad=True)
+    with use_kernels("compiled"):
+        drawn = paste(patches, boxes, index, 1, 20, weights).square().sum()
+        expected = torch.autograd.grad(drawn, [patches, weights], retain_graph=True)
+    with use_kernels("plain"):
+        found = torch.autograd.grad(drawn, [patches, weights])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.fixture(params=["PyTorch's threads", "a pool"])
 def threading_by(request, monkeypatch):
     if request.param == "a pool":

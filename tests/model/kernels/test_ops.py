@@ -232,7 +232,9 @@ def test_gradients_that_nobody_needs_are_not_computed(kind, monkeypatch):
     asked = []
     module = choice.implementation(CPU)
     real = module.paste_backward
-    monkeypatch.setattr(module, "paste_backward", lambda *given: asked.append(given[-3:]) or real(*given))
+    monkeypatch.setattr(
+        module, "paste_backward", lambda *given, **kept: asked.append(given[-3:]) or real(*given, **kept)
+    )
     paste(patches.requires_grad_(), boxes, index, 4, 9).sum().backward()
     paste(patches, boxes, index, 4, 9, weights.requires_grad_()).sum().backward()
     paste(patches.detach(), boxes.requires_grad_(), index, 4, 9).sum().backward()
@@ -266,10 +268,11 @@ def arguments(name: str, dtype=torch.float64, grad=True) -> tuple:
     patches, boxes, weights, images = leaves
     drawn = torch.ones(4, 2, 7, 7, dtype=dtype)
     return {
-        "paste": (patches, boxes, index, weights, 4, 7),
+        "paste": (patches, boxes, index, weights, 4, 7, False),
+        "paste and keep": (patches, boxes.detach(), index, weights, 4, 7, True),
         "covered": (patches, boxes, index, 7),
         "crop": (images, boxes, index, 4, True, True),
-        "paste_backward": (drawn, patches, boxes, index, None, True, False, True),
+        "paste_backward": (drawn, patches, boxes, index, None, drawn.new_ones(0), True, False, True),
         "covered_backward": (torch.ones_like(values), patches, boxes, index, objects, pixels, 7, True, True),
         "crop_backward": (
             torch.ones(5, 2, 4, 4, dtype=dtype),
@@ -284,9 +287,9 @@ def arguments(name: str, dtype=torch.float64, grad=True) -> tuple:
     }[name]
 
 
-@pytest.mark.parametrize("name", ["paste", "covered", "crop"])
+@pytest.mark.parametrize("name", ["paste", "paste and keep", "covered", "crop"])
 def test_operators_are_registered_as_pytorch_wants_them(kind, name):
-    torch.library.opcheck(getattr(ops, name), arguments(name))
+    torch.library.opcheck(getattr(ops, name.split()[0]), arguments(name))
 
 
 @pytest.mark.parametrize("name", ["paste_backward", "covered_backward", "crop_backward"])

@@ -26,19 +26,14 @@ BANDS = 4
 def paste(
     patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
 ) -> Tensor:
-    images = patches.new_empty(n_images, patches.shape[1], size, size)
-    index = _checked(image_index, n_images)
-    found = _spans(boxes, patches.shape[-1], size)
-    order = np.argsort(index, kind="stable")
-    starts = np.searchsorted(index[order], np.arange(n_images + 1))
-    arrays = *_arrays(images, patches, boxes), _weights(boxes, weights), found, order, starts, BANDS
-    share(
-        loops.draw_images,
-        arrays,
-        n_images * BANDS,
-        images[:, 0].numel() + _area(found),
-    )
-    return images
+    return _draw(patches, boxes, image_index, weights, n_images, size, False)[0]
+
+
+def paste_and_keep(
+    patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`paste`, and ``painted``: what each object shows, without its weight, for :func:`paste_backward`."""
+    return _draw(patches, boxes, image_index, weights, n_images, size, True)
 
 
 def paste_backward(
@@ -50,20 +45,21 @@ def paste_backward(
     of_patches: bool,
     of_boxes: bool,
     of_weights: bool,
+    painted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """``painted``, of :func:`paste_and_keep`, spares reading the patches again where boxes need no gradient."""
     n_images, channels, size = grad.shape[:3]
     index = _checked(image_index, n_images)
     found = _spans(boxes, patches.shape[-1], size)
     bases = (index * channels * size + found[:, 0]) * size + found[:, 2]
     steps = np.broadcast_to(np.array([size * size, size, 1]), (len(boxes), 3)).copy()
     asked = of_patches, of_boxes, of_weights
-    return _pull(grad, bases, steps, patches, boxes, _weights(boxes, weights), found, size, asked)
+    return _pull(grad, bases, steps, patches, boxes, _weights(boxes, weights), found, size, asked, painted)
 
 
 def covered(patches: Tensor, boxes: Tensor, image_index: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     found = _spans(boxes, patches.shape[-1], size)
-    ends = np.cumsum(found[:, 1] * found[:, 3])
-    firsts, n_pairs = ends - found[:, 1] * found[:, 3], int(ends[-1]) if len(ends) else 0
+    firsts, n_pairs = _firsts(found), _area(found)
     values = patches.new_empty(n_pairs, patches.shape[1])
     objects, pixels = image_index.new_empty(n_pairs), image_index.new_empty(n_pairs)
     arrays = *_arrays(values, objects, pixels, patches, boxes, image_index), found, firsts, size
@@ -142,6 +138,31 @@ def crop_backward(
     return image_grads, box_grads
 
 
+def _draw(
+    patches: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    weights: Tensor | None,
+    n_images: int,
+    size: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    channels = patches.shape[1]
+    images = patches.new_empty(n_images, channels, size, size)
+    index = _checked(image_index, n_images)
+    found = _spans(boxes, patches.shape[-1], size)
+    area = _area(found)
+    painted = patches.new_empty(area * channels if keep else 0)
+    order = np.argsort(index, kind="stable")
+    starts = np.searchsorted(index[order], np.arange(n_images + 1))
+    arrays = (
+        *_arrays(images, patches, boxes), _weights(boxes, weights), found, order, starts, BANDS, *_arrays(painted),
+        _firsts(found),
+    )  # fmt: skip
+    share(loops.draw_images, arrays, n_images * BANDS, images[:, 0].numel() + area)
+    return images, painted
+
+
 def _pull(
     grad: Tensor,
     bases: np.ndarray,
@@ -152,6 +173,7 @@ def _pull(
     found: np.ndarray,
     size: int,
     asked: tuple[bool, bool, bool],
+    painted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_patches, of_boxes, of_weights = asked
     patch_grads = empty(patches.shape, patches) if of_patches else patches.new_empty(0)
@@ -163,10 +185,11 @@ def _pull(
         box_grads.view(-1, 4),
         weight_grads,
     )
+    kept = patches.new_empty(0) if painted is None else painted
     flat, patch_array, box_array = _arrays(grad.view(-1), patches, boxes)
     arrays = (
         flat, bases, steps, patch_array, box_array, weights, found, size, *asked, *_arrays(*shaped),
-        _streams(patch_grads),
+        _streams(patch_grads), *_arrays(kept), _firsts(found),
     )  # fmt: skip
     share(loops_pull.pull_objects, arrays, len(boxes), _area(found))
     return patch_grads, box_grads, weight_grads
@@ -184,6 +207,12 @@ def _spans(boxes: Tensor, p: int, size: int) -> np.ndarray:
     found = np.empty((len(boxes), 4), dtype=np.int64)
     loops.spans(*_arrays(boxes), p, size, found)
     return found
+
+
+def _firsts(found: np.ndarray) -> np.ndarray:
+    """How many pairs there are before those of each object."""
+    areas: np.ndarray = found[:, 1] * found[:, 3]
+    return np.cumsum(areas) - areas
 
 
 def _area(found: np.ndarray) -> int:

@@ -29,11 +29,14 @@ LOOSE = {"contract", "reassoc", "nsz"}
 
 
 def compiled(
-    function: Callable[..., Any], fastmath: bool | set[str] = False, inline: bool = False
+    function: Callable[..., Any],
+    fastmath: bool | set[str] = False,
+    inline: bool = False,
+    counted: bool = True,
 ) -> Callable[..., Any]:
     """Machine code at the first call; kept on disk, unless there is no folder where numba may write."""
     options: dict[str, Any] = {
-        "nogil": True, "error_model": "numpy", "fastmath": fastmath, "forceinline": inline,
+        "nogil": True, "error_model": "numpy", "fastmath": fastmath, "forceinline": inline, "_nrt": counted,
     }  # fmt: skip
     try:
         return njit(function, cache=True, **options)
@@ -41,17 +44,26 @@ def compiled(
         return njit(function, **options)
 
 
+def uncounted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """:func:`compiled`, for what makes no arrays: it does not count who refers to those that it is given.
+
+    Threads take turns at such counts, which are locked instructions, and each waits until all that its thread wrote
+    past the caches has arrived.
+    """
+    return compiled(function, counted=False)
+
+
 def loose(function: Callable[..., Any]) -> Callable[..., Any]:
-    """:func:`compiled`, with fast-math as far as it changes no decisions."""
-    return compiled(function, LOOSE)
+    """:func:`uncounted`, with fast-math as far as it changes no decisions."""
+    return compiled(function, LOOSE, counted=False)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """:func:`loose`, within its caller: for few numbers, handing arrays over costs as much as the loop."""
-    return compiled(function, LOOSE, inline=True)
+    return compiled(function, LOOSE, inline=True, counted=False)
 
 
-@compiled
+@uncounted
 @no_type_check
 def coordinate(pixel, centre, side, p, size):
     """The patch coordinate that a pixel's centre looks at, and its distance from the box's centre."""
@@ -60,7 +72,7 @@ def coordinate(pixel, centre, side, p, size):
     return (distance / side + kind(0.5)) * kind(p) - kind(0.5), distance
 
 
-@compiled
+@uncounted
 @no_type_check
 def span(centre, side, p, size):
     """First covered pixel and their number, along one axis."""
@@ -76,7 +88,7 @@ def span(centre, side, p, size):
     return first, max(last - first + 1, 0)
 
 
-@compiled
+@uncounted
 @no_type_check
 def spans(boxes, p, size, found):
     """``found`` "m 4": first row, rows, first column, columns; zeros for boxes without a side."""
@@ -90,7 +102,7 @@ def spans(boxes, p, size, found):
                 found[o, 0], found[o, 1], found[o, 2], found[o, 3] = top, height, left, width
 
 
-@compiled
+@uncounted
 @no_type_check
 def taps(first, count, centre, side, p, size, low, part, distance):
     """Between which two patch pixels each pixel lies: ``low`` counts from 0 for the zeros before the first."""
@@ -137,23 +149,39 @@ def blend(patches, origin, p, low, part, weight, line):
 @loose
 @no_type_check
 def draw(
-    flat, base, plane, row, step, patches, origin, channels, p, weight, rows, height, columns, width, line
-):
-    """Add one object to its pixels. ``rows``, ``columns``: what :func:`taps` fills: low, part, distance."""
-    one = line.dtype.type(1)
+    flat, base, plane, row, step, patches, origin, channels, p, weight, rows, height, columns, width, line,
+    painted, place, painted_plane,
+):  # fmt: skip
+    """Add one object to its pixels. ``rows``, ``columns``: what :func:`taps` fills: low, part, distance.
+
+    Unless ``painted`` is empty, what the object shows there is kept, without its weight: a plane's rows of ``width``
+    one after another from ``place`` on, the next plane ``painted_plane`` further.
+    """
     for i in range(min(AHEAD, height)):
         fetch(patches, origin, channels, p, rows[0][i])
     for i in range(height):
         if i + AHEAD < height:
             fetch(patches, origin, channels, p, rows[0][i + AHEAD])
         for channel in range(channels):
-            blend(patches, origin + channel * p * p, p, rows[0][i], rows[1][i], weight, line)
+            blend(patches, origin + channel * p * p, p, rows[0][i], rows[1][i], line.dtype.type(1), line)
             start = base + channel * plane + i * row
-            for j in range(width):
-                low, part = columns[0][j], columns[1][j]
-                flat[np.uint64(start + j * step)] += (one - part) * line[low] + part * line[
-                    low + np.uint32(1)
-                ]
+            if len(painted) > 0:
+                kept = place + channel * painted_plane + i * width
+                for j in range(width):
+                    value = shown(line, columns[0][j], columns[1][j])
+                    painted[np.uint64(kept + j)] = value
+                    flat[np.uint64(start + j * step)] += weight * value
+            else:
+                for j in range(width):
+                    value = shown(line, columns[0][j], columns[1][j])
+                    flat[np.uint64(start + j * step)] += weight * value
+
+
+@inlined
+@no_type_check
+def shown(line, low, part):
+    """Between two neighbours on a line."""
+    return line[low] + part * (line[low + np.uint32(1)] - line[low])
 
 
 @loose
@@ -181,27 +209,44 @@ def axis_taps(size, kind):
 
 @compiled
 @no_type_check
-def draw_images(images, patches, boxes, weights, found, order, starts, bands, first_task, last_task):
-    """Tasks are bands of rows, of one image after another; each adds the image's objects in their order."""
-    channels, p, size = patches.shape[1], patches.shape[2], images.shape[2]
-    flat, flat_patches = images.reshape(-1), patches.reshape(-1)
-    rows, columns = axis_taps(size, images.dtype), axis_taps(size, images.dtype)
-    line = np.zeros(p + 2, images.dtype)
+def draw_images(
+    images, patches, boxes, weights, found, order, starts, bands, painted, firsts, first_task, last_task
+):
+    """Tasks are bands of rows, of one image after another; each adds the image's objects in their order.
+
+    ``painted``: of "c h w" for each object, from ``firsts`` (in pixels) on; or empty.
+    """
+    p, size = patches.shape[2], images.shape[2]
+    draw_bands(
+        images, images.reshape(-1), patches.reshape(-1), p, boxes, weights, found, order, starts, bands, painted,
+        firsts, axis_taps(size, images.dtype), axis_taps(size, images.dtype), np.zeros(p + 2, images.dtype),
+        first_task, last_task,
+    )  # fmt: skip
+
+
+@uncounted
+@no_type_check
+def draw_bands(
+    images, flat, flat_patches, p, boxes, weights, found, order, starts, bands, painted, firsts, rows, columns, line,
+    first_task, last_task,
+):  # fmt: skip
+    channels, size = images.shape[1:3]
     for task in range(first_task, last_task):
         image, band = task // bands, task % bands
         begin, end = size * band // bands, size * (band + 1) // bands
         images[image, :, begin:end] = images.dtype.type(0)
         for k in range(starts[image], starts[image + 1]):
             o = order[k]
-            first, last = max(found[o, 0], begin), min(found[o, 0] + found[o, 1], end)
-            left, width = found[o, 2], found[o, 3]
+            top, height, left, width = found[o]
+            first, last = max(top, begin), min(top + height, end)
             if first < last:
                 taps(first, last - first, boxes[o, 1], boxes[o, 3], p, size, *rows)
                 taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
                 base = (image * channels * size + first) * size + left
+                place = firsts[o] * channels + (first - top) * width
                 draw(
                     flat, base, size * size, size, 1, flat_patches, o * channels * p * p, channels, p, weights[o],
-                    rows, last - first, columns, width, line,
+                    rows, last - first, columns, width, line, painted, place, height * width,
                 )  # fmt: skip
 
 
@@ -214,7 +259,7 @@ def draw_pairs(
     channels, p = patches.shape[1:3]
     flat, flat_patches = values.reshape(-1), patches.reshape(-1)
     rows, columns = axis_taps(size, values.dtype), axis_taps(size, values.dtype)
-    line = np.zeros(p + 2, values.dtype)
+    line, nothing_kept = np.zeros(p + 2, values.dtype), np.empty(0, values.dtype)
     for o in range(first_task, last_task):
         top, height, left, width = found[o]
         taps(top, height, boxes[o, 1], boxes[o, 3], p, size, *rows)
@@ -228,5 +273,5 @@ def draw_pairs(
                 pixels[first + i * width + j] = start + j
         draw(
             flat, first * channels, 1, width * channels, channels, flat_patches, o * channels * p * p, channels, p,
-            values.dtype.type(1), rows, height, columns, width, line,
+            values.dtype.type(1), rows, height, columns, width, line, nothing_kept, 0, 0,
         )  # fmt: skip

@@ -2,9 +2,15 @@
 
 The gradients of a window's pixels are spread to the lines of patch pixels between which they lie (one column of the
 window after another, whose sums do not wait for each other: twice as fast as row after row). A plane of the patch's
-gradient is then put together out of these lines where it fits into the nearest cache, and written once, zeros and all.
+gradient is then put together out of these lines and written once, zeros and all. Where a box spans no more pixels than
+the patch has, each of its rows is made of two lines at most: it goes to memory out of the processor's registers. Else
+the plane is put together where it fits into the nearest cache.
 
-Arrays as in :mod:`ssdir.model.kernels.loops`; ``lines`` "size (p + 2)" has zeros' places at both ends of each line.
+The weight's gradient compares what the object shows with the pixels' gradients. Where the forward pass has kept that
+(``painted``), patches are not read a second time: with many small objects they are much the larger.
+
+Arrays as in :mod:`ssdir.model.kernels.loops`; ``lines`` "size + 1, p + 2" has zeros' places at both ends of each line,
+and zeros in the last.
 """
 
 from __future__ import annotations
@@ -13,8 +19,8 @@ from typing import no_type_check
 
 import numpy as np
 
-from ssdir.model.kernels.loops import axis_taps, between, blend, compiled, fetch, loose, taps
-from ssdir.model.kernels.loops_memory import CACHE_LINE, settle, stream_line
+from ssdir.model.kernels.loops import axis_taps, between, blend, compiled, fetch, loose, taps, uncounted
+from ssdir.model.kernels.loops_memory import CACHE_LINE, settle, stream_line, stream_sum
 
 
 @loose
@@ -30,19 +36,26 @@ def spread(flat, base, row, step, height, columns, width, lines):
             lines[np.uint64(i), low + np.uint32(1)] += part * grad
 
 
+@uncounted
+@no_type_check
+def share_of(part, below, weight):
+    """How much of a line goes to the row of the patch above it, or to the one below. Rounds alike everywhere."""
+    return (part if below else type(part)(1) - part) * weight
+
+
 @loose
 @no_type_check
 def collect(lines, rows, height, weight, plane):
     """The gradient of a plane of a patch: each row is a sum of lines, in their order."""
     kind = plane.dtype.type
-    one, p, start = kind(1), len(plane), 0
+    p, start = len(plane), 0
     low, part = rows[0], rows[1]
     for t in range(p):
         while start < height and low[start] < t:
             start += 1
         target, i = plane[t], start
         if i < height and low[i] <= t + 1:
-            share = (part[i] if low[i] == t else one - part[i]) * weight
+            share = share_of(part[i], low[i] == t, weight)
             line = lines[i, 1:]
             for k in range(p):
                 target[k] = share * line[k]
@@ -50,11 +63,58 @@ def collect(lines, rows, height, weight, plane):
         else:
             target[:] = kind(0)
         while i < height and low[i] <= t + 1:
-            share = (part[i] if low[i] == t else one - part[i]) * weight
+            share = share_of(part[i], low[i] == t, weight)
             line = lines[i, 1:]
             for k in range(p):
                 target[k] += share * line[k]
             i += 1
+
+
+@loose
+@no_type_check
+def pair_lines(rows, height, weight, p, stride, places, shares):
+    """Which two lines make up each row of a patch's gradient, and their shares; whether no row takes more.
+
+    ``places``, ``shares``: "2 p". A place is where a line of ``stride`` numbers begins, behind its first; zeros' line
+    is the place that both hold already.
+    """
+    nothing = places[0, 0]
+    low, part = rows[0], rows[1]
+    for i in range(height):
+        for after in range(2):
+            t = np.int64(low[i]) - 1 + after
+            if 0 <= t < p:
+                slot = 0 if places[0, t] == nothing else 1
+                if places[slot, t] != nothing:
+                    return False
+                places[slot, t] = np.uint64(i * stride + 1)
+                shares[slot, t] = share_of(part[i], after == 1, weight)
+    return True
+
+
+@loose
+@no_type_check
+def stream_pairs(target, start, flat_lines, p, places, shares):
+    """:func:`collect` and :func:`write` at once, past the caches, of what :func:`pair_lines` has found."""
+    for t in range(p):
+        to = np.uint64(start + t * p)
+        pair, weights = (places[0, t], places[1, t]), (shares[0, t], shares[1, t])
+        for k in range(0, p, CACHE_LINE // target.itemsize):
+            n = np.uint64(k)
+            stream_sum(target, to + n, flat_lines, (pair[0] + n, pair[1] + n), weights)
+
+
+@loose
+@no_type_check
+def weigh(flat, base, row, painted, place, height, width):
+    """The weight's gradient from a plane of what was painted."""
+    total = flat.dtype.type(0)
+    for i in range(height):
+        start, kept = np.uint64(base + i * row), np.uint64(place + i * width)
+        for j in range(width):
+            k = np.uint64(j)
+            total += flat[start + k] * painted[kept + k]
+    return total
 
 
 @loose
@@ -115,35 +175,62 @@ def axis_gradient(by_pixel, distance, count, side, p):
 @no_type_check
 def pull_objects(
     flat, bases, steps, patches, boxes, weights, found, size, of_patches, of_boxes, of_weights,
-    patch_grads, box_grads, weight_grads, streamed, first_task, last_task,
+    patch_grads, box_grads, weight_grads, streamed, painted, firsts, first_task, last_task,
 ):  # fmt: skip
     """Tasks are objects. ``steps``: plane, row and column of each object's pixels in ``flat``, "m 3".
 
     All of ``patch_grads`` is written; of the others, what belongs to objects with something to see.
     ``streamed``: past the caches; each plane of a patch is whole cache lines, the first aligned.
+    ``painted``: of "c h w" for each object, from ``firsts`` (in pixels) on, of images; or empty.
     """
+    p, kind = patches.shape[2], patches.dtype
+    lines, line, page = np.empty((size + 1, p + 2), kind), np.zeros(p + 2, kind), np.empty((p, p), kind)
+    lines[size] = kind.type(0)
+    pull_each(
+        flat, bases, steps, patches, boxes, weights, found, size, of_patches, of_boxes, of_weights,
+        patch_grads.reshape(-1), box_grads, weight_grads, streamed, painted, firsts, first_task, last_task,
+        patches.reshape(-1), axis_taps(size, kind), axis_taps(size, kind), lines, lines.reshape(-1), line, page,
+        np.empty((2, p), np.uint64), np.empty((2, p), kind), np.empty(size, kind), np.empty(size, kind),
+    )  # fmt: skip
+    settle()
+
+
+@uncounted
+@no_type_check
+def pull_each(
+    flat, bases, steps, patches, boxes, weights, found, size, of_patches, of_boxes, of_weights,
+    flat_grads, box_grads, weight_grads, streamed, painted, firsts, first_task, last_task,
+    flat_patches, rows, columns, lines, flat_lines, line, page,
+    places, shares, by_row, by_column,
+):  # fmt: skip
     channels, p = patches.shape[1:3]
     kind = patches.dtype
-    flat_patches, flat_grads = patches.reshape(-1), patch_grads.reshape(-1)
-    rows, columns = axis_taps(size, kind), axis_taps(size, kind)
-    lines, line, page = np.empty((size, p + 2), kind), np.zeros(p + 2, kind), np.empty((p, p), kind)
-    by_row, by_column = np.empty(size, kind), np.empty(size, kind)
+    in_rows = streamed and p * patches.itemsize % CACHE_LINE == 0
+    known = len(painted) > 0
+    looks = of_boxes or (of_weights and not known)
     for o in range(first_task, last_task):
         top, height, left, width = found[o]
         taps(top, height, boxes[o, 1], boxes[o, 3], p, size, *rows)
         taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
         by_row[:height], by_column[:width], weight_grad = kind.type(0), kind.type(0), kind.type(0)
-        if of_boxes or of_weights:
+        places[:], shares[:] = np.uint64(size * (p + 2) + 1), kind.type(0)
+        in_pairs = in_rows and pair_lines(rows, height, weights[o], p, p + 2, places, shares)
+        if looks:
             for i in range(height):
                 fetch(flat_patches, o * channels * p * p, channels, p, rows[0][i])
         for channel in range(channels):
             plane, base = (o * channels + channel) * p * p, bases[o] + channel * steps[o, 0]
             spread(flat, base, steps[o, 1], steps[o, 2], height, columns, width, lines)
-            if of_patches:
+            if of_patches and in_pairs:
+                stream_pairs(flat_grads, plane, flat_lines, p, places, shares)
+            elif of_patches:
                 collect(lines, rows, height, weights[o], page)
                 write(flat_grads, plane, page, streamed)
-            if of_boxes or of_weights:
+            if looks:
                 weight_grad += compare(flat_patches, plane, p, lines, rows, height, by_row)
+            elif of_weights:
+                place = (firsts[o] * channels) + channel * height * width
+                weight_grad += weigh(flat, base, steps[o, 1], painted, place, height, width)
             if of_boxes:
                 compare_columns(
                     flat, base, steps[o, 1], steps[o, 2], flat_patches, plane, p, rows, height, columns, width, line,
@@ -157,4 +244,3 @@ def pull_objects(
             weight = weights[o]
             box_grads[o, 0], box_grads[o, 1] = x * weight, y * weight
             box_grads[o, 2], box_grads[o, 3] = w * weight, h * weight
-    settle()

@@ -13,6 +13,11 @@ and autocast and get contiguous tensors:
     covered_backward(grad_values "q c", patches, boxes, image_index, objects, pixels, size, of_patches, of_boxes)
     crop(images "b c h w", boxes, image_index, size, border, antialias, out=None) -> "m c size size", written to out
     crop_backward(grad "m c size size", images, boxes, image_index, border, antialias, of_images, of_boxes)
+
+One that spares its ``paste_backward`` work by what the forward pass knew (``painted``, flat) also offers
+
+    paste_and_keep(as paste) -> "n c size size", painted
+    paste_backward(..., of_weights, painted=None)
 """
 
 from __future__ import annotations
@@ -30,31 +35,46 @@ from ssdir.model.kernels.choice import implementation
     "ssdir::paste",
     mutates_args=(),
     schema="(Tensor patches, Tensor boxes, Tensor image_index, Tensor? weights, SymInt n_images, "
-    "SymInt size) "
-    "-> Tensor",
+    "SymInt size, bool keep) "
+    "-> (Tensor, Tensor)",
 )
 def paste(
-    patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
-) -> Tensor:
-    """See :func:`ssdir.model.render.paste`."""
+    patches: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    weights: Tensor | None,
+    n_images: int,
+    size: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`ssdir.model.render.paste`; and with ``keep`` what the weights' gradient can use, or nothing."""
+    module = implementation(patches.device)
+    whole = *_whole(patches, boxes, image_index, weights), n_images, size
     with torch.autocast(patches.device.type, enabled=False):
-        return implementation(patches.device).paste(
-            *_whole(patches, boxes, image_index, weights), n_images, size
-        )
+        if keep and hasattr(module, "paste_and_keep"):
+            return module.paste_and_keep(*whole)
+        return module.paste(*whole), patches.new_empty(0)
 
 
 @paste.register_fake
 def _(
-    patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
-) -> Tensor:
-    return patches.new_empty(n_images, patches.shape[1], size, size)
+    patches: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    weights: Tensor | None,
+    n_images: int,
+    size: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    kept = torch.library.get_ctx().new_dynamic_size() if keep else 0
+    return patches.new_empty(n_images, patches.shape[1], size, size), patches.new_empty(kept)
 
 
 @custom_op(
     "ssdir::paste_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor patches, Tensor boxes, Tensor image_index, Tensor? weights, "
-    "bool of_patches, bool of_boxes, bool of_weights) "
+    "Tensor painted, bool of_patches, bool of_boxes, bool of_weights) "
     "-> (Tensor, Tensor, Tensor)",
 )
 def paste_backward(
@@ -63,15 +83,17 @@ def paste_backward(
     boxes: Tensor,
     image_index: Tensor,
     weights: Tensor | None,
+    painted: Tensor,
     of_patches: bool,
     of_boxes: bool,
     of_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`paste`; those not asked for are empty."""
+    module = implementation(patches.device)
+    kept = {"painted": painted} if len(painted) and hasattr(module, "paste_and_keep") else {}
+    whole = _whole(grad, patches, boxes, image_index, weights)
     with torch.autocast(patches.device.type, enabled=False):
-        return implementation(patches.device).paste_backward(
-            *_whole(grad, patches, boxes, image_index, weights), of_patches, of_boxes, of_weights
-        )
+        return module.paste_backward(*whole, of_patches, of_boxes, of_weights, **kept)
 
 
 @paste_backward.register_fake
@@ -81,6 +103,7 @@ def _(
     boxes: Tensor,
     image_index: Tensor,
     weights: Tensor | None,
+    painted: Tensor,
     of_patches: bool,
     of_boxes: bool,
     of_weights: bool,
@@ -88,15 +111,19 @@ def _(
     return _like(of_patches, patches), _like(of_boxes, boxes), _like(of_weights, boxes[:, 0])
 
 
-def _save_paste(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
+def _save_paste(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:4], output[1])
 
 
-def _paste_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _paste_gradients(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     of_patches, of_boxes, _, of_weights, *_ = ctx.needs_input_grad
     found = paste_backward(grad, *ctx.saved_tensors, of_patches, of_boxes, of_weights)
     patches, boxes, weights = _wanted(found, (of_patches, of_boxes, of_weights))
-    return patches, boxes, None, weights, None, None
+    return patches, boxes, None, weights, None, None, None
 
 
 paste.register_autograd(_paste_gradients, setup_context=_save_paste)
