@@ -14,7 +14,7 @@ and autocast and get contiguous tensors:
     crop(images "b c h w", boxes, image_index, size, border, antialias, out=None) -> "m c size size", written to out
     crop_backward(grad "m c size size", images, boxes, image_index, border, antialias, of_images, of_boxes)
 
-One that spares its ``paste_backward`` work by what the forward pass knew (``painted``, flat) also offers
+One whose ``paste_backward`` is spared work by what its own forward pass knew (``painted``, flat) also offers
 
     paste_and_keep(as paste) -> "n c size size", painted
     paste_backward(..., of_weights, painted=None)
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ssdir.model.kernels.choice import implementation
+from ssdir.model.kernels.choice import implementation, kernels_for
 
 
 @custom_op(
@@ -90,7 +90,7 @@ def paste_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`paste`; those not asked for are empty."""
     module = implementation(patches.device)
-    kept = {"painted": painted} if len(painted) and hasattr(module, "paste_and_keep") else {}
+    kept = {"painted": painted} if len(painted) else {}
     whole = _whole(grad, patches, boxes, image_index, weights)
     with torch.autocast(patches.device.type, enabled=False):
         return module.paste_backward(*whole, of_patches, of_boxes, of_weights, **kept)
@@ -115,13 +115,17 @@ def _save_paste(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:4], output[1])
+    ctx.kernels = kernels_for(inputs[0].device)
 
 
 def _paste_gradients(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
     of_patches, of_boxes, _, of_weights, *_ = ctx.needs_input_grad
-    found = paste_backward(grad, *ctx.saved_tensors, of_patches, of_boxes, of_weights)
+    *given, painted = ctx.saved_tensors
+    if ctx.kernels != kernels_for(grad.device):  # which keep it in another order, or not at all
+        painted = painted.new_empty(0)
+    found = paste_backward(grad, *given, painted, of_patches, of_boxes, of_weights)
     patches, boxes, weights = _wanted(found, (of_patches, of_boxes, of_weights))
     return patches, boxes, None, weights, None, None, None
 

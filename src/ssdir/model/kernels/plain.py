@@ -2,7 +2,7 @@
 
 Between a patch and an axis-aligned box the warp is separable. Each object is treated in the window of pixels that its
 box touches: its rows are blends of two rows of the patch, its columns a matrix product. Gradients compute the weights
-anew from the boxes, so that nothing but the inputs is kept between the passes.
+of rows and columns anew from the boxes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssdir.model.kernels.plain_crop import crop, crop_backward
-from ssdir.model.kernels.plain_warp import Gradients, Window, warp, windows_of
+from ssdir.model.kernels.plain_warp import Gradients, Window, groups_of, warp, window_of, windows_of
 from ssdir.model.kernels.windows import read_rows
 
 __all__ = ["covered", "covered_backward", "crop", "crop_backward", "paste", "paste_backward"]
@@ -21,13 +21,40 @@ def paste(
     patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
 ) -> Tensor:
     """Of shape "n c size size"."""
-    channels = patches.shape[1]
-    images = patches.new_zeros(n_images, channels, size, size)
-    for window in windows_of(patches, boxes, size):
-        values = warp(patches, window, weights)
-        pixels = window.pixels(_rows_start(window, image_index, channels, size))
-        images.view(-1).scatter_add_(0, pixels.flatten(), values.flatten())
-    return images
+    return _paint(patches, boxes, image_index, weights, n_images, size, False)[0]
+
+
+def paste_and_keep(
+    patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`paste`, and ``painted``: the windows' pixels, without weights, for :func:`paste_backward`."""
+    return _paint(patches, boxes, image_index, weights, n_images, size, True)
+
+
+def _paint(
+    patches: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    weights: Tensor | None,
+    n_images: int,
+    size: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    channels, p = patches.shape[1:3]
+    images, groups = patches.new_zeros(n_images, channels, size, size), groups_of(patches, boxes, size)
+    pixels = sum(len(group.objects) * group.height * group.width for group in groups)
+    painted, begin = patches.new_empty(pixels * channels if keep else 0), 0
+    for group in groups:
+        window = window_of(group, boxes, p, size)
+        values = warp(patches, window)
+        if keep:
+            painted[begin : begin + values.numel()] = values.flatten()
+            begin += values.numel()
+        if weights is not None:
+            values = values * weights[window.objects, None, None, None]
+        places = window.pixels(_rows_start(window, image_index, channels, size))
+        images.view(-1).scatter_add_(0, places.flatten(), values.flatten())
+    return images, painted
 
 
 def paste_backward(
@@ -39,12 +66,17 @@ def paste_backward(
     of_patches: bool,
     of_boxes: bool,
     of_weights: bool,
+    painted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """``painted``, of :func:`paste_and_keep`, spares reading the patches again where boxes need no gradient."""
     channels, size = grad.shape[1:3]
-    found = Gradients(patches, boxes, of_patches, of_boxes, of_weights)
+    found, begin = Gradients(patches, boxes, of_patches, of_boxes, of_weights), 0
     for window in windows_of(patches, boxes, size):
         start = _rows_start(window, image_index, channels, size)
-        found.add(window, read_rows(grad.view(-1), start, window.width), patches, boxes, weights)
+        here, kept = read_rows(grad.view(-1), start, window.width), None
+        if painted is not None:
+            kept, begin = painted[begin : begin + here.numel()].view_as(here), begin + here.numel()
+        found.add(window, here, patches, boxes, weights, kept)
     return found.whole()
 
 
@@ -64,7 +96,7 @@ def covered(patches: Tensor, boxes: Tensor, image_index: Tensor, size: int) -> t
     for window in found:
         kept, place = _places(window, first, wide)
         area = window.start.shape[1] * window.width
-        warped, spots = warp(patches, window, None).view(-1), _spots(kept, channels, area)
+        warped, spots = warp(patches, window).view(-1), _spots(kept, channels, area)
         for channel in range(channels):
             here = warped[channel * area :].index_select(0, spots)
             values[:, channel].index_copy_(0, place, here)

@@ -48,12 +48,11 @@ class Window(NamedTuple):
         return first[..., None] + torch.arange(self.width, device=first.device)
 
 
-def warp(patches: Tensor, window: Window, weights: Tensor | None) -> Tensor:
+def warp(patches: Tensor, window: Window) -> Tensor:
     """The windows' pixels: "j c h w"."""
     blended = _blend(*_patch_rows(patches, window), window.rows)
     n, channels, h, p = blended.shape
-    scale = None if weights is None else weights[window.objects]
-    columns = _matrix(window.columns, p, scale).transpose(1, 2)
+    columns = _matrix(window.columns, p).transpose(1, 2)
     return torch.bmm(blended.view(n, channels * h, p), columns).view(n, channels, h, -1)
 
 
@@ -77,13 +76,24 @@ class Gradients:
         return self.patches, self.boxes, self.weights
 
     def add(
-        self, window: Window, grad: Tensor, patches: Tensor, boxes: Tensor, weights: Tensor | None
+        self,
+        window: Window,
+        grad: Tensor,
+        patches: Tensor,
+        boxes: Tensor,
+        weights: Tensor | None,
+        painted: Tensor | None = None,
     ) -> None:
-        """``grad``: of the windows' pixels, "j c h w"."""
+        """``grad``: of the windows' pixels, "j c h w"; ``painted``: what :func:`warp` gave, where that is known."""
         of_patches, of_boxes, of_weights = self.asked
         objects, p = window.objects, patches.shape[-1]
         scale = None if weights is None else weights[objects]
         n, channels, h, w = grad.shape
+        if of_weights and painted is not None and not of_boxes:
+            self.weights.index_copy_(0, objects, (grad * painted).sum((1, 2, 3)))
+            of_weights = False
+        if not any((of_patches, of_boxes, of_weights)):
+            return
         at_taps = torch.bmm(grad.view(n, channels * h, w), _matrix(window.columns, p)).view(n, channels, h, p)
         if of_patches:
             self._write_patches(objects, _matrix(window.rows, p, scale), at_taps)
@@ -104,12 +114,12 @@ class Gradients:
             self.boxes.index_copy_(0, objects, moved if scale is None else moved * scale[:, None])
 
     def _write_patches(self, objects: Tensor, vertical: Tensor, at_taps: Tensor) -> None:
-        """``vertical``: the weights of the windows' rows, "j h p"; what is made of them is gone afterwards."""
-        n, channels, h, p = at_taps.shape
-        vertical = vertical[:, None].expand(n, channels, h, p).reshape(n * channels, h, p)
-        found = torch.bmm(vertical.transpose(1, 2), at_taps.view(n * channels, h, p))
+        """``vertical``: the weights of the windows' rows, "j h p"."""
         self.unseen.index_fill_(0, objects, False)
-        self.patches.index_copy_(0, objects, found.view(n, channels, p, p))
+        # A channel at a time: together they would take three times the room.
+        for channel in range(at_taps.shape[1]):
+            found = torch.bmm(vertical.transpose(1, 2), at_taps[:, channel])
+            self.patches[:, channel].index_copy_(0, objects, found)
 
 
 def _of_rows(low: Tensor, high: Tensor, at_taps: Tensor, rows: Taps) -> Tensor:
@@ -126,15 +136,25 @@ def _of_columns(grad: Tensor, blended: Tensor, columns: Taps) -> Tensor:
 
 
 def windows_of(patches: Tensor, boxes: Tensor, size: int) -> Iterator[Window]:
+    return (window_of(group, boxes, patches.shape[-1], size) for group in groups_of(patches, boxes, size))
+
+
+def groups_of(patches: Tensor, boxes: Tensor, size: int) -> list[windows.Group]:
     channels, p = patches.shape[1:3]
     rows, columns = windows.touched_by_paste(boxes, p, size)
-    groups = windows.groups(
-        rows, columns, size, size, boxes.device, lambda h, w: h * channels * (3 * p + 2 * w) + (h + w) * p
+    return list(
+        windows.groups(
+            rows,
+            columns,
+            size,
+            size,
+            boxes.device,
+            lambda h, w: h * channels * (3 * p + 2 * w) + (h + w) * p,
+        )
     )
-    return (_window(group, boxes, p, size) for group in groups)
 
 
-def _window(group: windows.Group, boxes: Tensor, p: int, size: int) -> Window:
+def window_of(group: windows.Group, boxes: Tensor, p: int, size: int) -> Window:
     cx, cy, w, h = boxes.index_select(0, group.objects).unbind(1)
     rows = _taps(cy, h, group.top, group.height, p, size)
     columns = _taps(cx, w, group.left, group.width, p, size)
