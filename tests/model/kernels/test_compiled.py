@@ -76,10 +76,8 @@ def test_the_same_bytes_however_a_gradient_is_written(monkeypatch, side, dtype):
 
 def test_what_was_painted_spares_reading_the_patches_again():
     generator = torch.Generator().manual_seed(0)
-    boxes, patches = (
-        0.1 + 0.6 * torch.rand(30, 4, generator=generator),
-        torch.rand(30, 3, 8, 8, generator=generator),
-    )
+    boxes = torch.rand(30, 4, generator=generator) * torch.tensor([1, 1, 0.1, 0.1])
+    patches = torch.rand(30, 3, 16, 16, generator=generator)
     index, weights = torch.arange(30) % 2, torch.rand(30, generator=generator) - 0.5
     grad = torch.rand(2, 3, 40, 40, generator=generator)
     given = patches, boxes, index, weights, 2, 40
@@ -93,10 +91,12 @@ def test_what_was_painted_spares_reading_the_patches_again():
     values, _, _ = compiled.covered(patches, boxes, index, 40)
     assert len(painted) == values.numel()
     torch.testing.assert_close(painted.sum(), values.sum())
+    large = boxes * torch.tensor([1, 1, 8, 8])
+    assert not len(compiled.paste_and_keep(patches, large, *given[2:])[1])
 
 
 def test_a_backward_pass_without_the_kernels_does_without_what_they_kept():
-    patches, boxes = torch.rand(4, 3, 8, 8, requires_grad=True), torch.rand(4, 4)
+    patches, boxes = torch.rand(4, 3, 16, 16, requires_grad=True), torch.tensor([[0.5, 0.5, 0.2, 0.1]] * 4)
     index, weights = torch.zeros(4, dtype=torch.long), torch.rand(4, requires_grad=True)
     with use_kernels("compiled"):
         drawn = paste(patches, boxes, index, 1, 20, weights).square().sum()

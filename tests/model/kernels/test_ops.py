@@ -60,6 +60,7 @@ def scene(m, low, high, patch=6, n_images=4, channels=2, dtype=torch.float64, se
 SCENES = {
     "digits": (40, 0.1, 0.3, 8),
     "tiny": (60, 0.005, 0.04, 8),
+    "small": (50, 0.05, 0.2, 16),
     "huge": (20, 1.0, 6.0, 5),
     "far": (3, 500.0, 2000.0, 4),
     "single pixels": (30, 0.1, 0.9, 1),
@@ -267,9 +268,10 @@ def arguments(name: str, dtype=torch.float64, grad=True) -> tuple:
     leaves = [value.requires_grad_(grad) for value in (patches, boxes, weights, images)]
     patches, boxes, weights, images = leaves
     drawn = torch.ones(4, 2, 7, 7, dtype=dtype)
+    larger, small, _, _ = scene(5, 0.05, 0.15, 16, dtype=dtype)
     return {
         "paste": (patches, boxes, index, weights, 4, 7, False),
-        "paste and keep": (patches, boxes.detach(), index, weights, 4, 7, True),
+        "paste and keep": (larger.requires_grad_(grad), small, index, weights, 4, 7, True),
         "covered": (patches, boxes, index, 7),
         "crop": (images, boxes, index, 4, True, True),
         "paste_backward": (drawn, patches, boxes, index, None, drawn.new_ones(0), True, False, True),

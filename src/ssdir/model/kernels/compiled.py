@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssdir.model.kernels import loops, loops_crop, loops_pull
 from ssdir.model.kernels.loops_memory import CACHE_LINE
-from ssdir.model.kernels.room import empty
+from ssdir.model.kernels.room import empty, worth_keeping
 from ssdir.model.kernels.threads import share
 
 ZEROS = False
@@ -32,7 +32,10 @@ def paste(
 def paste_and_keep(
     patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """:func:`paste`, and ``painted``: what each object shows, without its weight, for :func:`paste_backward`."""
+    """:func:`paste`, and ``painted``: what each object shows, without its weight, for :func:`paste_backward`.
+
+    Nothing where that is not much less than the patches.
+    """
     return _draw(patches, boxes, image_index, weights, n_images, size, True)
 
 
@@ -152,6 +155,7 @@ def _draw(
     index = _checked(image_index, n_images)
     found = _spans(boxes, patches.shape[-1], size)
     area = _area(found)
+    keep = keep and worth_keeping(area * channels, patches)
     painted = patches.new_empty(area * channels if keep else 0)
     order = np.argsort(index, kind="stable")
     starts = np.searchsorted(index[order], np.arange(n_images + 1))

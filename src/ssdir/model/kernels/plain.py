@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssdir.model.kernels.plain_crop import crop, crop_backward
 from ssdir.model.kernels.plain_warp import Gradients, Window, groups_of, warp, window_of, windows_of
+from ssdir.model.kernels.room import worth_keeping
 from ssdir.model.kernels.windows import read_rows
 
 __all__ = ["covered", "covered_backward", "crop", "crop_backward", "paste", "paste_backward"]
@@ -27,7 +28,10 @@ def paste(
 def paste_and_keep(
     patches: Tensor, boxes: Tensor, image_index: Tensor, weights: Tensor | None, n_images: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """:func:`paste`, and ``painted``: the windows' pixels, without weights, for :func:`paste_backward`."""
+    """:func:`paste`, and ``painted``: the windows' pixels, without weights, for :func:`paste_backward`.
+
+    Nothing where these are not much less than the patches.
+    """
     return _paint(patches, boxes, image_index, weights, n_images, size, True)
 
 
@@ -43,6 +47,7 @@ def _paint(
     channels, p = patches.shape[1:3]
     images, groups = patches.new_zeros(n_images, channels, size, size), groups_of(patches, boxes, size)
     pixels = sum(len(group.objects) * group.height * group.width for group in groups)
+    keep = keep and worth_keeping(pixels * channels, patches)
     painted, begin = patches.new_empty(pixels * channels if keep else 0), 0
     for group in groups:
         window = window_of(group, boxes, p, size)

@@ -25,6 +25,10 @@ ALIGNMENT = 64
 """Bytes: tensors begin with a cache line."""
 
 
+MUCH_LESS = 4
+"""How many times less than the patches what objects show must be to be kept for a backward pass."""
+
+
 class Rooms:
     """Large blocks: those in use, and at most one that is free."""
 
@@ -83,6 +87,15 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     else:
         numbers = _aligned(np.empty(_size(count, dtype), np.uint8), count, dtype)
     return torch.from_numpy(numbers).view(shape)
+
+
+def worth_keeping(painted: int, patches: Tensor) -> bool:
+    """Whether so many numbers that objects show are kept, for the weights' gradient to read instead of the patches.
+
+    With many small objects, reading the patches' rows is what takes time. Of large ones as much would be kept as is
+    spared.
+    """
+    return MUCH_LESS * painted <= patches.numel()
 
 
 def _name(like: Tensor) -> str:
