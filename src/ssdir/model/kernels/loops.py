@@ -19,7 +19,7 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import njit
 
-from ssdir.model.kernels.loops_memory import CACHE_LINE, prefetch
+from ssdir.model.kernels.loops_memory import per_line, prefetch, prefetch_to_write
 
 AHEAD = 8
 """Rows of a window that patches are asked for ahead."""
@@ -116,31 +116,29 @@ def taps(first, count, centre, side, p, size, low, part, distance):
 
 @loose
 @no_type_check
-def fetch(patches, origin, channels, p, low):
-    """Ask for the two rows of a patch that :func:`blend` will read, of all channels."""
-    first = origin + max(np.int64(low) - 1, 0) * p
-    for channel in range(channels):
-        start = np.uint64(first + channel * p * p)
-        for t in range(0, 2 * p, CACHE_LINE // patches.itemsize):
-            prefetch(patches, start + np.uint64(t))
+def fetch(patches, origin, p, low):
+    """Ask for the two rows of a plane that :func:`blend` will read."""
+    first = np.uint64(origin + max(np.int64(low) - 1, 0) * p)
+    for t in range(0, 2 * p, per_line(patches)):
+        prefetch(patches, first + np.uint64(t))
 
 
-@loose
+@inlined
 @no_type_check
-def between(origin, p, low, part, weight):
+def between(origin, p, low, part):
     """Where the two rows of a plane around a row begin, and their weights: 0 beyond the first and the last."""
     zero, one = type(part)(0), type(part)(1)
-    above = (one - part) * weight if low > 0 else zero
-    below = part * weight if low < p else zero
+    above = one - part if low > 0 else zero
+    below = part if low < p else zero
     first, second = max(np.int64(low) - 1, 0), min(np.int64(low), p - 1)
     return np.uint64(origin + first * p), np.uint64(origin + second * p), above, below
 
 
-@loose
+@inlined
 @no_type_check
-def blend(patches, origin, p, low, part, weight, line):
+def blend(patches, origin, p, low, part, line):
     """The line of a patch's plane at a row, zeros around it: ``line[1 : p + 1]``."""
-    first, second, above, below = between(origin, p, low, part, weight)
+    first, second, above, below = between(origin, p, low, part)
     for t in range(p):
         k = np.uint64(t)
         line[k + np.uint64(1)] = above * patches[first + k] + below * patches[second + k]
@@ -157,24 +155,26 @@ def draw(
     Unless ``painted`` is empty, what the object shows there is kept, without its weight: a plane's rows of ``width``
     one after another from ``place`` on, the next plane ``painted_plane`` further.
     """
-    for i in range(min(AHEAD, height)):
-        fetch(patches, origin, channels, p, rows[0][i])
-    for i in range(height):
-        if i + AHEAD < height:
-            fetch(patches, origin, channels, p, rows[0][i + AHEAD])
-        for channel in range(channels):
-            blend(patches, origin + channel * p * p, p, rows[0][i], rows[1][i], line.dtype.type(1), line)
-            start = base + channel * plane + i * row
+    for channel in range(channels):
+        start = origin + channel * p * p
+        for i in range(min(AHEAD, height)):
+            fetch(patches, start, p, rows[0][i])
+        for i in range(height):
+            if i + AHEAD < height:
+                fetch(patches, start, p, rows[0][i + AHEAD])
+            blend(patches, start, p, rows[0][i], rows[1][i], line)
+            pixel = base + channel * plane + i * row
             if len(painted) > 0:
                 kept = place + channel * painted_plane + i * width
+                prefetch_to_write(painted, np.uint64(kept + 2 * per_line(painted)))
                 for j in range(width):
                     value = shown(line, columns[0][j], columns[1][j])
                     painted[np.uint64(kept + j)] = value
-                    flat[np.uint64(start + j * step)] += weight * value
+                    flat[np.uint64(pixel + j * step)] += weight * value
             else:
                 for j in range(width):
                     value = shown(line, columns[0][j], columns[1][j])
-                    flat[np.uint64(start + j * step)] += weight * value
+                    flat[np.uint64(pixel + j * step)] += weight * value
 
 
 @inlined

@@ -21,18 +21,39 @@ CACHE_LINE = 64
 
 @intrinsic
 @no_type_check
-def prefetch(typing, array, index):  # the parameters are numba's
-    """Fetch the cache line of ``array[index]`` (flat; index unsigned) into the nearest cache."""
+def per_line(typing, array):
+    """How many of an array's numbers a cache line holds: known when the loop is compiled."""
 
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return ir.IntType(64)(8 * CACHE_LINE // signature.args[0].dtype.bitwidth)
+
+    return types.int64(array), generate
+
+
+@intrinsic
+@no_type_check
+def prefetch(typing, array, index):  # the parameters are numba's
+    """Fetch the cache line of ``array[index]`` (flat; index unsigned, also beyond the end) into the nearest cache."""
+    return types.void(array, types.uint64), _prefetch(0)
+
+
+@intrinsic
+@no_type_check
+def prefetch_to_write(typing, array, index):
+    """:func:`prefetch`, so that the line may be written at once."""
+    return types.void(array, types.uint64), _prefetch(1)
+
+
+def _prefetch(to_write: int) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
         fetch = builder.module.declare_intrinsic("llvm.prefetch", (byte,), kind)
         place = builder.bitcast(_address(context, builder, signature.args[0], *values), byte)
-        builder.call(fetch, [place, word(0), word(3), word(1)])  # to read, soon and again, data
+        builder.call(fetch, [place, word(to_write), word(3), word(1)])  # soon and again, data
         return context.get_dummy_value()
 
-    return types.void(array, types.uint64), generate
+    return generate
 
 
 @intrinsic
