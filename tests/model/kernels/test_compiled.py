@@ -51,7 +51,7 @@ def test_the_same_bytes_on_any_number_of_threads(set_threads):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("side", [4, 6, 16])
+@pytest.mark.parametrize("side", [4, 6, 16, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_bytes_however_a_gradient_is_written(monkeypatch, side, dtype):
     """Past the caches where planes are whole cache lines, or plainly; also of what is not seen."""

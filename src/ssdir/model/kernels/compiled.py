@@ -15,7 +15,6 @@ from ssdir.model.kernels.loops_memory import CACHE_LINE
 from ssdir.model.kernels.room import empty, worth_keeping
 from ssdir.model.kernels.threads import share
 
-ZEROS = False
 STREAMED = 2**22
 """Gradients of more bytes are written past the caches, which could not hold them anyway."""
 

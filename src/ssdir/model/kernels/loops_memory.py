@@ -97,14 +97,11 @@ def stream_sum(typing, target, to, source, places, shares):
             place, share = (builder.extract_value(values[k], term) for k in (3, 4))
             begin = _address(context, builder, signature.args[2], values[2], place)
             numbers = builder.load(builder.bitcast(begin, line.as_pointer()), align=bytes_each)
-            shares = builder.shuffle_vector(
+            factor = builder.shuffle_vector(
                 builder.insert_element(blank, share, ir.IntType(32)(0)), blank, zeros
             )
-            total = (
-                builder.fmul(numbers, shares)
-                if total is None
-                else builder.call(add, [numbers, shares, total])
-            )
+            first = total is None
+            total = builder.fmul(numbers, factor) if first else builder.call(add, [numbers, factor, total])
         goal = _address(context, builder, signature.args[0], *values[:2])
         _stream(builder, total, builder.bitcast(goal, line.as_pointer()))
         return context.get_dummy_value()

@@ -109,23 +109,9 @@ def stream_pairs(target, start, flat_lines, first_line, p, places, shares, begin
 @loose
 @no_type_check
 def spread(
-    flat,
-    base,
-    row,
-    step,
-    height,
-    columns,
-    width,
-    lines,
-    waits,
-    target,
-    start,
-    flat_lines,
-    first_line,
-    p,
-    places,
-    shares,
-):
+    flat, base, row, step, height, columns, width, lines,
+    waits, target, start, flat_lines, first_line, p, places, shares,
+):  # fmt: skip
     """Sum a plane's lines; if one ``waits`` to be written, do that meanwhile (:func:`stream_pairs`)."""
     zero, one = lines.dtype.type(0), lines.dtype.type(1)
     lines[:height] = zero
