@@ -67,4 +67,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, description=(__doc__ or "").splitlines()[0]))

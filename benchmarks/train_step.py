@@ -142,4 +142,4 @@ def scene_batch(n_images: int, side: int) -> Batch:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, description=(__doc__ or "").splitlines()[0]))

@@ -21,7 +21,7 @@ from numba import njit
 
 from ssdir.model.kernels.loops_memory import per_line, prefetch, prefetch_to_write
 
-AHEAD = 8
+AHEAD = 4
 """Rows of a window that patches are asked for ahead."""
 
 LOOSE = {"contract", "reassoc", "nsz"}
@@ -114,7 +114,7 @@ def taps(first, count, centre, side, p, size, low, part, distance):
         part[i] = u - below
 
 
-@loose
+@inlined
 @no_type_check
 def fetch(patches, origin, p, low):
     """Ask for the two rows of a plane that :func:`blend` will read."""
@@ -148,20 +148,24 @@ def blend(patches, origin, p, low, part, line):
 @no_type_check
 def draw(
     flat, base, plane, row, step, patches, origin, channels, p, weight, rows, height, columns, width, line,
-    painted, place, painted_plane,
+    painted, place, painted_plane, after,
 ):  # fmt: skip
     """Add one object to its pixels. ``rows``, ``columns``: what :func:`taps` fills: low, part, distance.
 
     Unless ``painted`` is empty, what the object shows there is kept, without its weight: a plane's rows of ``width``
-    one after another from ``place`` on, the next plane ``painted_plane`` further.
+    one after another from ``place`` on, the next plane ``painted_plane`` further. ``after``: origin, ``rows[0]`` and
+    height of the object that is drawn next. Patches are asked for :data:`AHEAD` rows ahead throughout, be they of this
+    plane, the next or the next object's first.
     """
     for channel in range(channels):
         start = origin + channel * p * p
-        for i in range(min(AHEAD, height)):
-            fetch(patches, start, p, rows[0][i])
+        then, low_then, height_then = (start + p * p, rows[0], height) if channel + 1 < channels else after
         for i in range(height):
-            if i + AHEAD < height:
-                fetch(patches, start, p, rows[0][i + AHEAD])
+            ahead = i + AHEAD
+            if ahead < height:
+                fetch(patches, start, p, rows[0][ahead])
+            elif ahead - height < height_then:
+                fetch(patches, then, p, low_then[ahead - height])
             blend(patches, start, p, rows[0][i], rows[1][i], line)
             pixel = base + channel * plane + i * row
             if len(painted) > 0:
@@ -219,35 +223,49 @@ def draw_images(
     p, size = patches.shape[2], images.shape[2]
     draw_bands(
         images, images.reshape(-1), patches.reshape(-1), p, boxes, weights, found, order, starts, bands, painted,
-        firsts, axis_taps(size, images.dtype), axis_taps(size, images.dtype), np.zeros(p + 2, images.dtype),
-        first_task, last_task,
+        firsts, axis_taps(size, images.dtype), axis_taps(size, images.dtype), axis_taps(size, images.dtype),
+        np.zeros(p + 2, images.dtype), np.empty_like(order), first_task, last_task,
     )  # fmt: skip
 
 
 @uncounted
 @no_type_check
 def draw_bands(
-    images, flat, flat_patches, p, boxes, weights, found, order, starts, bands, painted, firsts, rows, columns, line,
-    first_task, last_task,
+    images, flat, flat_patches, p, boxes, weights, found, order, starts, bands, painted, firsts, rows, next_rows,
+    columns, line, seen, first_task, last_task,
 ):  # fmt: skip
     channels, size = images.shape[1:3]
     for task in range(first_task, last_task):
         image, band = task // bands, task % bands
         begin, end = size * band // bands, size * (band + 1) // bands
         images[image, :, begin:end] = images.dtype.type(0)
+        n_seen = 0
         for k in range(starts[image], starts[image + 1]):
-            o = order[k]
-            top, height, left, width = found[o]
-            first, last = max(top, begin), min(top + height, end)
-            if first < last:
-                taps(first, last - first, boxes[o, 1], boxes[o, 3], p, size, *rows)
+            top, height = found[order[k], :2]
+            if max(top, begin) < min(top + height, end):
+                seen[n_seen] = order[k]
+                n_seen += 1
+        first = last = 0
+        for k in range(-1, n_seen):
+            # Where the next object's rows lie is found before this one is drawn, so that they are asked for meanwhile.
+            next_first = next_last = after_origin = 0
+            if k + 1 < n_seen:
+                o = seen[k + 1]
+                next_first, next_last = max(found[o, 0], begin), min(found[o, 0] + found[o, 1], end)
+                after_origin = o * channels * p * p
+                taps(next_first, next_last - next_first, boxes[o, 1], boxes[o, 3], p, size, *next_rows)
+            if k >= 0:
+                o = seen[k]
+                top, height, left, width = found[o]
                 taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
                 base = (image * channels * size + first) * size + left
                 place = firsts[o] * channels + (first - top) * width
                 draw(
                     flat, base, size * size, size, 1, flat_patches, o * channels * p * p, channels, p, weights[o],
                     rows, last - first, columns, width, line, painted, place, height * width,
+                    (after_origin, next_rows[0], next_last - next_first),
                 )  # fmt: skip
+            first, last, rows, next_rows = next_first, next_last, next_rows, rows
 
 
 @compiled
@@ -274,4 +292,5 @@ def draw_pairs(
         draw(
             flat, first * channels, 1, width * channels, channels, flat_patches, o * channels * p * p, channels, p,
             values.dtype.type(1), rows, height, columns, width, line, nothing_kept, 0, 0,
+            (0, rows[0], 0),
         )  # fmt: skip
