@@ -77,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ssdir-1", "ssdir-2", 1e-5, 1e-4),  # with its noise
         ("ssdir-1", "ssdir-1x2", 1e-5, 1e-4),
         ("ssdir-1", "ssdir-2x2", 1e-5, 1e-4),
-        ("ssdir-clone-1", "ssdir-clone-2", 1e-2, 3e-2),  # Adam makes steps of rounding before a BatchNorm
+        ("ssdir-clone-1", "ssdir-clone-2", 1e-4, 1e-3),  # BatchNorm within the model
     ],
 )
 def test_the_curve_does_not_depend_on_how_a_batch_is_shared(
@@ -126,7 +126,7 @@ def test_running_statistics_are_those_of_the_whole_batch(runs: Path) -> None:
     variances = [name for name in one if name.endswith("running_var")]
     assert variances
     for name in variances:
-        torch.testing.assert_close(two[name], one[name], rtol=2e-3, atol=1e-5)
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
