@@ -31,6 +31,7 @@ def peak_of(work: Callable[[], object], device: torch.device) -> float | None:
     C library is glibc). None where the system does not tell: other systems than Linux, and where a process may
     not reset its peak.
     """
+    gc.collect()
     peaks = [_once(work, device) for _ in range(REPEATS)]
     return max((peak for peak in peaks if peak is not None), default=None)
 
@@ -41,17 +42,12 @@ def _once(work: Callable[[], object], device: torch.device) -> float | None:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) / 2**20
-    _give_back()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
     before = _kib("VmRSS") if _reset() else None
     work()
     after = _kib("VmHWM")
     return None if before is None or after is None else max(0, after - before) / 1024
-
-
-def _give_back() -> None:
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset() -> bool:
