@@ -146,11 +146,11 @@ def test_models_of_several_kinds_and_true_boxes(data, saved, tmp_path):
 
     # Other settings, or other data, and everything is measured anew.
     record = (out / "evaluations" / "detector" / "metrics.json").stat().st_mtime_ns
-    assert compare(data, out, *words, "--limit", 3) == 0
+    assert compare(data, out, tmp_path / "detector", "--limit", 3) == 0
     limited = (out / "evaluations" / "detector" / "metrics.json").stat().st_mtime_ns
     assert limited > record and json.loads((out / "comparison.json").read_text())["images"] == 3
     other = make_dataset(tmp_path / "other", {"train": 8, "test": 3}, empty=())
-    assert compare(other, out, *words, "--limit", 3) == 0
+    assert compare(other, out, tmp_path / "detector", "--limit", 3) == 0
     assert (out / "evaluations" / "detector" / "metrics.json").stat().st_mtime_ns > limited
 
 
