@@ -40,7 +40,7 @@ class Quickstart:
     out: Path | None = None
     """Folder for data, runs, figures and report (default: out/quickstart, or out/quickstart-pretrained)."""
     pretrained: bool = False
-    """Skip training: use the small weights that ship in the package (under a minute)."""
+    """Skip training: use the small weights that ship in the package (about a minute)."""
     workers: int | None = None
     """Processes that generate scenes (default: one per core)."""
 
