@@ -1,5 +1,5 @@
 # make quickstart             set up, generate scenes, train, evaluate, report     (out/quickstart/report.html)
-# make quickstart-pretrained  the same with the shipped weights, about a minute   (out/quickstart-pretrained/)
+# make quickstart-pretrained  the same with the shipped weights, about a minute    (out/quickstart-pretrained/)
 # make test                   set up and run every test
 # make coverage               the same, and fail where less than 90 % of the lines are run
 # make bench                  set up and time every part against its reference       (benchmarks/results/, docs/performance.md)

@@ -1,6 +1,6 @@
 """Times every part against its reference and writes the results, the plots and the tables of docs/performance.md.
 
-python -m benchmarks                    all of it (about ten minutes on two cores)
+python -m benchmarks                    all of it (ten to fifteen minutes on two cores)
 python -m benchmarks --quick            fewer repetitions and sizes, in a results file of its own
 python -m benchmarks --only paste crop  these benchmarks; the other rows stay
 python -m benchmarks --device cuda      on a GPU, against the GPU's own reference
@@ -62,7 +62,7 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to run, and where results go."""
+    """Time every part against its reference: ten to fifteen minutes on two cores."""
 
     only: tuple[Name, ...] = ()
     """Benchmarks to run; default all. The rows of others stay as they are."""
@@ -142,5 +142,4 @@ def _targets(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    about = (__doc__ or "").splitlines()[0] + " All of it takes about ten minutes on two cores."
-    sys.exit(main(tyro.cli(Arguments, prog="python -m benchmarks", description=about)))
+    sys.exit(main(tyro.cli(Arguments, prog="python -m benchmarks")))

@@ -20,7 +20,7 @@ from ssdir.storage import write_json
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """What each merge costs in image error."""
 
     data: Annotated[Path, tyro.conf.Positional]
     """Dataset folder with a test split."""
@@ -63,4 +63,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=(__doc__ or "").splitlines()[0]))
+    main(tyro.cli(Arguments))

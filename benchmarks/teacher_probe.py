@@ -25,7 +25,7 @@ from ssdir.teaching import load_teacher
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to probe."""
+    """What a linear probe reads from a teacher's codes at the boxes that a detector finds."""
 
     detector: Annotated[Path, tyro.conf.Positional]
     """Run folder of the detector."""
@@ -67,4 +67,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=(__doc__ or "").splitlines()[0]))
+    main(tyro.cli(Arguments))
