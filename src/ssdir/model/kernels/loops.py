@@ -114,6 +114,16 @@ def taps(first, count, centre, side, p, size, low, part, distance):
         part[i] = u - below
 
 
+@uncounted
+@no_type_check
+def first_rows(o, begin, end, found, boxes, p, size, ahead):
+    """:func:`taps` of an object's first :data:`AHEAD` rows between ``begin`` and ``end``; their number."""
+    first = max(found[o, 0], begin)
+    count = min(AHEAD, min(found[o, 0] + found[o, 1], end) - first)
+    taps(first, count, boxes[o, 1], boxes[o, 3], p, size, *ahead)
+    return count
+
+
 @inlined
 @no_type_check
 def fetch(patches, origin, p, low):
@@ -148,24 +158,25 @@ def blend(patches, origin, p, low, part, line):
 @no_type_check
 def draw(
     flat, base, plane, row, step, patches, origin, channels, p, weight, rows, height, columns, width, line,
-    painted, place, painted_plane, after,
+    painted, place, painted_plane, after, after_low, n_after,
 ):  # fmt: skip
     """Add one object to its pixels. ``rows``, ``columns``: what :func:`taps` fills: low, part, distance.
 
     Unless ``painted`` is empty, what the object shows there is kept, without its weight: a plane's rows of ``width``
-    one after another from ``place`` on, the next plane ``painted_plane`` further. ``after``: origin, ``rows[0]`` and
-    height of the object that is drawn next. Patches are asked for :data:`AHEAD` rows ahead throughout, be they of this
-    plane, the next or the next object's first.
+    one after another from ``place`` on, the next plane ``painted_plane`` further. ``after``, ``after_low``,
+    ``n_after``: origin and :func:`first_rows` of the object that is drawn next. Patches are asked for :data:`AHEAD`
+    rows ahead throughout, be they of this plane, the next or the next object's first.
     """
     for channel in range(channels):
         start = origin + channel * p * p
-        then, low_then, height_then = (start + p * p, rows[0], height) if channel + 1 < channels else after
+        then, low_then, height_then = (
+            (start + p * p, rows[0], height) if channel + 1 < channels else (after, after_low, n_after)
+        )
         for i in range(height):
-            ahead = i + AHEAD
-            if ahead < height:
-                fetch(patches, start, p, rows[0][ahead])
-            elif ahead - height < height_then:
-                fetch(patches, then, p, low_then[ahead - height])
+            if i + AHEAD < height:
+                fetch(patches, start, p, rows[0][i + AHEAD])
+            elif i + AHEAD - height < height_then:
+                fetch(patches, then, p, low_then[i + AHEAD - height])
             blend(patches, start, p, rows[0][i], rows[1][i], line)
             pixel = base + channel * plane + i * row
             if len(painted) > 0:
@@ -223,7 +234,7 @@ def draw_images(
     p, size = patches.shape[2], images.shape[2]
     draw_bands(
         images, images.reshape(-1), patches.reshape(-1), p, boxes, weights, found, order, starts, bands, painted,
-        firsts, axis_taps(size, images.dtype), axis_taps(size, images.dtype), axis_taps(size, images.dtype),
+        firsts, axis_taps(size, images.dtype), axis_taps(size, images.dtype), axis_taps(AHEAD, images.dtype),
         np.zeros(p + 2, images.dtype), np.empty_like(order), first_task, last_task,
     )  # fmt: skip
 
@@ -231,8 +242,8 @@ def draw_images(
 @uncounted
 @no_type_check
 def draw_bands(
-    images, flat, flat_patches, p, boxes, weights, found, order, starts, bands, painted, firsts, rows, next_rows,
-    columns, line, seen, first_task, last_task,
+    images, flat, flat_patches, p, boxes, weights, found, order, starts, bands, painted, firsts, rows, columns, ahead,
+    line, seen, first_task, last_task,
 ):  # fmt: skip
     channels, size = images.shape[1:3]
     for task in range(first_task, last_task):
@@ -245,27 +256,20 @@ def draw_bands(
             if max(top, begin) < min(top + height, end):
                 seen[n_seen] = order[k]
                 n_seen += 1
-        first = last = 0
-        for k in range(-1, n_seen):
-            # Where the next object's rows lie is found before this one is drawn, so that they are asked for meanwhile.
-            next_first = next_last = after_origin = 0
-            if k + 1 < n_seen:
-                o = seen[k + 1]
-                next_first, next_last = max(found[o, 0], begin), min(found[o, 0] + found[o, 1], end)
-                after_origin = o * channels * p * p
-                taps(next_first, next_last - next_first, boxes[o, 1], boxes[o, 3], p, size, *next_rows)
-            if k >= 0:
-                o = seen[k]
-                top, height, left, width = found[o]
-                taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
-                base = (image * channels * size + first) * size + left
-                place = firsts[o] * channels + (first - top) * width
-                draw(
-                    flat, base, size * size, size, 1, flat_patches, o * channels * p * p, channels, p, weights[o],
-                    rows, last - first, columns, width, line, painted, place, height * width,
-                    (after_origin, next_rows[0], next_last - next_first),
-                )  # fmt: skip
-            first, last, rows, next_rows = next_first, next_last, next_rows, rows
+        for k in range(n_seen):
+            o, after = seen[k], seen[min(k + 1, n_seen - 1)]
+            top, height, left, width = found[o]
+            first, last = max(top, begin), min(top + height, end)
+            taps(first, last - first, boxes[o, 1], boxes[o, 3], p, size, *rows)
+            taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
+            n_ahead = first_rows(after, begin, end, found, boxes, p, size, ahead) if after != o else 0
+            base = (image * channels * size + first) * size + left
+            place = firsts[o] * channels + (first - top) * width
+            draw(
+                flat, base, size * size, size, 1, flat_patches, o * channels * p * p, channels, p, weights[o],
+                rows, last - first, columns, width, line, painted, place, height * width,
+                after * channels * p * p, ahead[0], n_ahead,
+            )  # fmt: skip
 
 
 @compiled
@@ -276,12 +280,17 @@ def draw_pairs(
     """Tasks are objects; ``firsts`` is where the pairs of each begin."""
     channels, p = patches.shape[1:3]
     flat, flat_patches = values.reshape(-1), patches.reshape(-1)
-    rows, columns = axis_taps(size, values.dtype), axis_taps(size, values.dtype)
+    rows, columns, ahead = (
+        axis_taps(size, values.dtype),
+        axis_taps(size, values.dtype),
+        axis_taps(AHEAD, values.dtype),
+    )
     line, nothing_kept = np.zeros(p + 2, values.dtype), np.empty(0, values.dtype)
     for o in range(first_task, last_task):
         top, height, left, width = found[o]
         taps(top, height, boxes[o, 1], boxes[o, 3], p, size, *rows)
         taps(left, width, boxes[o, 0], boxes[o, 2], p, size, *columns)
+        n_ahead = first_rows(o + 1, 0, size, found, boxes, p, size, ahead) if o + 1 < last_task else 0
         first = firsts[o]
         values[first : first + height * width] = values.dtype.type(0)
         objects[first : first + height * width] = o
@@ -292,5 +301,5 @@ def draw_pairs(
         draw(
             flat, first * channels, 1, width * channels, channels, flat_patches, o * channels * p * p, channels, p,
             values.dtype.type(1), rows, height, columns, width, line, nothing_kept, 0, 0,
-            (0, rows[0], 0),
+            (o + 1) * channels * p * p, ahead[0], n_ahead,
         )  # fmt: skip
