@@ -19,6 +19,7 @@ from ssdir.detector.ssd import Detector
 from ssdir.figures.dataset import show_augmented, show_dataset
 from ssdir.figures.style import PALETTE
 from ssdir.model.ssdir import SSDIR
+from ssdir.ownership import MARK, files_in
 from ssdir.predictor import predict
 from ssdir.randomness import seeded
 from ssdir.storage import DataError, read_json
@@ -61,8 +62,7 @@ def test_what_is_written_for_an_image(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     index = predict([file], out, run)
     assert index == [{"image": str(file), "folder": "a", "objects": 4}] == read_json(out / "index.json")
-    written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert written == [
+    assert files_in(out) == [
         "a/objects.json", "a/overlay.png", *(f"a/patches/00{i}.png" for i in range(4)), "a/reconstruction.png",
         "index.json",
     ]  # fmt: skip
@@ -154,17 +154,18 @@ def test_a_folder_with_an_unreadable_image_among_good_ones(
     broken = tmp_path / "in" / "broken.jpg"
     broken.write_bytes(b"\xff\xd8 no image")
     (tmp_path / "in" / "notes.txt").write_text("not looked at")
-    photo(tmp_path / "in" / "below" / "c.png")  # not looked at either
+    (tmp_path / "in" / "._a.PNG").write_bytes(b"of another system")
+    (tmp_path / "in" / "album.png").mkdir()
     words = ["infer", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--model", str(run)]
     assert main(words) == 1
     output = capsys.readouterr()
-    assert "broken.jpg cannot be read" in output.err and "1 of 3 images" in output.err
+    assert "broken.jpg cannot be read" in output.err and "1 of 3 images failed" in output.err
     assert "8 objects in 2 images" in output.out
     index = json.loads((tmp_path / "out/index.json").read_text())
     assert [Path(entry["image"]).name for entry in index] == ["a.PNG", "b.png", "broken.jpg"]
     assert [entry["objects"] for entry in index] == [4, 4, 0]
     assert "broken.jpg" in index[2]["error"] and "folder" not in index[2]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "b", "index.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "b", "index.json", MARK}
     broken.unlink()
     assert main(words) == 0
     assert len(json.loads((tmp_path / "out/index.json").read_text())) == 2
@@ -174,7 +175,7 @@ def test_nothing_that_can_be_read_is_an_error_with_an_index(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x.png").write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 1 images can be read"):
+    with pytest.raises(DataError, match="none of the 1 images could be done"):
         predict([tmp_path / "x.png"], tmp_path / "out", run)
     assert "x.png" in capsys.readouterr().err
     assert "x.png" in read_json(tmp_path / "out/index.json")[0]["error"]
@@ -183,7 +184,7 @@ def test_nothing_that_can_be_read_is_an_error_with_an_index(
 def test_input_that_is_nothing_writes_nothing(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
-    with pytest.raises(DataError, match=r"empty: no image in this folder \(looked for \.png"):
+    with pytest.raises(DataError, match=r"empty: no image in this folder or in its subfolders \(looked for \.png"):
         predict([tmp_path / "empty"], out, run)
     with pytest.raises(DataError, match=r"no\.png: no such file or folder"):
         predict([photo(tmp_path / "a.png"), tmp_path / "no.png"], out, run)

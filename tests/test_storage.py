@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import ssdir
+from ssdir.ownership import files_in
 from ssdir.storage import (
     DataError,
     atomic_folder,
@@ -76,7 +77,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_folder(path) as folder:
         (folder / "b").write_text("b")
         raise RuntimeError
-    assert [item.name for item in path.iterdir()] == ["a"]
+    assert files_in(path) == ["a"]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -182,13 +183,12 @@ def test_a_kill_while_a_folder_is_replaced_loses_nothing(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     for item in tmp_path.glob(".*.tmp"):  # what cleaning up removes
         shutil.rmtree(item)
-    assert {item.name: item.read_text() for item in whole_folder(path).iterdir()} == dict.fromkeys(
-        "ab", survivor
-    )
+    whole = whole_folder(path)
+    assert {name: (whole / name).read_text() for name in files_in(whole)} == dict.fromkeys("ab", survivor)
     # The next writer finds its way, and leaves nothing behind.
     with atomic_folder(path) as folder:
         (folder / "a").write_text("newest")
-    assert whole_folder(path) == path and [item.name for item in path.iterdir()] == ["a"]
+    assert whole_folder(path) == path and files_in(path) == ["a"]
     assert list(tmp_path.iterdir()) == [path]
 
 

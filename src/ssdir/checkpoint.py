@@ -71,7 +71,7 @@ def save_checkpoint(
     n_bytes = model_bytes + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     require_free_space(folder.parent, n_bytes + 1_000_000, f"the checkpoint of step {step}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, "checkpoint") as temporary:
         save_model(temporary)
         save_tensors(temporary / "training.safetensors", tensors)
         write_json(temporary / "training.json", {"step": step, **values})

@@ -137,13 +137,15 @@ class Infer:
     """Find, encode and paint the objects of images: JSON, overlay and patches for each.
 
     An image that cannot be read is named on standard error and in OUT/index.json; the others are done all the same,
-    and the exit code is 1.
+    and the exit code is 1. Images that were done before, with the same model and settings, are passed over, so that a
+    killed run continues where it stopped when the same command is given again.
     """
 
     images: Positional[tuple[Path, ...]]
-    """Image files or folders of them; a path that does not exist stops before anything is done."""
+    """Image files, or folders that are searched with their subfolders; a path that does not exist stops before anything
+    is done."""
     out: Path
-    """Folder for the results."""
+    """Folder for the results: new, empty, or with earlier results."""
     model: Path | None = None
     """Run folder of SSDIR or of a baseline (default: the weights that ship in the package)."""
     present: float | None = None
@@ -161,7 +163,8 @@ class Infer:
         print(f"{found} objects in {len(read)} images; see {self.out}")
         if len(read) < len(results):
             print(
-                f"error: {len(results) - len(read)} of {len(results)} images cannot be read", file=sys.stderr
+                f"error: {len(results) - len(read)} of {len(results)} images failed (see above)",
+                file=sys.stderr,
             )
         return 0 if len(read) == len(results) else 1
 

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """Something in the input, a file or a setting is wrong; the message says what, where, and what to do."""
+
+
+class DataError(UserError):
+    """Data that cannot be used; the message names the file and the remedy."""

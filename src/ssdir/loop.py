@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -30,6 +31,7 @@ from ssdir.machine import choose_device, computes_in_bf16, keep_freed_memory
 from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.model.terms import Terms
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
+from ssdir.ownership import locked
 from ssdir.run_folder import check_run, remove_leftovers
 from ssdir.shares import shares_of
 from ssdir.storage import atomic_open, write_json
@@ -78,14 +80,7 @@ def train(
     run_config: Settings,
     dataset: Path | StreamedScenes,
     out: Path,
-    *,
-    validation: Path | None = None,
-    resume: bool = False,
-    allow_changed: Iterable[str] = (),
-    track: Iterable[str] = (),
-    console: Console | None = None,
-    device: str = "auto",
-    observe: Callable[[int, Row], None] | None = None,
+    **options: Unpack[LoopOptions],
 ) -> Path:
     """Train a task's network and write the run folder ``out``; returns it.
 
@@ -98,14 +93,34 @@ def train(
             at the task's image size.
         out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model. Several
             machines must see the same one: the first process writes it, all read it when they resume.
-        validation, resume, allow_changed, track, console, device, observe: see :class:`LoopOptions`.
+        options: see :class:`LoopOptions`.
 
     Raises:
         ConfigError: a device that is not here, a folder that holds another run, changed settings, a batch that
             processes cannot share.
-        DataError: a data set or checkpoint that cannot be read, a full disk.
+        DataError: a data set or checkpoint that cannot be read, a full disk; another training writes into ``out``.
         TrainingError: a loss or gradient that is not finite.
     """
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that share the training
+    with locked(out, "training") if first else nullcontext():
+        return _train(task, run_config, dataset, out, **options)
+
+
+def _train(
+    task: Task,
+    run_config: Settings,
+    dataset: Path | StreamedScenes,
+    out: Path,
+    *,
+    validation: Path | None = None,
+    resume: bool = False,
+    allow_changed: Iterable[str] = (),
+    track: Iterable[str] = (),
+    console: Console | None = None,
+    device: str = "auto",
+    observe: Callable[[int, Row], None] | None = None,
+) -> Path:
+    """:func:`train`, in a folder that no other training writes into."""
     settings = run_config.training
     augmentation = run_config.augmentation if isinstance(run_config, DetectorRun) else AugmentationConfig()
     accelerator = _accelerator(settings, device)

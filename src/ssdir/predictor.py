@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssdir.config import ConfigError
+from ssdir.config import ConfigError, to_dict
 from ssdir.console import Progress, no_progress
-from ssdir.data.images import IMAGE_SUFFIXES, read_image
+from ssdir.data.images import read_image
 from ssdir.figures.overlay import draw_boxes, to_picture
 from ssdir.machine import choose_device
 from ssdir.model.baselines.base import Baseline
 from ssdir.model.latents import Objects
 from ssdir.model.registry import load_model
 from ssdir.model.ssdir import SSDIR
-from ssdir.storage import DataError, atomic_folder, write_json
+from ssdir.ownership import claim, locked, read_mark, require_free, require_replaceable
+from ssdir.result_folders import RESULT, Found, Index, ResultFolders, find_images
+from ssdir.storage import DataError, atomic_folder, tensors_fingerprint, write_json
 
-INDEX = "index.json"
+VERSION = 1
+"""Raised whenever other files would be written for the same image, model and settings."""
 
 
 def predict(
@@ -38,44 +43,52 @@ def predict(
     (``box_xyxy`` clipped to the image; ``patch_box_xyxy`` as the patch fills it), presence, class where the detector
     tells classes, depth and z_what's mean.
     An image that cannot be read is named on standard error and in the index; the others are done all the same.
-    Results of an earlier call are replaced.
+    Subfolders are searched, and are there in ``out`` too. A call that was killed is gone on with when it is given
+    again: images that the same model has done with the same settings, and that did not change, are passed over. The
+    index keeps what earlier calls have done.
 
     Args:
-        images: files, or folders searched for images (not their subfolders).
-        out: folder for the results.
+        images: files, or folders searched for images (:func:`~ssdir.result_folders.find_images`).
+        out: folder for the results: a new one, an empty one, or one with results.
         model: a run folder; None takes the weights that ship in the package.
         present: keep objects whose presence exceeds this; None takes the model's threshold.
         device: where to compute (:func:`ssdir.machine.choose_device`).
         progress: shows how far it is (:func:`ssdir.console.progress_bar`); None keeps quiet.
 
     Returns:
-        The index: for each image its file, folder, number of objects, or the error.
+        The index, of the images of this call: for each its file, folder, number of objects, or the error.
 
     Raises:
         ConfigError: ``present`` is not in [0, 1); no image is named.
-        DataError: a path that does not exist or a folder without images (before anything is done); or none of the
-            images can be read.
+        DataError: a path that does not exist, a folder without images, an ``out`` that holds what ssdir did not write
+            or that another process writes into (before anything is done); or none of the images can be done.
     """
     if present is not None and not 0 <= present < 1:
         raise ConfigError(f"present is {present}; it is a probability to exceed: at least 0, below 1")
     if not images:
         raise ConfigError("name images, or folders of images")
-    files = list(_files(images))
+    found = find_images(images, out)
+    require_free(out)
     network = _load(model).to(choose_device(device))
-    index: list[dict[str, Any]] = []
-    taken = {INDEX}
-    with (progress or no_progress)("inferring", len(files)) as tell:
-        for done, file in enumerate(files, start=1):
-            name = file.stem
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            index.append({"image": str(file)} | _predict_one(file, out / name, network, present))
-            tell(done, len(files))
-    write_json(out / INDEX, index)
-    if all("error" in entry for entry in index):
-        raise DataError(f"none of the {len(index)} images can be read (see the lines above)")
-    return index
+    settings = {"model": _identity(network), "present": present, "version": VERSION}
+    earlier = 0
+    with locked(out, "inferring"):
+        claim(out, "infer")
+        with Index(out) as index, (progress or no_progress)("inferring", len(found)) as tell:
+            folders = ResultFolders(out, found, index.earlier)
+            for done, image in enumerate(found, start=1):
+                entry, passed_over = _predict_one(image, folders, network, settings)
+                earlier += passed_over
+                index.add({"image": str(image.path)} | entry)
+                tell(done, len(found))
+    if earlier:
+        print(
+            f"{earlier:,} of {len(found):,} images were done before with this model and these settings",
+            file=sys.stderr,
+        )
+    if all("error" in entry for entry in index.entries):
+        raise DataError(f"none of the {len(found)} images could be done (see the lines above)")
+    return index.entries
 
 
 def _load(path: Path | None) -> SSDIR | Baseline:
@@ -93,18 +106,42 @@ def _load(path: Path | None) -> SSDIR | Baseline:
     return network
 
 
+def _identity(network: SSDIR | Baseline) -> str:
+    """A hash of a model: its weights, its settings and the names of its classes."""
+    if isinstance(network, SSDIR):
+        described = {"detector": to_dict(network.detector.config), "model": to_dict(network.config)}
+    else:
+        described = network.described()
+    value = [tensors_fingerprint(network.state_dict()), described, network.categories]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _predict_one(
-    file: Path, folder: Path, network: SSDIR | Baseline, present: float | None
-) -> dict[str, Any]:
+    image: Found, folders: ResultFolders, network: SSDIR | Baseline, settings: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """What the index says of an image, and whether it was done before."""
     try:
-        pixels = read_image(file)
+        folder = folders.place(image)
+        status = image.path.stat()
+        source = {
+            "image": folders.key(image.path),
+            "bytes": status.st_size,
+            "changed_ns": status.st_mtime_ns,
+            **settings,
+        }
+        name = folder.relative_to(folders.out).as_posix()
+        mark = read_mark(folder) or {}
+        if mark.get("source") == source and all((folder / file).exists() for file in mark["files"]):
+            return {"folder": name, "objects": mark["objects"]}, True
+        require_replaceable(folder, RESULT)
+        pixels = read_image(image.path)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
-        return {"objects": 0, "error": str(error)}
-    objects = network.infer(pixels, present_threshold=present)
-    with atomic_folder(folder) as whole:
+        return {"objects": 0, "error": str(error)}, False
+    objects = network.infer(pixels, present_threshold=settings["present"])
+    with atomic_folder(folder, RESULT, source=source, objects=len(objects)) as whole:
         write_objects(whole, pixels, objects, network)
-    return {"folder": folder.name, "objects": len(objects)}
+    return {"folder": name, "objects": len(objects)}, False
 
 
 def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: SSDIR | Baseline) -> None:
@@ -154,16 +191,3 @@ def class_names(objects: Objects, network: SSDIR | Baseline) -> list[str] | None
         return None
     names = network.categories
     return [str(label) if names is None else names[label] for label in objects.labels.tolist()]
-
-
-def _files(images: Sequence[Path]) -> Iterator[Path]:
-    for path in images:
-        if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise DataError(f"{path}: no image in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
-            yield from inside
-        elif path.exists():
-            yield path
-        else:
-            raise DataError(f"{path}: no such file or folder")

@@ -19,6 +19,7 @@ from ssdir.extras import how_to_install
 from ssdir.machine import choose_device
 from ssdir.model.registry import load_model
 from ssdir.model.ssdir import SSDIR
+from ssdir.ownership import claim, require_free
 from ssdir.presets import Preset, preset
 from ssdir.report import print_summary, write_report
 from ssdir.run_folder import checkpoints
@@ -53,7 +54,7 @@ def quickstart(
     Raises:
         ConfigError: the preset has no scenes, ``out`` holds runs of other settings, or the ``eval`` extra is not
             installed.
-        DataError: ``out`` cannot be written, or holds damaged files.
+        DataError: ``out`` cannot be written, or holds damaged files or such that ssdir did not write.
     """
     require_evaluation()
     chosen = chosen or preset("quickstart")
@@ -61,6 +62,7 @@ def quickstart(
     if chosen.scenes is None:
         raise ConfigError("this preset has no scenes to generate; take quickstart or mnist")
     scenes = _scenes_for_probe(chosen.scenes) if pretrained else chosen.scenes
+    claim(out, "quickstart")
     stages = _Stages(out)
     data, detector, teacher, run = (out / name for name in ("data", "detector", "teacher", "ssdir"))
     with stages.stage("generate", data):
@@ -161,13 +163,15 @@ def evaluate_run(
             "name a run folder or --pretrained: ssdir evaluate RUN, or ssdir evaluate --pretrained"
         )
     require_evaluation()
-    model = load_model(run).to(choose_device(device))
     out = out or (Path("out/evaluation") if run is None else run / "evaluation")
+    require_free(out)
+    model = load_model(run).to(choose_device(device))
     if data is None:
         if run is None:
             data = out / "data"
             scenes = preset("quickstart").scenes
             assert scenes is not None
+            claim(out, "evaluate")
             _generate(_scenes_for_probe(scenes), data)
         else:
             data = _dataset_of(run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ssdir.data.folder import annotations_digest
 from ssdir.data.split import Split, require_images
 from ssdir.model.baselines.kinds import BASELINES
 from ssdir.model.baselines.presets import BaselineRun
+from ssdir.ownership import sweep
 from ssdir.storage import DataError, read_json
 
 RUN = "run.json"
@@ -189,11 +189,7 @@ def image_files_fingerprint(splits: Iterable[Split]) -> str:
 def remove_leftovers(run: Path) -> None:
     """Remove what a killed process left of unfinished files and folders of a run."""
     for folder in (run, run / "checkpoints", run / "pictures"):
-        for item in folder.glob(".*.tmp") if folder.is_dir() else ():
-            if item.is_dir():
-                shutil.rmtree(item)
-            else:
-                item.unlink()
+        sweep(folder)
 
 
 def checkpoints(run: Path) -> list[Path]:

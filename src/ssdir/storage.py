@@ -19,19 +19,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ssdir.errors import UserError
+from ssdir.errors import DataError
+from ssdir.ownership import files_in, require_replaceable, write_mark
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DataError(UserError):
-    """Data that cannot be used; the message names the file and the remedy."""
+_LONGEST_NAME = 220  # bytes, of the 255 that a name may have
 
 
 def temporary_name(path: Path) -> Path:
-    """A fresh hidden sibling of ``path``."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    """A fresh hidden sibling of ``path``; of a name that is near the longest that disks take, its beginning."""
+    name = os.fsencode(path.name)[:_LONGEST_NAME].decode(errors="ignore")
+    return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 @contextmanager
@@ -68,28 +69,40 @@ def atomic_write(path: str | Path, data: bytes | str, sync: bool = True) -> None
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, what: str = "folder", **more: Any) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that becomes ``path`` when the block ends without an error.
 
-    A folder that stood there before is replaced, and only when the new one is complete; after an error it is
+    A folder of ours that stood there before is replaced, and only when the new one is complete; after an error it is
     untouched and the new one is removed. Read what may have been killed through :func:`whole_folder`.
 
+    Args:
+        path: the folder; where it is a link, the folder that it leads to.
+        what: is written: "model", "checkpoint", "objects". Only the same is replaced.
+        more: JSON values for the folder's mark (:func:`ssdir.ownership.read_mark`).
+
     Raises:
-        DataError: ``path`` is a file.
+        DataError: ``path`` is a file, or a folder that holds what ssdir did not write.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise DataError(f"{path} is a file, where a folder is to be written; move it or give another folder")
+    path = path.resolve() if path.is_symlink() else path
+
+    def require() -> None:
+        for place in (path, _aside(path)):
+            require_replaceable(place, what)
+
+    require()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     temporary.mkdir()
     try:
         yield temporary
+        write_mark(temporary, what, files=files_in(temporary), **more)
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync_file(file)
         for folder in [item for item in temporary.rglob("*") if item.is_dir()] + [temporary]:
             _sync_folder(folder)
+        require()  # once more: meanwhile a user may have put something there
         _put_in_place(temporary, path)
     finally:
         if temporary.exists():

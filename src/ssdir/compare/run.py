@@ -30,6 +30,7 @@ from ssdir.figures.sheet import scene_sheet
 from ssdir.figures.style import save
 from ssdir.machine import choose_device
 from ssdir.model.registry import load_model
+from ssdir.ownership import claim, require_free
 from ssdir.storage import DataError, atomic_write, read_json, write_json
 
 _LONGEST_NAME = 60
@@ -89,12 +90,13 @@ def compare(
 
     Raises:
         ConfigError: no run; a name twice; a run that cannot be given the true boxes.
-        DataError: a run or the dataset cannot be read.
+        DataError: a run or the dataset cannot be read; ``out`` holds files that ssdir did not write.
     """
     config = config or CompareConfig()
     if not contenders:
         raise ConfigError("name runs to compare: ssdir compare RUN RUN --data DIR --out DIR")
     data, out = Path(data), Path(out)
+    require_free(out)
     split = choose_split(data, config.evaluation.split)
     models = describe(contenders)
     sides = [_side(contender) for contender in contenders]
@@ -105,6 +107,7 @@ def compare(
         figures=False,
         untrained_control=False,
     )
+    claim(out, "compare")
     found = [
         _evaluated(contender, model, data, out, settings, config.device, progress)
         for contender, model in zip(contenders, models, strict=True)

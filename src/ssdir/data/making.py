@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssdir.data.chunks import MAKING, Chunk, chunks_of, files_of, is_finished, require_whole
-from ssdir.data.shards import Shard, note_shards
+from ssdir.data.shards import Shard, making_lock, note_shards
 from ssdir.machine import available_cores
+from ssdir.ownership import is_leftover, is_of_ssdir
 from ssdir.storage import DataError, atomic_open, atomic_write, read_json, require_free_space, write_json
 
 MANIFEST = "dataset.json"
@@ -99,7 +100,8 @@ def make_dataset(
     whose images are all there, after comparing each file with the checksum of the job that made it.
 
     Raises:
-        DataError: see :func:`_begin`; with ``merge``, shards or files that lack or are damaged, by name.
+        DataError: see :func:`_begin`; another process is making the folder, or this shard of it; with ``merge``, shards
+            or files that lack or are damaged, by name.
     """
     splits = {name: number for name, number in splits.items() if number > 0}
     if workers is not None and workers < 0:
@@ -110,9 +112,38 @@ def make_dataset(
         raise DataError(
             f"{folder} holds no dataset in the making; make its shards first: --shard 1/N to --shard N/N"
         )
+    with making_lock(folder, shard):
+        _make(
+            folder,
+            identity,
+            splits,
+            categories,
+            prepare,
+            workers,
+            progress,
+            annotate or write_coco,
+            _CHUNK if chunk is None else chunk,
+            shard,
+            merge,
+        )
+
+
+def _make(
+    folder: Path,
+    identity: dict[str, Any],
+    splits: dict[str, int],
+    categories: tuple[str, ...],
+    prepare: Callable[[], Draw],
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+    annotate: Annotate,
+    chunk: int,
+    shard: Shard | None,
+    merge: bool,
+) -> None:
+    """:func:`make_dataset`, in a folder that no other process makes."""
     if not _begin(folder, identity, shared=shard is not None):
         return
-    chunk = _CHUNK if chunk is None else chunk
     chunks = chunks_of(splits, chunk)
     if shard is not None:
         note_shards(folder / MAKING, shard.of, splits, chunk)
@@ -133,7 +164,7 @@ def make_dataset(
             if progress is not None:
                 progress(done, total)
     if shard is None:
-        _finish(folder, identity, splits, categories, annotate or write_coco, chunk)
+        _finish(folder, identity, splits, categories, annotate, chunk)
 
 
 def mask_path(folder: Path, split: str, file_name: str) -> Path:
@@ -160,7 +191,8 @@ def _begin(folder: Path, identity: dict[str, Any], shared: bool = False) -> bool
     if folder.is_file():
         raise DataError(f"{folder} is a file; choose another folder for the dataset")
     # Another shard may have begun in this moment: its manifest comes before its images.
-    if folder.exists() and any(item.name != MAKING for item in folder.iterdir()) and not begun.exists():
+    others = [item for item in folder.iterdir() if item.name != MAKING] if folder.exists() else []
+    if any(not is_of_ssdir(item.name) for item in others) and not begun.exists():
         raise DataError(f"{folder} holds other files; choose an empty or a new folder for the dataset")
     write_json(begun, identity)
     return True
@@ -191,7 +223,8 @@ def _differences(there: Any, here: Any, name: str) -> Iterator[tuple[str, Any, A
 
 def _remove_temporary_files(folder: Path) -> None:
     for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if is_leftover(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _check_space(folder: Path, waiting: list[Chunk], prepare: Callable[[], Draw]) -> None:

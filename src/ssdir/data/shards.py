@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ssdir.ownership import lock_parts, locked
 from ssdir.settings import ConfigError
 from ssdir.storage import DataError, read_json, write_json
 
@@ -73,3 +75,25 @@ def note_shards(making: Path, shards: int, splits: dict[str, int], chunk: int) -
             )
         return
     write_json(path, note)
+
+
+@contextmanager
+def making_lock(folder: Path, shard: Shard | None) -> Iterator[None]:
+    """Keep other processes out while one makes a folder, or its shard; different shards are made at the same time.
+
+    A shard has a lock of its own, which it takes while it has the folder's, for a moment. Who makes the whole folder
+    has the folder's lock all the time, and those of all shards.
+
+    Raises:
+        DataError: another process makes what this one would write.
+    """
+    doing = "making a dataset" if shard is None else f"making shard {shard}"
+    with ExitStack() as held:
+        if shard is None:
+            held.enter_context(locked(folder, doing))
+            for part in lock_parts(folder):
+                held.enter_context(locked(folder, doing, part))
+        else:
+            with locked(folder, doing, wait=10.0):
+                held.enter_context(locked(folder, doing, f"shard-{shard.number}-of-{shard.of}"))
+        yield

@@ -30,6 +30,7 @@ from ssdir.evaluate.record import provenance, record_of, write_per_image
 from ssdir.evaluate.samples import samples_of
 from ssdir.evaluate.settings import EvaluationConfig
 from ssdir.figures.gallery import draw_figures
+from ssdir.ownership import claim, require_free
 from ssdir.storage import DataError, write_json
 
 
@@ -57,13 +58,16 @@ def evaluate(
         data, are None, and ``downstream.reason`` says why the probe was left out.
 
     Raises:
-        DataError: the folder cannot be read, or has no annotated split; the probe's data has other attributes or
+        DataError: ``out`` holds files that ssdir did not write; the data cannot be read, or has no annotated split; the
+            probe's data has other attributes or
             categories.
         ConfigError: there is no split of the name asked for; the model takes no true boxes.
         ModuleNotFoundError: without the extra ``eval``.
     """
     config = config or EvaluationConfig()
     data = Path(data)
+    if out is not None:
+        require_free(out)
     if isinstance(model, torch.nn.Module):
         model.eval()
     if config.true_boxes and not hasattr(model, "describe"):
@@ -93,6 +97,7 @@ def evaluate(
         "record": record_of(model, data, split, config),
     }
     if out is not None:
+        claim(out, "evaluate")
         write_per_image(found, out / "per_image.csv")
         samples_of(found, downstream.learned).save(out)
         if config.figures:

@@ -21,8 +21,9 @@ from ssdir.data.making import mask_path
 from ssdir.data.split import ImageEntry, Split
 from ssdir.figures.overlay import draw_boxes, draw_masks, to_picture
 from ssdir.figures.style import PALETTE
+from ssdir.ownership import picture_mark, require_own_picture
 from ssdir.presets import preset
-from ssdir.storage import DataError
+from ssdir.storage import DataError, atomic_open
 
 _TILE = 320
 _AUGMENTED = 3  # columns
@@ -36,7 +37,7 @@ def show_dataset(folder: Path, out: Path, split: str | None = None, first: int =
 
     Raises:
         ConfigError: ``first`` is negative or ``count`` not positive.
-        DataError: the folder has no such split, or no image at ``first``.
+        DataError: the folder has no such split, or no image at ``first``; ``out`` is there and not a picture of ours.
     """
     opened = _opened(folder, out, split, first, count)
     tiles = []
@@ -81,6 +82,7 @@ def _opened(folder: Path, out: Path, split: str | None, first: int, count: int) 
         )
     if out.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"{out} is not the name of a picture; give --out a file that ends in .png or .jpg")
+    require_own_picture(out)
     whole = open_folder(folder)
     present = whole.splits()
     name = split or next((item for item in ("test", "val", "train") if item in present), None)
@@ -97,8 +99,9 @@ def _save_sheet(tiles: Sequence[Image.Image], columns: int, out: Path) -> Path:
     sheet = Image.new("RGB", (columns * _TILE, -(-len(tiles) // columns) * _TILE), "white")
     for place, tile in enumerate(tiles):
         sheet.paste(tile, (place % columns * _TILE + 4, place // columns * _TILE + 4))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    require_own_picture(out)
+    with atomic_open(out) as file:
+        sheet.save(file, Image.registered_extensions()[out.suffix.lower()], exif=picture_mark())
     return out
 
 

@@ -32,11 +32,11 @@ def save_folder(path: str | Path, config: Mapping[str, Any], module: nn.Module) 
     """Write a model folder, whole or not at all.
 
     Args:
-        path: the folder; replaced if it exists.
+        path: the folder; a model of ours that is there is replaced, and anything else is an error.
         config: JSON values; must hold ``kind``.
         module: whose ``state_dict`` is written.
     """
-    with atomic_folder(path) as folder:
+    with atomic_folder(path, "model") as folder:
         write_json(folder / CONFIG, {"format": FORMAT, **config})
         save_tensors(folder / WEIGHTS, module.state_dict())
 

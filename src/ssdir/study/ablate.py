@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssdir.config import ConfigError, ScenesConfig, to_dict
+from ssdir.ownership import claim
 from ssdir.presets import Preset, preset, scenes_presets
 from ssdir.storage import DataError, read_json, write_json
 from ssdir.study.engine import ERROR, Pace, open_storage, open_study, remember, require_ours, work
@@ -147,6 +148,7 @@ def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[d
     from ssdir.study.ablation_table import write_ablation
 
     require_evaluation()
+    claim(config.out, "ablate")
     study = open_study(open_storage(config.storage, config.out), "ablation", maximize=False)
     remember(study, "scale", config.scale)
 

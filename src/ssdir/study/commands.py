@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ssdir.command_tree import Node, Unprefixed, preset_choice, with_defaults
 from ssdir.config import ConfigError, SSDIRRun
+from ssdir.ownership import claim
 from ssdir.presets import PRESETS
 from ssdir.study.ablate import Scale
 from ssdir.study.engine import Pace, existing_study
@@ -91,6 +92,7 @@ class Tune:
         from ssdir.study.report import write_study_report
         from ssdir.study.tune import best_command
 
+        claim(self.out / "report", "tune")
         print(write_study_report(study, self.out / "report"))
         print(best_command(study))
         return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssdir.config import ConfigError, ObjectiveConfig, SSDIRRun, to_dict
+from ssdir.ownership import claim
 from ssdir.presets import preset
 from ssdir.storage import DataError, write_json
 from ssdir.study.engine import (
@@ -135,6 +136,7 @@ def tune(config: TuneConfig, say: Callable[[str], None] = print) -> optuna.Study
         require_evaluation()
     _require_validation(config.data)
     _require_fitting(config)
+    claim(config.out, "tune")
     study = study_of(config)
     detector = shared_detector(config)
     work(
