@@ -56,7 +56,7 @@ _WRITTEN_INTO = {
     "detector/config.json": {"kind", "config", "data"},
     "data/dataset.json": {"kind", "generator_version"},
 }
-"""Folders that files are written into, without a mark: files, one of which is there, and the keys of its first value."""
+"""Folders that files are written into, without a mark: one of these files is there, its first value with these keys."""
 
 
 # -- marks -------------------------------------------------------------------------------------------------------
