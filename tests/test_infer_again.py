@@ -1,4 +1,4 @@
-"""``ssdir infer`` into a folder that holds something: results of earlier calls, of killed ones, or files of a user's."""
+"""``ssdir infer`` into a folder that holds something: earlier results, those of killed calls, or files of a user."""
 
 from __future__ import annotations
 

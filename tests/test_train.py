@@ -206,7 +206,7 @@ def test_run_folder_holds_what_it_should(killed: Path) -> None:
     ]  # fmt: skip
     assert [item.name for item in sorted((run / "checkpoints").iterdir())] == ["step_000035", "step_000040"]
     assert sorted(item.name for item in (run / "checkpoints/step_000040").iterdir()) == [
-        "config.json", "model.safetensors", "run.json", "training.json", "training.safetensors",
+        ".ssdir.json", "config.json", "model.safetensors", "run.json", "training.json", "training.safetensors",
     ]  # fmt: skip
     assert len(list((run / "pictures").iterdir())) == 4
     described = read_json(run / "config.json")

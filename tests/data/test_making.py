@@ -162,7 +162,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     for path in folder.glob("images/train/*.png"):
         if int(path.stem) >= 300:
             path.unlink()
-    (folder / "images" / "train" / ".000000.png.1-ab.tmp").write_bytes(b"half")
+    (folder / "images" / "train" / ".000000.png.1-0123abcd.tmp").write_bytes(b"half")
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("images/train/*.png")}
     assert len(finished) >= 3 * 64
     generate(small, folder, workers=1)

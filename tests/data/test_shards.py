@@ -85,7 +85,7 @@ def test_a_killed_shard_goes_on(
         nonlocal writes
         writes += 1
         if writes == 90:  # shard 1 has two chunks of 64 images, each followed by its record
-            (path.parent / ".000000.png.1-ab.tmp").write_bytes(b"half")
+            (path.parent / ".000000.png.1-0123abcd.tmp").write_bytes(b"half")
             raise KeyboardInterrupt
         original(path, data, sync)
 
