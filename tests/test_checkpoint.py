@@ -132,7 +132,9 @@ def test_newest_checkpoints_are_kept_in_the_order_of_their_steps(tmp_path: Path)
 
 def test_leftovers_of_a_kill_are_no_checkpoints_and_are_removed(tmp_path: Path) -> None:
     save_one(tmp_path, 3, network())
-    shutil.copytree(tmp_path / "checkpoints/step_000003", tmp_path / "checkpoints/.step_000004.12-0123abcd.tmp")
+    shutil.copytree(
+        tmp_path / "checkpoints/step_000003", tmp_path / "checkpoints/.step_000004.12-0123abcd.tmp"
+    )
     (tmp_path / ".metrics.csv.12-0123abcd.tmp").write_text("half")
     assert [item.name for item in checkpoints(tmp_path)] == ["step_000003"]
     remove_leftovers(tmp_path)

@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 
 import ssdir
+from ssdir.cli import main
+from ssdir.compare.contenders import Contender
 from ssdir.data.shards import Shard, making_lock
 from ssdir.ownership import (
     MARK,
@@ -33,6 +35,19 @@ from ssdir.ownership import (
 from ssdir.storage import DataError, atomic_folder, temporary_name, whole_folder, write_json
 
 # -- folders that are replaced -----------------------------------------------------------------------------------
+
+
+def write_split(folder: Path, split: str, sizes: list[tuple[int, int]]) -> None:
+    """Black images of the given (width, height), each with one box over its left half."""
+    images, annotations = [], []
+    for i, (width, height) in enumerate(sizes, start=1):
+        path = folder / "images" / split / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (width, height)).save(path)
+        images.append({"id": i, "file_name": path.name, "width": width, "height": height})
+        annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, width / 2, height]})
+    value = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "half"}]}
+    write_json(folder / "annotations" / f"{split}.json", value)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -202,6 +217,59 @@ def test_only_leftovers_of_ours_are_swept(tmp_path: Path) -> None:
     assert contents(tmp_path).keys() == {".mine.tmp", "a.1-0123abcd.tmp", ".a.x-0123abcd.tmp"}
 
 
+# -- commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "quickstart --pretrained",
+        "evaluate --pretrained",
+        "compare RUN --data DATA",
+        "infer DATA/images/train",
+        "tune small --data DATA",
+        "ablate --data-root DATA/..",
+        "data convert DATA --to coco",
+        "data mnist-scenes small",
+        "train detector small --data DATA",
+    ],
+)
+def test_no_command_writes_into_a_folder_of_a_user(
+    tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        write_split(tmp_path / "data", split, [(8, 8), (8, 8)])
+    out = tmp_path / "mine"
+    for name in ("metrics.json", "index.json", "config.json", "data/thesis.txt", "dataset/notes.txt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text('{"mine": true}')
+    monkeypatch.setattr("ssdir.study.tune._require_fitting", lambda config: None)
+    monkeypatch.setattr("ssdir.compare.contenders.contenders_of", lambda *_: [Contender(tmp_path / "run")])
+    before = contents(tmp_path)
+    assert main(
+        [word.replace("DATA", str(tmp_path / "data")) for word in [*words.split(), "--out", str(out)]]
+    )
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and str(out) in told and len(told.splitlines()) == 1, told
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
+def test_a_users_picture_is_not_written_over(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_split(tmp_path / "data", "train", [(8, 8), (8, 8)])
+    Image.new("RGB", (4, 4)).save(tmp_path / f"photo.{suffix}")
+    before = contents(tmp_path)
+    words = ["data", "show", str(tmp_path / "data"), "--out"]
+    assert main([*words, str(tmp_path / f"photo.{suffix}")]) == 1
+    assert f"photo.{suffix} is there, and ssdir did not write it" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    if suffix != "bmp":  # which cannot say who painted it
+        for _ in range(2):
+            assert main([*words, str(tmp_path / f"ours.{suffix}")]) == 0
+
+
 # -- locks -------------------------------------------------------------------------------------------------------
 
 _HOLDER = """
@@ -244,6 +312,28 @@ def test_a_folder_is_held_by_one_process_until_it_is_killed(tmp_path: Path) -> N
     with locked(out, "training", wait=0.1):
         (out / "a").write_text("a")
     assert contents(out).keys() == {"a"}
+
+
+def test_a_training_keeps_another_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_split(tmp_path / "data", "train", [(8, 8), (8, 8)])
+    out = tmp_path / "out"
+    (out / "pictures").mkdir(parents=True)
+    (out / "metrics.csv").write_text("step\n1\n")
+    words = [
+        "train",
+        "detector",
+        "quickstart",
+        "--data",
+        str(tmp_path / "data"),
+        "--out",
+        str(out),
+        "--resume",
+    ]
+    with held_elsewhere(f"locked(Path({str(out)!r}), 'training')") as process:
+        before = contents(out)
+        assert main(words) == 1
+        assert f"out is in use: process {process.pid} on " in capsys.readouterr().err
+        assert contents(out) == before
 
 
 def test_a_folder_that_stays_empty_goes_with_its_lock(tmp_path: Path) -> None:

@@ -199,9 +199,16 @@ def test_a_foreign_part_is_thrown_away(tmp_path: Path, mirrors: list[_Mirror], r
     mirrors.append(_Mirror(FILES, ranges=ranges))
     (tmp_path / "a.gz.part").write_bytes(b"something else")
     (tmp_path / "b.gz.part").write_bytes(FILES["b.gz"])  # complete, but not renamed
-    (tmp_path / "b.gz").write_bytes(b"damaged")
     download_mnist(tmp_path, [mirrors[0].url], None, SUMS)
     assert _there(tmp_path) == FILES
+
+
+def test_another_file_of_the_name_is_kept(tmp_path: Path, mirrors: list[_Mirror]) -> None:
+    mirrors.append(_Mirror(FILES))
+    (tmp_path / "b.gz").write_bytes(b"letters, not digits")
+    with pytest.raises(DataError, match=r"b\.gz is not MNIST's"):
+        download_mnist(tmp_path, [mirrors[0].url], None, SUMS)
+    assert (tmp_path / "b.gz").read_bytes() == b"letters, not digits"
 
 
 def test_wrong_file_everywhere(tmp_path: Path, mirrors: list[_Mirror]) -> None:

@@ -143,7 +143,7 @@ def download_mnist(
 ) -> None:
     """Download MNIST's four files (12 MB) into a folder; only ever called on request.
 
-    Files that are there with the right md5 sum are kept; an interrupted transfer is resumed; a mirror that fails
+    Files that are there are kept, and one of them that has a wrong md5 sum is an error; an interrupted transfer is resumed; a mirror that fails
     or gives a wrong file is followed by the next. ``progress(file, bytes so far, bytes in all or 0)``.
     Raises :class:`~ssdir.storage.DataError` with every mirror's reason where none could give a file.
     """
@@ -152,8 +152,10 @@ def download_mnist(
     folder.mkdir(parents=True, exist_ok=True)
     for name, expected in md5.items():
         path = folder / name
-        if path.is_file() and _md5(path) == expected:
-            continue
+        if path.is_file():
+            if _md5(path) == expected:
+                continue
+            raise DataError(f"{path} is not MNIST's, or damaged; move it, or give another folder")
         failures = []
         for mirror in mirrors:
             try:
