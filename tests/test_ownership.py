@@ -230,7 +230,7 @@ def test_only_leftovers_of_ours_are_swept(tmp_path: Path) -> None:
         "tune small --data DATA",
         "ablate --data-root DATA/..",
         "data convert DATA --to coco",
-        "data mnist-scenes small",
+        "data mnist-scenes quickstart",
         "train detector small --data DATA",
     ],
 )
@@ -245,13 +245,13 @@ def test_no_command_writes_into_a_folder_of_a_user(
         (out / name).write_text('{"mine": true}')
     monkeypatch.setattr("ssdir.study.tune._require_fitting", lambda config: None)
     monkeypatch.setattr("ssdir.compare.contenders.contenders_of", lambda *_: [Contender(tmp_path / "run")])
-    before = contents(tmp_path)
+    before = contents(out)
     assert main(
         [word.replace("DATA", str(tmp_path / "data")) for word in [*words.split(), "--out", str(out)]]
     )
     told = capsys.readouterr().err
     assert told.startswith("error: ") and str(out) in told and len(told.splitlines()) == 1, told
-    assert contents(tmp_path) == before
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
