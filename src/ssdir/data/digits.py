@@ -143,8 +143,9 @@ def download_mnist(
 ) -> None:
     """Download MNIST's four files (12 MB) into a folder; only ever called on request.
 
-    Files that are there are kept; one of them with a wrong md5 sum is an error. An interrupted transfer is resumed; a
-    mirror that fails or gives a wrong file is followed by the next. ``progress(file, bytes so far, bytes in all or 0)``.
+    Files that are there are kept; one of them with a wrong md5 sum is an error. An interrupted transfer is resumed;
+    a mirror that fails or gives a wrong file is followed by the next. ``progress(file, bytes so far, bytes in all or
+    0)``.
 
     Raises :class:`~ssdir.storage.DataError` with every mirror's reason where none could give a file.
     """
