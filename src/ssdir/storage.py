@@ -149,7 +149,9 @@ def _sync_folder(path: Path) -> None:
     if os.name == "posix":
         try:
             handle = os.open(path, os.O_RDONLY)
-        except PermissionError:  # a folder to write in, but not to list
+        except OSError as error:  # a folder may be there to write in, but not to list
+            if error.errno not in _CANNOT:
+                raise
             return
         try:
             sync_handle(handle)
