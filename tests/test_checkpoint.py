@@ -21,6 +21,7 @@ from ssdir.checkpoint import (
 )
 from ssdir.config import ConfigError, DetectorRun, TrainingConfig, to_dict
 from ssdir.data.split import ImageEntry, Split
+from ssdir.model.pretrained import load_weights as fill_from_folder
 from ssdir.model.pretrained import save_folder
 from ssdir.optim import make_optimizer
 from ssdir.run_folder import (
@@ -32,7 +33,7 @@ from ssdir.run_folder import (
     load_run_config,
     remove_leftovers,
 )
-from ssdir.storage import DataError, read_json, write_json
+from ssdir.storage import DataError, load_tensors, read_json, save_tensors, write_json
 
 SETTINGS = TrainingConfig(learning_rate=0.01, weight_decay=0.1)
 DESCRIPTION = {
@@ -67,7 +68,7 @@ def save_one(run: Path, number: int, module: nn.Module, keep: int = 2) -> Path:
         run,
         number,
         lambda folder: save_folder(folder, {"kind": "toy"}, module),
-        {"x": torch.ones(2)},
+        {"x": torch.ones(2), "optimizer/step/0.weight": torch.tensor(float(number))},
         {},
         description=DESCRIPTION,
         keep=keep,
@@ -149,6 +150,89 @@ def test_truncated_files_are_named_with_the_remedy(tmp_path: Path, name: str) ->
     (folder / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=f"{name}.*remove .*step_000003 to resume from the checkpoint before"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": None}, r"training\.safetensors holds 1 of 2 tensors; copy the checkpoint again"),
+        ({"optimizer/step/0.weight": None}, r"training\.safetensors holds no state of the optimizer"),
+        (
+            {"optimizer/step/0.weight": torch.tensor(2.0)},
+            r"training\.safetensors is of step 2, but .*training\.json of step 3",
+        ),
+        (
+            {"x": torch.tensor([1.0, torch.nan])},
+            r"training\.safetensors cannot be used: x holds NaN or infinity",
+        ),
+    ],
+)
+def test_a_damaged_state_is_refused_with_the_remedy(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
+    folder = save_one(tmp_path, 3, network())
+    changed = load_tensors(folder / "training.safetensors") | changes
+    save_tensors(
+        folder / "training.safetensors", {name: item for name, item in changed.items() if item is not None}
+    )
+    with pytest.raises(
+        DataError, match=f"{message}.*remove .*step_000003 to resume from the checkpoint before"
+    ) as told:
+        load_checkpoint(folder)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("step", [4, "3", None, True, 3.0])
+def test_an_altered_step_is_refused(tmp_path: Path, step: object) -> None:
+    folder = save_one(tmp_path, 3, network())
+    write_json(folder / "training.json", read_json(folder / "training.json") | {"step": step})
+    with pytest.raises(
+        DataError, match=r"training\.json (is of step 4, not of|does not say) the step.*remove .*step_"
+    ):
+        load_checkpoint(folder)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path: Path) -> None:
+    moved = save_one(tmp_path, 3, network()).rename(tmp_path / "checkpoints" / "step_000005")
+    with pytest.raises(DataError, match=r"training\.json is of step 3, not of the step in its folder's name"):
+        load_checkpoint(moved)
+
+
+def test_what_waits_to_be_logged_may_be_undefined(tmp_path: Path) -> None:
+    folder = save_one(tmp_path, 3, network())
+    tensors = load_tensors(folder / "training.safetensors")
+    del tensors["x"]
+    save_tensors(folder / "training.safetensors", tensors | {"window": torch.tensor([torch.nan])})
+    assert bool(load_checkpoint(folder)[1]["window"].isnan().all())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path, value: float) -> None:
+    module = network()
+    save_folder(tmp_path / "model", {"kind": "toy"}, module)
+    checkpoint = save_one(tmp_path, 3, module)
+    with torch.no_grad():
+        module[2].weight[0, 0] = value
+    with pytest.raises(
+        DataError, match=r"not written to .*model: 2\.weight holds NaN or infinity\. To mend it, train"
+    ):
+        save_folder(tmp_path / "model", {"kind": "toy"}, module)
+    fill_from_folder(module, tmp_path / "model")
+    assert torch.equal(module[2].weight, network()[2].weight)  # what was there is untouched
+
+    for folder in (tmp_path / "model", checkpoint):
+        tensors = load_tensors(folder / "model.safetensors")
+        tensors["2.weight"][0, 0] = value
+        save_tensors(folder / "model.safetensors", tensors)
+    with pytest.raises(
+        DataError, match=r"model/model\.safetensors cannot be used: 2\.weight holds .*give another model"
+    ):
+        fill_from_folder(module, tmp_path / "model")
+    with pytest.raises(
+        DataError,
+        match=r"model\.safetensors cannot be used: 2\.weight holds .*remove .*step_000003 to resume",
+    ):
+        load_checkpoint(checkpoint)
 
 
 def test_weights_of_another_architecture_are_refused_by_name() -> None:

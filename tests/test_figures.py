@@ -299,3 +299,34 @@ def test_gallery_draws_what_there_is(tmp_path):
     nothing = {"scenes": [], "precision": None, "what": None, "labels": None, "categories": ()}
     assert draw_figures(tmp_path / "none", model=Decoder(), **nothing) == []
     assert not (tmp_path / "none").exists()
+
+
+def test_a_figure_that_fails_costs_itself_only(tmp_path):
+    class Broken(Decoder):
+        def decode(self, what: Tensor) -> Tensor:
+            raise RuntimeError("no room\nfor this")
+
+    (tmp_path / "traversals.png").write_bytes(b"of an earlier evaluation")
+    (tmp_path / "precision_recall.png").mkdir()  # cannot be written
+    generator = np.random.default_rng(0)
+    with pytest.warns(UserWarning) as told:
+        drawn = draw_figures(
+            tmp_path,
+            model=Broken(),
+            scenes=[scene(3)],
+            precision=np.linspace(1, 0, 101),
+            what=generator.normal(size=(8, 4)).astype(np.float32),
+            labels=np.arange(8) % 2,
+            categories=("a", "b"),
+        )
+    assert [path.name for path in drawn] == ["scenes.png", "z_what.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "precision_recall.png",
+        "scenes.png",
+        "z_what.png",
+    ]
+    curve, traversals = tmp_path / "precision_recall.png", tmp_path / "traversals.png"
+    assert [str(item.message) for item in told] == [
+        f"the figure {curve} is left out: {curve} cannot be written: Is a directory",
+        f"the figure {traversals} is left out: no room for this",
+    ]

@@ -125,6 +125,13 @@ def test_curves_are_found_inside_and_beside(out):
     assert "Training" not in Page(write_report(out / "bare", METRICS, curves={}).read_text()).text
 
 
+def test_curves_that_cannot_be_drawn_cost_themselves_only(out):
+    (out / "ssdir" / "metrics.csv").write_bytes(b"step,loss\n1,\xff\n")
+    with pytest.warns(UserWarning, match=r"^the figure \S+/figures/curves_ssdir\.png is left out: "):
+        page = Page(write_report(out, METRICS).read_text())
+    assert "Training" not in page.text and len(page.addresses) == 2  # the figures of the evaluation
+
+
 def test_words_say_what_was_measured():
     findings = describe(METRICS)
     words = " ".join(findings.summary)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +50,44 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS, errno.EACCES])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_folders_that_cannot_be_synced_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    original = getattr(os, call)
+
+    def refuse(item: Any, *rest: Any) -> Any:
+        if stat.S_ISDIR((item.stat() if isinstance(item, Path) else os.fstat(item)).st_mode):
+            raise OSError(number, os.strerror(number))
+        return original(item, *rest)
+
+    monkeypatch.setattr(os, call, refuse)
+    atomic_write(tmp_path / "file", "text")
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "inner").write_text("inner")
+    monkeypatch.undo()
+    assert (tmp_path / "file").read_text() == "text" and (tmp_path / "folder/inner").read_text() == "inner"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_files_that_cannot_be_synced_are_no_error_but_a_failing_disk_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = errno.EINVAL
+
+    def refuse(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    atomic_write(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    number = errno.EIO
+    with pytest.raises(DataError, match="file cannot be written: Input/output error"):
+        atomic_write(tmp_path / "file", "other")
+    assert (tmp_path / "file").read_text() == "text"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ssdir.config import TrainingConfig
 from ssdir.meters import Window
-from ssdir.model.pretrained import fill
+from ssdir.model.pretrained import fill, require_finite
 from ssdir.optim import MovingAverage
 from ssdir.run_folder import RUN, checkpoints
 from ssdir.storage import (
@@ -59,7 +59,7 @@ def save_checkpoint(
         step: finished optimizer steps.
         save_model: writes config.json and model.safetensors into the folder it is given.
         tensors: the rest of the state (``training.safetensors``).
-        values: the rest of the state that JSON holds (``training.json``); ``step`` is added.
+        values: the rest of the state that JSON holds (``training.json``); ``step`` is added, and how many tensors.
         description: of the run, as in its config.json (``run.json``).
         keep: checkpoints to keep, at least 1.
         model_bytes: size of the model, for the check of the free space.
@@ -74,7 +74,7 @@ def save_checkpoint(
     with atomic_folder(folder, "checkpoint") as temporary:
         save_model(temporary)
         save_tensors(temporary / "training.safetensors", tensors)
-        write_json(temporary / "training.json", {"step": step, **values})
+        write_json(temporary / "training.json", {"step": step, "tensors": len(tensors), **values})
         write_json(temporary / RUN, description)
     for old in checkpoints(run)[:-keep]:
         discard(old)
@@ -92,17 +92,40 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
     """The tensors of ``model.safetensors`` and of ``training.safetensors``, and the values of ``training.json``.
 
     Raises:
-        DataError: a truncated or missing file; the message says how to go on from the checkpoint before.
+        DataError: a truncated or missing file, parts that are not of one step, numbers that are not finite; the message
+            says how to go on from the checkpoint before.
     """
+    remedy = f"remove {folder} to resume from the checkpoint before it"
     try:
         model = load_tensors(folder / "model.safetensors")
         training = load_tensors(folder / "training.safetensors")
         values = read_json(folder / "training.json")
-        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-            raise DataError(f"{folder / 'training.json'} does not say the step")
+        _require_whole(folder, training, values)
     except DataError as error:
-        raise DataError(f"{error}; or remove {folder} to resume from the checkpoint before it") from error
+        raise DataError(f"{error}; or {remedy}") from error
+    require_finite(model, f"{folder / 'model.safetensors'} cannot be used", remedy)
+    # What waits to be logged may be undefined, such as the mean over no objects.
+    state = {name: tensor for name, tensor in training.items() if name != "window"}
+    require_finite(state, f"{folder / 'training.safetensors'} cannot be used", remedy)
     return model, training, values
+
+
+def _require_whole(folder: Path, training: Mapping[str, Tensor], values: Any) -> None:
+    """Refuse a checkpoint whose step is not that of its name and of its optimizer, or that lacks tensors."""
+    step = values.get("step") if isinstance(values, dict) else None
+    if type(step) is not int:
+        raise DataError(f"{folder / 'training.json'} does not say the step")
+    if folder.name != f"step_{step:06d}":
+        raise DataError(f"{folder / 'training.json'} is of step {step}, not of the step in its folder's name")
+    file, n = folder / "training.safetensors", len(training)
+    counters = [float(item) for name, item in training.items() if name.startswith("optimizer/step/")]
+    if not counters:
+        raise DataError(f"{file} holds no state of the optimizer; copy the checkpoint again")
+    if values.get("tensors", n) != n:
+        raise DataError(f"{file} holds {n} of {values['tensors']} tensors; copy the checkpoint again")
+    # Counters of parameters that had no gradient in some steps lag behind.
+    if max(counters) != step:
+        raise DataError(f"{file} is of step {max(counters):g}, but {folder / 'training.json'} of step {step}")
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:

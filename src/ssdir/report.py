@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdir.figures.gallery import draw_loss_curves
+from ssdir.figures.style import left_out_if_it_fails
 from ssdir.storage import atomic_write
 from ssdir.tracking import read_metrics
 from ssdir.wording import Findings, describe
@@ -90,7 +91,9 @@ def write_report(
     """
     figures = out / "figures"
     for name, path in (_find_curves(out) if curves is None else curves).items():
-        draw_loss_curves(read_metrics(path), figures / f"curves_{name}.png", name)
+        curve = figures / f"curves_{name}.png"
+        with left_out_if_it_fails(curve):
+            draw_loss_curves(read_metrics(path), curve, name)
     findings = describe(metrics, pretrained)
     page = _page(title, findings, metrics, figures)
     atomic_write(out / "report.html", page)

@@ -9,6 +9,7 @@ where :func:`whole_folder` finds it after a kill.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 
 _LONGEST_NAME = 220  # bytes, of the 255 that a name may have
+
+
+class SpaceError(DataError):
+    """A disk that is too full, or a quota that is met."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -51,7 +56,7 @@ def atomic_open(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
             yield file
             if sync:
                 file.flush()
-                os.fsync(file.fileno())
+                sync_handle(file.fileno())
         temporary.replace(path)
         if sync:
             _sync_folder(path.parent)
@@ -149,26 +154,65 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def _sync_file(path: Path) -> None:
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        sync_handle(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
-    """Make renames in a folder durable, where the system can (Windows cannot open folders)."""
+    """Make renames in a folder durable, where the system can (Windows cannot open folders) and the user may."""
     if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            handle = os.open(path, os.O_RDONLY)
+        except OSError as error:  # a folder may be there to write in, but not to list
+            if error.errno not in _CANNOT:
+                raise
+            return
+        try:
+            sync_handle(handle)
         finally:
             os.close(handle)
 
 
+_CANNOT = {getattr(errno, name) for name in "EINVAL ENOTSUP EOPNOTSUPP ENOSYS EBADF EACCES EPERM".split()}
+"""How file systems (CIFS, FUSE, shared folders of virtual machines) say that they do not offer a call."""
+
+
+def sync_handle(handle: int) -> None:
+    """``os.fsync``, where the file system offers it; elsewhere the system writes when it likes."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+
+
+def allocate(file: BinaryIO, size: int) -> None:
+    """Let a file that is being written grow to ``size`` bytes, with room on the disk for all of them.
+
+    Raises:
+        OSError: ENOSPC, EDQUOT or EFBIG where there is no room.
+    """
+    file.flush()
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    except AttributeError:  # macOS and Windows
+        pass
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    zeros = bytes(1 << 20)
+    for start in range(file.tell(), size, len(zeros)):
+        file.write(zeros[: size - start])
+    file.flush()
+
+
 def require_free_space(folder: str | Path, n_bytes: int, what: str) -> None:
-    """Raise :class:`DataError` where the disk of ``folder`` (which may not exist yet) is too full."""
+    """Raise :class:`SpaceError` where the disk of ``folder`` (which may not exist yet) is too full."""
     folder = Path(folder).absolute()
     existing = next(item for item in (folder, *folder.parents) if item.exists())
     free = shutil.disk_usage(existing).free
     if n_bytes > free:
-        raise DataError(
+        raise SpaceError(
             f"{what} needs {format_bytes(n_bytes)} in {folder}, but only {format_bytes(free)} are free "
             "there; free some space or choose another folder"
         )

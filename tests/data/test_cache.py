@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ssdir.data import array_files
 from ssdir.data import cache as module
 from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.data.images import read_image, squash
@@ -141,8 +144,83 @@ def test_cache_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builds: 
     for _ in range(2):
         CachedDataset(folder, "train", 8)
     assert len(list((tmp_path / "user" / "ssdir").rglob("train-8-*.npy"))) == 1 and len(builds) == 2
-    with pytest.raises(DataError, match="no image cache can be written"):
+    with pytest.raises(
+        DataError,
+        match=r"no image cache can be written: .*\.cache cannot be written\. To mend it, give another cache_folder",
+    ):
         CachedDataset(folder, "train", 8, cache_folder=folder / ".cache")
+
+
+def test_where_no_folder_can_be_written_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _make(tmp_path / "data")
+    (tmp_path / "user").touch()
+    (folder / ".cache").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    with pytest.raises(
+        DataError,
+        match=r"data/\.cache cannot be written; .*user/ssdir/\w+ cannot be written\. To mend it, set the environment "
+        r"variable XDG_CACHE_HOME to a folder",
+    ):
+        CachedDataset(folder, "train", 8)
+
+
+def test_a_disk_without_room_is_left_for_the_users_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builds: list[str]
+) -> None:
+    folder = _make(tmp_path / "data")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    allocate = array_files.allocate
+    full = [folder]
+
+    def quota(file: BinaryIO, size: int) -> None:
+        if any(str(item) in file.name for item in full):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        allocate(file, size)
+
+    monkeypatch.setattr(array_files, "allocate", quota)
+    for _ in range(2):
+        assert len(CachedDataset(folder, "train", 8).batch([4]).labels) == 4
+    assert len(builds) == 2 and list((folder / ".cache").iterdir()) == []
+    assert [path.name for path in (tmp_path / "user").rglob("*.npy")] == [builds[1]]
+    full.append(tmp_path / "user")
+    with pytest.raises(
+        DataError,
+        match=r"data/\.cache/\S+ cannot be written: Disk quota exceeded; "
+        r".*user/ssdir/\S+ cannot be written: Disk quota exceeded\. "
+        r"To mend it, set the environment variable XDG_CACHE_HOME",
+    ):
+        CachedDataset(folder, "train", 9)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "truncated", "header", "row", "folder"])
+def test_a_damaged_cache_is_made_again(tmp_path: Path, builds: list[str], damage: str) -> None:
+    folder = _make(tmp_path)
+    whole = CachedDataset(folder, "train", 8).batch(range(N)).images
+    (path,) = (folder / ".cache").iterdir()
+    if damage in ("emptied", "truncated"):
+        os.truncate(path, 0 if damage == "emptied" else path.stat().st_size - 1)
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+        with (
+            pytest.warns(UserWarning, match=r"\.npy cannot be read: Is a directory; the cache is made again"),
+            pytest.raises(DataError, match=r"\.npy cannot be written: Is a directory"),
+        ):
+            CachedDataset(folder, "train", 8)
+        return
+    else:
+        with path.open("rb+") as file:
+            file.seek(20 if damage == "header" else 128 + 3 * 64 + 5)
+            file.write(b"\0\0")
+    with pytest.warns(
+        UserWarning, match=r"^\S+/\.cache/\S+\.npy is damaged: .*; the cache is made again$"
+    ) as told:
+        images = CachedDataset(folder, "train", 8).batch(range(N)).images
+    assert len(told) == 1 and len(builds) == 2
+    assert torch.equal(images, whole)
+    assert torch.equal(CachedDataset(folder, "train", 8).batch(range(N)).images, whole) and len(builds) == 2
 
 
 def test_datasets_that_share_a_cache_folder_keep_their_arrays(tmp_path: Path, builds: list[str]) -> None:

@@ -126,7 +126,8 @@ def test_without_maps_little_is_kept(data, detector):
     assert bytes_needed(images, detector, False) == N * n * 5 * 4
     (name,) = [name for name in files(data) if name.startswith("detector-")]
     assert name.endswith(".heads.npy")
-    assert (data / ".cache" / name).stat().st_size == bytes_needed(images, detector, False) + 128
+    # NumPy's header, and a checksum of each image.
+    assert (data / ".cache" / name).stat().st_size == 128 + bytes_needed(images, detector, False) + N * 4
 
 
 def test_what_is_kept_is_read_again_and_what_is_stale_goes(data, detector, monkeypatch):
@@ -207,6 +208,33 @@ def test_nothing_is_left_of_a_cache_that_could_not_be_finished(data, detector, m
     with pytest.raises(KeyboardInterrupt):
         FeatureCache(images, detector, CacheSettings("disk", True))
     assert files(data) == before
+
+
+@pytest.mark.parametrize("kind", ["heads", "maps"])
+@pytest.mark.parametrize("damage", ["emptied", "row"])
+def test_a_damaged_cache_is_made_again(kind, damage, data, detector):
+    images = CachedDataset(data, "train", SIDE)
+    settings = CacheSettings("disk", True, batch_size=4)
+    cache = FeatureCache(images, detector, settings)
+    whole = cache.batch(range(N)).answer
+    (path,) = (data / ".cache").glob(f"*.{kind}.npy")
+    if damage == "emptied":
+        path.write_bytes(b"")
+    else:
+        with path.open("rb+") as file:
+            file.seek(path.stat().st_size // 2)  # in the middle of training: the file is open
+            file.write(b"\0\x01\xff")
+        cache = FeatureCache(images, detector, settings)
+        assert torch.equal(cache.batch([0]).answer.offsets, whole.offsets[:1])
+    with pytest.warns(UserWarning, match=rf"\.{kind}\.npy is damaged: .*; the cache is made again") as told:
+        if damage == "emptied":
+            cache = FeatureCache(images, detector, settings)
+        found = cache.batch(range(N)).answer
+    assert len(told) == 1
+    assert torch.equal(found.offsets, whole.offsets) and torch.equal(found.logits, whole.logits)
+    for a, b in zip(found.maps, whole.maps, strict=True):
+        assert torch.equal(a, b)
+    assert len(files(data)) == 3
 
 
 @pytest.mark.parametrize("clone", [False, True])

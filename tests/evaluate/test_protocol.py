@@ -21,6 +21,7 @@ from ssdir.detector.ssd import Detector
 from ssdir.evaluate.painting import object_errors, object_pictures
 from ssdir.evaluate.protocol import EvaluationConfig, evaluate, various
 from ssdir.evaluate.samples import Samples
+from ssdir.figures import gallery
 from ssdir.model.latents import Objects
 from ssdir.model.render import crop, paste
 from ssdir.model.ssdir import SSDIR
@@ -175,6 +176,32 @@ def test_files_hold_what_is_returned(data, tmp_path):
     ]  # fmt: skip
     with Image.open(tmp_path / "out" / "figures" / "scenes.png") as picture:
         assert picture.width > 1500
+
+
+def test_a_figure_that_fails_leaves_the_numbers_and_the_others(data, tmp_path, monkeypatch):
+    def fail(*arguments):
+        assert (tmp_path / "metrics.json").is_file()
+        raise ValueError("of the drawing")
+
+    monkeypatch.setattr(gallery, "scene_sheet", fail)
+    with pytest.warns(UserWarning, match=r"^the figure \S+/scenes\.png is left out: of the drawing$"):
+        metrics = evaluate(Oracle(data, ("train", "test")), data, tmp_path, EvaluationConfig(batch_size=5))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert {"figures", "evaluation", "test_pass"} <= set(metrics["seconds"])
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "precision_recall.png",
+        "z_what.png",
+    ]
+
+
+def test_a_figure_killed_half_way_leaves_the_numbers(data, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gallery, "scene_sheet", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Oracle(data, ("train", "test")), data, tmp_path, EvaluationConfig(batch_size=5))
+    assert json.loads((tmp_path / "metrics.json").read_text())["detection"]["AP"] == 1
 
 
 def test_results_do_not_depend_on_the_batch_size(data):

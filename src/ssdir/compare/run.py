@@ -27,7 +27,7 @@ from ssdir.evaluate.record import record_of
 from ssdir.evaluate.samples import FILE, Samples
 from ssdir.evaluate.settings import EvaluationConfig
 from ssdir.figures.sheet import scene_sheet
-from ssdir.figures.style import save
+from ssdir.figures.style import left_out_if_it_fails, save
 from ssdir.machine import choose_device
 from ssdir.model.registry import load_model
 from ssdir.ownership import claim, require_free
@@ -118,20 +118,21 @@ def compare(
     atomic_write(out / "comparison.md", markdown(table))
     atomic_write(out / "comparison.csv", comma_separated(table))
     atomic_write(out / "comparison.tex", latex(table, f"Models compared on {title}"))
-    scenes = comparison_scenes(
-        [
-            (model.name, _load(contender, config.device), contender.true_boxes)
-            for model, contender in zip(models, contenders, strict=True)
-        ],
-        data,
-        split,
-        settings.target_side or max(sides),
-        settings.batch_size,
-        config.figure_images,
-    )
-    save(scene_sheet(scenes), out / "comparison.png", pdf=True)
     facts |= {"data": str(data), "split": split, "target_side": settings.target_side}
     write_json(out / "comparison.json", facts)
+    with left_out_if_it_fails(out / "comparison.png"):
+        scenes = comparison_scenes(
+            [
+                (model.name, _load(contender, config.device), contender.true_boxes)
+                for model, contender in zip(models, contenders, strict=True)
+            ],
+            data,
+            split,
+            settings.target_side or max(sides),
+            settings.batch_size,
+            config.figure_images,
+        )
+        save(scene_sheet(scenes), out / "comparison.png", pdf=True)
     return facts
 
 

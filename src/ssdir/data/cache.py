@@ -1,7 +1,8 @@
 """What training reads: images squashed once to S x S and kept as a memory-mapped array of bytes.
 
 Grey splits take (n, S, S) bytes, others (n, 3, S, S). The array's file name holds a hash of all that decides its
-content, so a cache that no longer fits is never read, and is replaced.
+content, so a cache that no longer fits is never read, and is replaced; so is one that is damaged
+(:mod:`ssdir.data.array_files`).
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
 from ssdir.console import progress_bar
+from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, Layout, new_array, tell_damage
 from ssdir.data.batch import Batch
 from ssdir.data.folder import annotations_digest, open_split
 from ssdir.data.images import open_image, squash_image
 from ssdir.data.split import Split, require_images
 from ssdir.machine import available_cores, user_cache_folder
-from ssdir.storage import DataError, require_free_space, temporary_name
+from ssdir.storage import DataError, SpaceError, require_free_space, temporary_name
 
-CACHE_VERSION = 1
-"""Raised whenever the cached pixels would change."""
+CACHE_VERSION = 2
+"""Raised whenever the cached pixels, or the form of the files, would change."""
 _ABANDONED_AFTER = 3600  # seconds without a change
 _SHOW_PROGRESS_FROM = 1_000  # images; fewer take a moment
 
@@ -36,9 +38,9 @@ _SHOW_PROGRESS_FROM = 1_000  # images; fewer take a moment
 class CachedDataset:
     """One split of a dataset folder at S x S pixels, in memory-mapped bytes; batches are cut from it.
 
-    The cache is made when it is absent or no longer fits, in ``cache_folder``, else in the dataset's ``.cache``, or,
-    where that cannot be written, in the user's cache folder (``$XDG_CACHE_HOME/ssdir``). An image of S x S pixels is
-    kept exactly, others are squashed bilinearly with antialiasing.
+    The cache is made when it is absent, damaged or no longer fits, in ``cache_folder``, else in the dataset's
+    ``.cache``, or, where that cannot be written or has no room, in the user's cache folder (``$XDG_CACHE_HOME/ssdir``).
+    An image of S x S pixels is kept exactly, others are squashed bilinearly with antialiasing.
     """
 
     def __init__(
@@ -58,12 +60,13 @@ class CachedDataset:
         self._starts = np.searchsorted(self.split.image_index, np.arange(len(self) + 1))
         self.key = _key(self.folder, self.split, image_size)
         self._cache_folder = Path(cache_folder) if cache_folder is not None else None
-        self._images = self._open_cache()
+        layouts = [((len(self), *channels, image_size, image_size), np.uint8) for channels in ((), (3,))]
+        self._images = self.kept("", self.key, {".npy": layouts}, self._make)
 
     @property
     def grey(self) -> bool:
         """Whether all images are grey: their three channels are equal."""
-        return self._images.ndim == 3
+        return len(self._images.shapes[0]) == 3
 
     @property
     def n_classes(self) -> int:
@@ -75,7 +78,8 @@ class CachedDataset:
     def batch(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Batch:
         """The images at some positions of the split, with their objects, on the CPU."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
-        pixels = torch.from_numpy(self._images[chosen]).to(torch.float32).div_(255)
+        (rows_of_bytes,) = self._images.rows(chosen)
+        pixels = torch.from_numpy(rows_of_bytes).to(torch.float32).div_(255)
         if pixels.ndim == 3:
             pixels = pixels[:, None].expand(-1, 3, -1, -1).contiguous()
         counts = self._starts[chosen + 1] - self._starts[chosen]
@@ -99,46 +103,65 @@ class CachedDataset:
             yield self.batch(range(start, min(start + batch_size, n)))
 
     def kept(
-        self, kind: str, key: str, endings: Sequence[str], make: Callable[[list[Path]], None]
-    ) -> list[Path]:
-        """Files in the cache folders that belong to this split at this size, found or made.
+        self,
+        kind: str,
+        key: str,
+        layouts: Mapping[str, Sequence[Layout]],
+        make: Callable[[list[Path]], None],
+    ) -> KeptArrays:
+        """Arrays in the cache folders that belong to this split at this size, found or made.
 
         Args:
-            kind: what they hold; part of their names. "" is the images themselves.
+            kind: what they hold; part of their files' names. "" is the images themselves.
             key: hash of all that decides their content; files of the same kind with another key are removed.
-            endings: of the files, such as ".npy".
-            make: writes all of them, each under a temporary name first; called where one is missing.
+            layouts: by the ending of each file, such as ".npy", what it may hold: (n, ...) for n images.
+            make: writes all the files (:func:`~ssdir.data.array_files.new_array`); called where one is missing or
+                damaged.
 
         Raises:
-            DataError: none of the folders can be written to.
+            DataError: they can be written to none of the folders.
         """
         prefix = f"{kind}{self.split.name}-{self.image_size}-"
         if self._cache_folder is not None:  # datasets may share it, and must not take each other's for stale
             prefix = f"{_folder_hash(self.folder)}-{prefix}"
-            candidates = [self._cache_folder]
+            candidates, remedy = [self._cache_folder], "give another cache_folder"
         else:
             candidates = [self.folder / ".cache", _user_cache(self.folder)]
-        names = [f"{prefix}{key}{ending}" for ending in endings]
-        for folder in candidates:
-            paths = [folder / name for name in names]
-            if all(path.exists() for path in paths):
-                return paths
-        writable = [folder for folder in candidates if _is_writable(folder)]
-        if not writable:
-            raise DataError(
-                f"no image cache can be written to {' or '.join(map(str, candidates))}; give cache_folder"
+            remedy = (
+                "set the environment variable XDG_CACHE_HOME to a folder that can be written and has room"
             )
-        paths = [writable[0] / name for name in names]
-        make(paths)
-        _remove_stale(writable[0], prefix, f"{prefix}{key}")
-        return paths
 
-    def _open_cache(self) -> UInt8[np.ndarray, " n *rest"]:
-        def make(paths: list[Path]) -> None:
-            _build(paths[0], self.split, self.image_size)
+        def opened(folder: Path) -> list[ArrayFile]:
+            return [ArrayFile(folder / f"{prefix}{key}{ending}", layouts[ending]) for ending in layouts]
 
-        (path,) = self.kept("", self.key, [".npy"], make)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        def find() -> list[ArrayFile]:
+            for folder in candidates:
+                if all((folder / f"{prefix}{key}{ending}").exists() for ending in layouts):
+                    try:
+                        return opened(folder)
+                    except DamageError as damage:
+                        tell_damage(damage)
+            return made()
+
+        def made() -> list[ArrayFile]:
+            reasons = []
+            for folder in candidates:
+                if not _is_writable(folder):
+                    reasons.append(f"{folder} cannot be written")
+                    continue
+                try:
+                    make([folder / f"{prefix}{key}{ending}" for ending in layouts])
+                except SpaceError as error:
+                    reasons.append(str(error))
+                    continue
+                _remove_stale(folder, prefix, f"{prefix}{key}")
+                return opened(folder)
+            raise DataError(f"no image cache can be written: {'; '.join(reasons)}. To mend it, {remedy}")
+
+        return KeptArrays(find, made)
+
+    def _make(self, paths: list[Path]) -> None:
+        _build(paths[0], self.split, self.image_size)
 
 
 def _remove_stale(folder: Path, prefix: str, keep: str) -> None:
@@ -201,21 +224,16 @@ class _ColourError(Exception):
 
 
 def _build(path: Path, split: Split, size: int) -> None:
-    """Write the array of a split under a temporary name and rename it."""
+    """Write the array of a split."""
     n = len(split.images)
-    temporary = temporary_name(path)
-    try:
-        with ExitStack() as stack:
-            tick: Callable[[int, int], None] = _silent
-            if n >= _SHOW_PROGRESS_FROM:
-                tick = stack.enter_context(progress_bar(f"caching {split.name} images at {size} px", n))
-            try:
-                _fill(temporary, split, size, (), tick)
-            except _ColourError:
-                _fill(temporary, split, size, (3,), tick)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        tick: Callable[[int, int], None] = _silent
+        if n >= _SHOW_PROGRESS_FROM:
+            tick = stack.enter_context(progress_bar(f"caching {split.name} images at {size} px", n))
+        try:
+            _fill(path, split, size, (), tick)
+        except _ColourError:
+            _fill(path, split, size, (3,), tick)
 
 
 def _fill(
@@ -225,7 +243,6 @@ def _fill(
     n = len(split.images)
     shape = (n, *channels, size, size)
     require_free_space(path.parent, int(np.prod(shape, dtype=np.int64)), f"caching {n} images")
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
     def one(row: int) -> None:
         entry = split.images[row]
@@ -240,14 +257,13 @@ def _fill(
         squashed = np.asarray(squash_image(image if not channels else image.convert("RGB"), size))
         array[row] = squashed.transpose(2, 0, 1) if channels else squashed
 
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with new_array(path, (shape, np.uint8)) as array, ThreadPoolExecutor(available_cores()) as pool:
         try:
             for done, _ in enumerate(pool.map(one, range(n)), start=1):
                 if done % 256 == 0 or done == n:
                     tick(done, n)
         finally:
             pool.shutdown(cancel_futures=True)
-    array.flush()
 
 
 def step_indices(n: int, batch_size: int, step: int, seed: int) -> Int[np.ndarray, " batch_size"]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,11 @@ from torch import Tensor
 
 from ssdir.config import ConfigError, to_dict
 from ssdir.console import no_progress, progress_bar
+from ssdir.data.array_files import KeptArrays, Layout, new_array
 from ssdir.data.batch import Answer, Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detector
-from ssdir.storage import require_free_space, temporary_name, tensors_fingerprint
+from ssdir.storage import require_free_space, tensors_fingerprint
 
 CACHE_VERSION = 1
 """Raised whenever what is kept would change."""
@@ -58,10 +59,9 @@ class CacheSettings:
 class FeatureCache:
     """A data set's batches with the detector's :class:`~ssdir.data.batch.Answer`; images are read as before.
 
-    Files lie where the image cache does (see :class:`~ssdir.data.cache.CachedDataset`) and are written under a
-    temporary name. Their names hold a hash of all that decides them: the detector's weights and settings, the images,
-    precision and memory format, the kind of device, and PyTorch's and this code's versions; others of the same split
-    and size are removed.
+    Files lie where the image cache does (see :class:`~ssdir.data.cache.CachedDataset`). Their names hold a hash of all
+    that decides them: the detector's weights and settings, the images, precision and memory format, the kind of device,
+    and PyTorch's and this code's versions; others of the same split and size are removed. Damaged ones are made again.
 
     Args:
         images: the data set.
@@ -76,13 +76,13 @@ class FeatureCache:
     def __init__(self, images: CachedDataset, detector: Detector, settings: CacheSettings) -> None:
         self.images, self.settings = images, settings
         self._shapes = _map_shapes(detector)
-        self._heads: np.ndarray
-        self._maps: np.ndarray | None = None
+        self._rows: Callable[[Int[np.ndarray, " b"]], list[np.ndarray]]
         if settings.place == "memory":
             require_memory(images, detector, settings)
-            self._heads, self._maps = _in_memory(images, detector, settings)
+            arrays = _filled(images, detector, settings, lambda _, layout: nullcontext(np.empty(*layout)))
+            self._rows = lambda chosen: [array[chosen] for array in arrays]
         else:
-            self._heads, self._maps = _on_disk(images, detector, settings)
+            self._rows = _on_disk(images, detector, settings).rows
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,10 +90,9 @@ class FeatureCache:
     def batch(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Batch:
         """The images at some positions of the split, with their objects and the detector's answer, on the CPU."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
-        heads = torch.from_numpy(self._heads[chosen])
-        maps = None
-        if self._maps is not None:
-            maps = self._unpacked(_as_tensor(self._maps[chosen]))
+        of_heads, *of_maps = self._rows(chosen)
+        heads = torch.from_numpy(of_heads)
+        maps = self._unpacked(_as_tensor(of_maps[0])) if of_maps else None
         answer = Answer(heads[..., :4].contiguous(), heads[..., 4:].contiguous(), maps)
         return replace(self.images.batch(chosen), answer=answer)
 
@@ -162,67 +161,54 @@ class _RangeError(Exception):
     """A feature map has values that float16 cannot hold."""
 
 
-Arrays = tuple[np.ndarray, np.ndarray | None]
+def _layouts(images: CachedDataset, detector: Detector, settings: CacheSettings) -> dict[str, list[Layout]]:
+    """What is kept of each kind; of the maps the second where float16 cannot hold them (NumPy has no bfloat16: its
+    bits)."""
+    layouts: dict[str, list[Layout]] = {
+        "heads": [((len(images), len(detector.priors), _numbers(detector)), np.float32)]
+    }
+    if settings.maps:
+        length = sum(channels * side * side for channels, side in _map_shapes(detector))
+        layouts["maps"] = [((len(images), length), kind) for kind in (np.float16, np.int16)]
+    return layouts
 
 
-def _in_memory(images: CachedDataset, detector: Detector, settings: CacheSettings) -> Arrays:
-    def make(kind: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return np.empty(shape, dtype)
-
-    return _filled(images, detector, settings, make)
-
-
-def _on_disk(images: CachedDataset, detector: Detector, settings: CacheSettings) -> Arrays:
+def _on_disk(images: CachedDataset, detector: Detector, settings: CacheSettings) -> KeptArrays:
     """The arrays, memory-mapped; boxes and presence without maps serve whoever needs no maps."""
-    kinds = ["heads", "maps"] if settings.maps else ["heads"]
+    layouts = _layouts(images, detector, settings)
 
     def build(paths: list[Path]) -> None:
-        final = dict(zip(kinds, paths, strict=True))
-        temporary = {kind: temporary_name(path) for kind, path in final.items()}
-
-        def make(kind: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-            return np.lib.format.open_memmap(temporary[kind], mode="w+", dtype=dtype, shape=shape)
-
+        final = dict(zip(layouts, paths, strict=True))
         needed = bytes_needed(images, detector, settings.maps)
         require_free_space(paths[0].parent, needed, f"the feature cache of {len(images):,} images")
-        try:
-            for array in _filled(images, detector, settings, make):
-                if isinstance(array, np.memmap):
-                    array.flush()
-            for kind in reversed(kinds):
-                temporary[kind].replace(final[kind])
-        finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+        _filled(images, detector, settings, lambda kind, layout: new_array(final[kind], layout))
 
-    key = _key(images, detector, settings)
-    paths = images.kept("detector-", key, [f".{kind}.npy" for kind in kinds], build)
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
-    return arrays[0], arrays[1] if settings.maps else None
+    files = {f".{kind}.npy": layouts[kind] for kind in layouts}
+    return images.kept("detector-", _key(images, detector, settings), files, build)
 
 
 def _filled(
     images: CachedDataset,
     detector: Detector,
     settings: CacheSettings,
-    make: Callable[[str, tuple[int, ...], Any], np.ndarray],
-) -> Arrays:
+    make: Callable[[str, Layout], AbstractContextManager[np.ndarray]],
+) -> list[np.ndarray]:
     """Ask the detector of all images in order; maps beyond float16's range are begun again in bfloat16."""
-    heads = make("heads", (len(images), len(detector.priors), _numbers(detector)), np.float32)
-    length = sum(channels * side * side for channels, side in _map_shapes(detector))
-    for kind in (np.float16, np.int16):  # NumPy has no bfloat16: its bits
-        maps = make("maps", (len(images), length), kind) if settings.maps else None
-        try:
-            for first, answer in _answers(images, detector, settings):
-                rows = slice(first, first + len(answer.offsets))
-                heads[rows] = torch.cat([answer.offsets, answer.logits], dim=2).cpu().numpy()
-                if maps is not None:
-                    maps[rows] = _packed(answer, kind)
-        except _RangeError:
-            maps = None  # before the next one is made
-            continue
-        break
-    return heads, maps
+    layouts = _layouts(images, detector, settings)
+    with make("heads", layouts["heads"][0]) as heads:
+        for layout in layouts.get("maps", [None]):
+            try:
+                with nullcontext() if layout is None else make("maps", layout) as maps:
+                    for first, answer in _answers(images, detector, settings):
+                        rows = slice(first, first + len(answer.offsets))
+                        heads[rows] = torch.cat([answer.offsets, answer.logits], dim=2).cpu().numpy()
+                        if maps is not None:
+                            maps[rows] = _packed(answer, maps.dtype)
+            except _RangeError:
+                maps = None  # before the next one is made
+                continue
+            break
+    return [heads] if maps is None else [heads, maps]
 
 
 def _packed(answer: Answer, kind: Any) -> np.ndarray:

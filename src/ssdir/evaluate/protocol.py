@@ -47,8 +47,8 @@ def evaluate(
     Args:
         model: a detector (``detect``), or any model with ``infer`` and ``render``; it is put into eval mode.
         data: a dataset folder, with whatever splits, classes and image sizes it has.
-        out: where ``metrics.json``, ``per_image.csv``, ``samples.safetensors`` and ``figures/`` go; None writes
-            nothing.
+        out: where ``metrics.json``, ``per_image.csv``, ``samples.safetensors`` and then ``figures/`` go; None writes
+            nothing. A figure that cannot be drawn or written is left out, with a warning.
         config: see :class:`EvaluationConfig`.
         progress: shows how far it is (:func:`ssdir.console.progress_bar`); None keeps quiet.
         model_path: where the model came from, for the record.
@@ -96,16 +96,17 @@ def evaluate(
         "memory": {"peak_mib": found.peak_mib, "is": what_is_measured(device_of(model))},
         "record": record_of(model, data, split, config),
     }
+    metrics["seconds"] |= clock.laps | {"evaluation": clock.total()}
     if out is not None:
         claim(out, "evaluate")
         write_per_image(found, out / "per_image.csv")
         samples_of(found, downstream.learned).save(out)
-        if config.figures:
-            _draw(out / "figures", model, found, scores, dataset.categories, config.seed)
-            clock.lap("figures")
-    metrics["seconds"] |= clock.laps | {"evaluation": clock.total()}
-    if out is not None:
         write_json(out / "metrics.json", metrics)
+    if out is not None and config.figures:
+        _draw(out / "figures", model, found, scores, dataset.categories, config.seed)
+        clock.lap("figures")
+        metrics["seconds"] |= clock.laps | {"evaluation": clock.total()}
+        write_json(out / "metrics.json", metrics)  # once more, with the time that the figures took
     return metrics
 
 

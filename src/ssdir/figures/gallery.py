@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from ssdir.figures.curves import group_columns, loss_curves, precision_recall
 from ssdir.figures.latents import latent_map, latent_traversals, layout
 from ssdir.figures.sheet import Scene, scene_sheet
-from ssdir.figures.style import save
+from ssdir.figures.style import left_out_if_it_fails, save
 
 MAP_OBJECTS = 1_000
 """Most objects on the map: t-SNE takes seconds for so many."""
@@ -43,23 +43,25 @@ def draw_figures(
         pdf: also write each figure as a PDF.
 
     Returns:
-        The PNG files.
+        The PNG files; one that cannot be drawn or written is left out, with a warning.
     """
-    drawn: list[Path] = []
+    makers: dict[str, Callable[[], Any]] = {}
     if scenes:
-        drawn.append(save(scene_sheet(scenes), folder / "scenes.png", pdf))
+        makers["scenes.png"] = lambda: scene_sheet(scenes)
     if precision is not None:
         recall = np.linspace(0.0, 1.0, len(precision))
-        figure = precision_recall(recall, {"": (precision, float(precision.mean()))})
-        drawn.append(save(figure, folder / "precision_recall.png", pdf))
-    if what is None or labels is None or len(what) < 2:
-        return drawn
-    if hasattr(model, "decode"):
-        figure = _traversals(model, what, labels)
-        drawn.append(save(figure, folder / "traversals.png", pdf))
-    some = np.sort(np.random.default_rng(seed).permutation(len(what))[:MAP_OBJECTS])
-    figure = latent_map(layout(what[some], seed=seed), labels[some], categories)
-    drawn.append(save(figure, folder / "z_what.png", pdf))
+        makers["precision_recall.png"] = lambda: precision_recall(
+            recall, {"": (precision, float(precision.mean()))}
+        )
+    if what is not None and labels is not None and len(what) >= 2:
+        if hasattr(model, "decode"):
+            makers["traversals.png"] = lambda: _traversals(model, what, labels)
+        some = np.sort(np.random.default_rng(seed).permutation(len(what))[:MAP_OBJECTS])
+        makers["z_what.png"] = lambda: latent_map(layout(what[some], seed=seed), labels[some], categories)
+    drawn: list[Path] = []
+    for name, make in makers.items():
+        with left_out_if_it_fails(folder / name):
+            drawn.append(save(make(), folder / name, pdf))
     return drawn
 
 

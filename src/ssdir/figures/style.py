@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,26 @@ def save(figure: Figure, path: Path, pdf: bool = False) -> Path:
             )
             atomic_write(path.with_suffix(f".{suffix}"), file.getvalue())
     return path
+
+
+@contextmanager
+def left_out_if_it_fails(path: Path) -> Iterator[None]:
+    """A figure that cannot be drawn, or written to ``path``, costs itself only: a warning in one line.
+
+    An older figure at ``path`` is removed then, which nobody should take for the new one.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib, which costs every figure.
+    """
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        warnings.warn(f"the figure {path} is left out: {reason}", stacklevel=3)
 
 
 def bare(axes: Axes) -> None:

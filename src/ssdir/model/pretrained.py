@@ -35,7 +35,15 @@ def save_folder(path: str | Path, config: Mapping[str, Any], module: nn.Module) 
         path: the folder; a model of ours that is there is replaced, and anything else is an error.
         config: JSON values; must hold ``kind``.
         module: whose ``state_dict`` is written.
+
+    Raises:
+        DataError: a weight that is not finite; or the folder cannot be written.
     """
+    require_finite(
+        module.state_dict(),
+        f"the model is not written to {path}",
+        "train it again with a lower training.learning_rate, or go on from a checkpoint before",
+    )
     with atomic_folder(path, "model") as folder:
         write_json(folder / CONFIG, {"format": FORMAT, **config})
         save_tensors(folder / WEIGHTS, module.state_dict())
@@ -108,11 +116,24 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     """Fill ``module`` from the folder's weights, every tensor and no other (half precision becomes its type).
 
     Raises:
-        DataError: the file is truncated, or belongs to another architecture.
+        DataError: the file is truncated, belongs to another architecture, or holds a weight that is not finite.
     """
     file = folder / WEIGHTS
     source = f"{file} does not fit the model that {folder / CONFIG} describes"
-    fill(module, load_tensors(file), source, "take both files from the same run")
+    tensors = load_tensors(file)
+    require_finite(tensors, f"{file} cannot be used", "give another model, or train this one again")
+    fill(module, tensors, source, "take both files from the same run")
+
+
+def require_finite(tensors: Mapping[str, Tensor], fault: str, remedy: str) -> None:
+    """Refuse named tensors of which one holds NaN or infinity.
+
+    Raises:
+        DataError: ``fault``, the first of them, ``remedy``.
+    """
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise DataError(f"{fault}: {name} holds NaN or infinity. To mend it, {remedy}")
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], fault: str, remedy: str) -> None:
