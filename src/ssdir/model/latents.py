@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.errors import UserError
+from ssdir.model.rows import chosen_rows
 from ssdir.storage import DataError, load_metadata, load_tensors, save_tensors
 
 _SHAPES: dict[str, tuple[int | str, ...]] = {
@@ -188,7 +188,7 @@ class Objects:
             IndexError: there is no such row, or the mask has another length.
             TypeError: ``chosen`` is nothing of the kind.
         """
-        rows = _rows(chosen, len(self))
+        rows = chosen_rows(chosen, self.boxes.shape[0])
         return self._mapped(lambda part: part[rows])
 
     @property
@@ -377,38 +377,6 @@ class Objects:
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Objects:
         parts = {name: change(part) for name, part in self._parts().items()}
         return Objects(**{"what": None, "depth": None, **parts}, n_images=self.n_images)  # type: ignore[arg-type]
-
-
-def _rows(chosen: Any, n: int) -> slice | Tensor:
-    """What picks the chosen of ``n`` rows out of a tensor, and leaves them rows."""
-    if isinstance(chosen, slice):
-        first, end, step = chosen.indices(n)
-        return (
-            slice(first, max(first, end), step) if step > 0 else torch.tensor(range(first, end, step)).long()
-        )
-    if isinstance(chosen, Tensor):
-        if chosen.dtype == torch.bool and chosen.shape == (n,):
-            return chosen.nonzero().squeeze(1)
-        if chosen.dtype == torch.bool:
-            raise IndexError(
-                f"the mask has shape {_written(chosen.shape)}, but there are {n} objects: ({n},)"
-            )
-        if chosen.ndim > 1 or chosen.is_floating_point() or chosen.is_complex():
-            raise TypeError(f"objects are chosen by a mask or by rows, not by {chosen.ndim}-d {chosen.dtype}")
-        return chosen.long().reshape(-1)
-    try:
-        row = operator.index(chosen)
-    except TypeError:
-        pass
-    else:
-        if not -n <= row < n:
-            raise IndexError(f"there is no object {row}: there are {n}")
-        return slice(row % n, row % n + 1)
-    try:
-        rows = torch.as_tensor(chosen)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"objects are chosen by a mask or by rows, not by {type(chosen).__name__}") from error
-    return _rows(rows if rows.numel() else rows.long(), n)
 
 
 def _tensor_of(name: str, values: Any, tail: Sequence[Any]) -> Tensor:
