@@ -272,8 +272,6 @@ class Objects:
                 f"{_written((len(self), z_what_size))}"
             )
 
-    # -- files -----------------------------------------------------------------------------------------------------
-
     def to_dict(self, patches: bool = True) -> dict[str, Any]:
         """Lists and numbers that JSON can hold; :meth:`from_dict` makes the same objects of them, in float32.
 
@@ -367,8 +365,6 @@ class Objects:
             wrong = int(self.image_index[outside][0])
             raise DataError(f"{blame}: image_index names image {wrong} of {self.n_images}")
 
-    # -- rows ------------------------------------------------------------------------------------------------------
-
     def _parts(self) -> dict[str, Tensor]:
         """The tensors that there are, by name."""
         parts = {name: getattr(self, name) for name in _SHAPES}
@@ -390,18 +386,7 @@ def _tensor_of(name: str, values: Any, tail: Sequence[Any]) -> Tensor:
     return rows.float()
 
 
-def _holds_objects(path: Path) -> bool:
-    try:
-        return load_metadata(path).get("kind") == _KIND
-    except DataError:
-        return False
-
-
 def _written(shape: Sequence[Any]) -> str:
-    """
-    >>> _written((3,)), _written(("m", 4))
-    ('(3,)', '(m, 4)')
-    """
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
