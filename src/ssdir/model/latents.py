@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -323,10 +324,12 @@ class Objects:
             DataError: something else is at ``path``; a value is NaN or infinite; the disk is full.
         """
         path = Path(path)
-        if (path.exists() or path.is_symlink()) and not _holds_objects(path):
-            raise DataError(
-                f"{path} exists and holds no objects that were saved; move it or give another path"
-            )
+        if path.exists() or path.is_symlink():
+            ours = False
+            with suppress(DataError):
+                ours = load_metadata(path).get("kind") == _KIND
+            if not ours:
+                raise DataError(f"{path} exists and holds no objects that were saved; move it")
         self._require_sound(f"{path} is not written")
         save_tensors(path, self._parts(), {"kind": _KIND, "n_images": str(self.n_images)})
 
