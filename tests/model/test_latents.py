@@ -361,7 +361,7 @@ from ssdir import Objects
 
 class Module(torch.nn.Module):
     def forward(self, boxes, what):
-        index = torch.zeros(len(boxes), dtype=torch.long)
+        index = torch.zeros_like(boxes[:, 0], dtype=torch.long)
         made = Objects(boxes, boxes[:, 0], what, boxes[:, 1], index, 1)
         painted = replace(made, patches=what[:, :3, None, None].expand(-1, -1, 4, 4))
         edited = replace(painted, what=painted.what + 1)
