@@ -272,13 +272,28 @@ def save_tensors(
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU; :class:`DataError` where it is absent or truncated."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    with _reading_tensors(path):
+        return load_file(path)
+
+
+def load_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, as :func:`save_tensors` wrote them; errors as :func:`load_tensors`."""
+    from safetensors import safe_open
+
+    with _reading_tensors(path), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _reading_tensors(path: str | Path) -> Iterator[None]:
+    from safetensors import SafetensorError
 
     if not Path(path).is_file():
         raise DataError(f"{path} does not exist")
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError) as error:
         raise DataError(
             f"{path} is not a whole safetensors file ({error}); copy or download it again"

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssdir.config import DetectorConfig, ModelConfig, ObjectiveConfig
 from ssdir.detector.ssd import Detector
-from ssdir.model.latents import CellLatents
+from ssdir.model.latents import CellLatents, ObjectsError
 from ssdir.model.objective import Objective
 from ssdir.model.ssdir import SSDIR
 from ssdir.presets import preset
@@ -328,14 +328,28 @@ def test_rendering_decodes_what_has_no_patches():
     model = tiny(presence=2.0)
     full, bare = model.infer(pictures()), model.infer(pictures(), patches=False)
     assert torch.equal(model.render(bare, 32), model.render(full, 32))
-    edited = dataclasses.replace(full, what=full.what + 3, patches=None)
+    edited = full.edit(what=full.what + 3)
+    painted = dataclasses.replace(full, patches=model.decode(full.what + 3).detach())
+    assert torch.equal(model.render(edited, 32), model.render(painted, 32))
     assert not torch.equal(model.render(edited, 32), model.render(full, 32))
+    replaced = dataclasses.replace(full, what=full.what + 3)  # paints no old picture either
+    assert torch.equal(model.render(replaced, 32), model.render(edited, 32))
     assert not model.render(edited, 32).requires_grad
     wanted = dataclasses.replace(full, what=full.what.clone().requires_grad_(), patches=None)
     model.render(wanted, 32).sum().backward()
     assert wanted.what.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="cannot be painted"):
         model.render(dataclasses.replace(bare, what=None), 32)
+    n = len(bare)
+    with pytest.raises(ObjectsError, match=rf"what has shape \({n}, 3\), but this model decodes \({n}, 4\)$"):
+        model.render(dataclasses.replace(bare, what=bare.what[:, :3]), 32)
+
+
+def test_painting_takes_any_order_of_the_objects():
+    model = tiny(presence=2.0, merge="occlusion")
+    full = model.infer(pictures())
+    assert len(full) > 3
+    torch.testing.assert_close(model.render(full[::-1], 32), model.render(full, 32))
 
 
 def test_bytes_are_taken_as_255ths():

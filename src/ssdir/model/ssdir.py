@@ -221,17 +221,13 @@ class SSDIR(nn.Module):
     def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
         """Merge the objects' patches into images of the given side, by ``config.merge``.
 
-        What is painted is ``patches`` at ``boxes``, by ``depth``. Objects without patches are decoded from ``what``
-        first: after editing that, take ``dataclasses.replace(objects, what=..., patches=None)``. Gradients reach
-        ``what`` where it asks for them.
+        What is painted is ``patches`` at ``boxes``, by ``depth``. Objects without patches, as :meth:`Objects.edit`
+        gives them after a change of ``what``, are decoded first. Gradients reach ``what`` where it asks for them.
 
         Raises:
-            ValueError: the objects have neither patches nor what, or no depth.
+            ObjectsError: the objects have neither patches nor a ``what`` of this model's size, or no depth.
         """
-        if objects.depth is None or (objects.patches is None and objects.what is None):
-            raise ValueError(
-                "these objects cannot be painted: they have no depth, or neither patches nor what"
-            )
+        objects.require_paintable(self.config.z_what_size)
         if objects.patches is None:
             assert objects.what is not None
             with torch.set_grad_enabled(torch.is_grad_enabled() and objects.what.requires_grad):

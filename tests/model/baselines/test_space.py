@@ -154,6 +154,11 @@ def test_rendering_decodes_where_it_must_and_refuses_what_it_cannot() -> None:
     bare = dataclasses.replace(objects, patches=None, alpha=None)
     with torch.no_grad():
         assert torch.equal(model.render(bare, 32), model.render(objects, 32))
+        edited = objects.edit(what=-objects.what)
+        assert edited.patches is None and edited.alpha is None
+        assert torch.equal(
+            model.render(edited, 32), model.render(model.with_patches(bare.edit(what=-bare.what)), 32)
+        )
     with pytest.raises(ValueError, match="no depth"):
         model.render(dataclasses.replace(objects, depth=None), 32)
     with pytest.raises(ValueError, match="neither"):

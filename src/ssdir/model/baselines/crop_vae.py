@@ -286,11 +286,10 @@ class CropVAE(Baseline):
         Objects without patches are decoded from ``what`` first.
 
         Raises:
-            ValueError: the objects have neither patches nor what.
+            ObjectsError: the objects have neither patches nor a ``what`` of this model's size.
         """
+        objects.require_paintable(self.config.z_what_size, depth=False)
         if objects.patches is None:
-            if objects.what is None:
-                raise ValueError("these objects cannot be painted: they have neither patches nor what")
             objects = self.with_patches(objects)
         assert objects.patches is not None
         level = torch.zeros_like(objects.present)

@@ -169,12 +169,9 @@ class SPACE(Baseline):
         Objects without patches are decoded from ``what`` first.
 
         Raises:
-            ValueError: the objects have neither patches nor what, or no depth.
+            ObjectsError: the objects have neither patches nor a ``what`` of this model's size, or no depth.
         """
-        if objects.depth is None or (objects.what is None and objects.patches is None):
-            raise ValueError(
-                "these objects cannot be painted: they have no depth, or neither patches nor what"
-            )
+        objects.require_paintable(self.config.z_what_size, alpha=True)
         if objects.patches is None or objects.alpha is None:
             objects = self.with_patches(objects)
         assert objects.patches is not None and objects.alpha is not None and objects.depth is not None
