@@ -12,11 +12,9 @@ from benchmarks.results import Row, compared
 from benchmarks.straightforward_spair import straightforward
 from benchmarks.timing import timed
 from ssdir.machine import computes_in_bf16, keep_freed_memory
-from ssdir.model.baselines.spair_cells import CellNetworks
+from ssdir.model.baselines.spair_cells import CellNetworks, CellPosterior, draw_noise
 from ssdir.model.baselines.spair_config import SPAIRConfig
-from ssdir.model.baselines.spair_noise import draw_noise
-from ssdir.model.baselines.spair_scan import CellPosterior, scan
-from ssdir.model.baselines.spair_schedule import raster, wavefront
+from ssdir.model.baselines.spair_scan import raster, scan, wavefront
 from ssdir.randomness import seeded
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssdir.model.baselines.spair_schedule import Schedule, at_once, offsets, raster, tables, wavefront
+from ssdir.model.baselines.spair_scan import Schedule, at_once, offsets, raster, tables, wavefront
 
 
 def times(schedule: Schedule) -> dict[tuple[int, int], int]:
