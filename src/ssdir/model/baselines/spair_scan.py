@@ -172,15 +172,15 @@ def scan(
     states: list[Tensor] = []
     edge = None if networks.edge is None else networks.edge_state().expand(1, b, -1).to(shared.dtype)
     for now, rows in enumerate(shared.split(sizes)):
+        n_cells = len(schedule.steps[now].cells)
         if networks.context is not None:
             window = torch.cat([edge, *states[windows(schedule)[now].first :]])
-            around = window.index_select(0, neighbours[now])
-            around = around.unflatten(0, (len(schedule.steps[now].cells), -1)).transpose(1, 2)
-            around = around.flatten(2).flatten(0, 1)
+            around = window.index_select(0, neighbours[now]).unflatten(0, (n_cells, -1))
+            around = around.transpose(1, 2).flatten(2).flatten(0, 1)
             rows = torch.addmm(rows, around, networks.context.weight.t())
         inferred, state = networks(rows, images, image_index[: len(rows)], origins[now], drawn[now], wheels)
         found.append(inferred)
-        states.append(state.unflatten(0, (-1, b)))
+        states.append(state.unflatten(0, (n_cells, b)))
     back = order.argsort()
     return CellPosterior(
         *(
