@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssdir.model.baselines.glimpses import SMALLEST_SIDE
-from ssdir.model.baselines.spair_cells import CellNetworks
-from ssdir.model.baselines.spair_noise import Noise
-from ssdir.model.baselines.spair_scan import CellPosterior
-from ssdir.model.baselines.spair_schedule import offsets
+from ssdir.model.baselines.spair_cells import CellNetworks, CellPosterior, Noise
+from ssdir.model.baselines.spair_scan import offsets
 
 _NAMES = ("where", "what", "depth", "present")
 

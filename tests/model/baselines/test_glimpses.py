@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssdir.model.baselines.glimpses import SMALLEST_SIDE, Glimpses, floored_sides, glimpses
-from ssdir.model.kernels.choice import use_kernels
+from ssdir.model.baselines.glimpses import SMALLEST_SIDE, floored_sides, glimpses
 from ssdir.model.render import paste
 
 
@@ -36,32 +35,6 @@ def test_gradients_reach_images_and_boxes() -> None:
     images.requires_grad_()
     boxes.requires_grad_()
     assert torch.autograd.gradcheck(lambda i, b: glimpses(i, b, index, 4), (images, boxes))
-
-
-@pytest.mark.parametrize("padding", ["zeros", "border"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kernels", ["plain", "compiled"])
-def test_glimpses_by_hand_are_those_of_autograd(padding: str, dtype: torch.dtype, kernels: str) -> None:
-    if kernels == "compiled":
-        pytest.importorskip("numba")
-    with use_kernels(kernels):
-        compare_glimpses(padding, dtype)
-
-
-def compare_glimpses(padding: str, dtype: torch.dtype) -> None:
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
-    images = torch.rand(3, 2, 20, 30, dtype=kind, generator=torch.Generator().manual_seed(1))
-    boxes, index = boxes_of(9).to(kind).requires_grad_(), torch.arange(3).repeat_interleave(3)
-    grad = torch.randn(9, 2, 8, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
-    expected = glimpses(images, boxes, index, 8, padding)
-    (expected_grad,) = torch.autograd.grad(expected, boxes, grad.to(kind))
-    reader = Glimpses(images, 8, padding)
-    lines = torch.full((11, 2 * 8 * 8), torch.nan, dtype=dtype)
-    reader.read(boxes.detach(), index, lines[1:10])
-    assert torch.equal(lines[1:10].view(9, 2, 8, 8), expected.to(dtype))
-    assert lines[[0, 10]].isnan().all()
-    found = reader.pull(grad.flatten(1), boxes.detach(), index)
-    assert found.dtype == kind and torch.equal(found, expected_grad)
 
 
 def test_placing_a_glimpse_gives_the_image_back() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, distributions
 
 from ssdir.config import ConfigError
 from ssdir.model.baselines.spair import SPAIR
+from ssdir.model.baselines.spair_cells import draw_noise
 from ssdir.model.baselines.spair_config import SPAIR_PRESETS, SPAIRConfig
-from ssdir.model.baselines.spair_noise import draw_noise
 from ssdir.model.terms import Terms
 
 SMALL = SPAIRConfig(

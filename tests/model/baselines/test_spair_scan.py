@@ -8,11 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssdir.model.baselines.spair_cells import CellNetworks
+from ssdir.model.baselines.spair_cells import CellNetworks, CellPosterior, draw_noise
 from ssdir.model.baselines.spair_config import SPAIRConfig
-from ssdir.model.baselines.spair_noise import draw_noise
-from ssdir.model.baselines.spair_scan import CellPosterior, scan
-from ssdir.model.baselines.spair_schedule import Schedule, at_once, raster, wavefront
+from ssdir.model.baselines.spair_scan import Schedule, at_once, raster, scan, wavefront
 
 CONFIG = SPAIRConfig(
     image_size=60,

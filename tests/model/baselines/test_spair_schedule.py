@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from ssdir.model.baselines.spair_schedule import Schedule, at_once, offsets, raster, tables, wavefront
+from ssdir.model.baselines.spair_scan import Schedule, at_once, offsets, raster, wavefront, windows
 
 
 def times(schedule: Schedule) -> dict[tuple[int, int], int]:
@@ -75,32 +74,15 @@ def test_at_once_is_one_step_without_neighbours() -> None:
     assert offsets(schedule.lookback) == []
 
 
-def test_rows_go_step_by_step_and_back() -> None:
-    schedule = wavefront(3, 3, 1)
-    table = tables(schedule, 2, torch.device("cpu"))
-    assert sum(table.sizes) == 18
-    assert torch.equal(table.order[table.back], torch.arange(18))
-    first, second = table.order.split(list(table.sizes))[
-        2:4
-    ]  # (0, 2) and (1, 0), of both images; then (1, 1)
-    assert first.tolist() == [2, 3, 11, 12] and second.tolist() == [4, 13]
-    assert tables(schedule, 2, torch.device("cpu")) is table
+@pytest.mark.parametrize("schedule", [wavefront(3, 4, 1), raster(3, 4, 2), wavefront(5, 7, 2)])
+def test_windows_name_the_rows_of_neighbours(schedule: Schedule) -> None:
+    for step, window in zip(schedule.steps, windows(schedule), strict=True):
+        rows: list[int | None] = [None]  # beyond the edge
+        rows += [cell for earlier in schedule.steps[window.first :] for cell in earlier.cells]
+        assert [rows[row] for row in window.rows] == [cell for cells in step.neighbours for cell in cells]
 
 
-@pytest.mark.parametrize("schedule", [wavefront(3, 4, 1), raster(3, 4, 2), at_once(2, 2)])
-def test_tables_name_the_rows_of_neighbours(schedule: Schedule) -> None:
-    n_images = 3
-    table = tables(schedule, n_images, torch.device("cpu"))
-    places = list(table.order.tolist())
-    begin = 0
-    for size, rows, step in zip(table.sizes, table.neighbours, schedule.steps, strict=True):
-        found = rows.view(size, len(offsets(schedule.lookback))).tolist()
-        for row, around in zip(places[begin : begin + size], found, strict=True):
-            image, cell = divmod(row, schedule.n_cells)
-            expected = step.neighbours[step.cells.index(cell)]
-            for seen, number in zip(around, expected, strict=True):
-                if number is None:
-                    assert seen == len(places)
-                else:
-                    assert places[seen] == image * schedule.n_cells + number
-        begin += size
+def test_windows_reach_no_further_back_than_they_must() -> None:
+    assert [window.first for window in windows(wavefront(3, 3, 1))] == [0, 0, 0, 0, 1, 2, 3]
+    assert [window.first for window in windows(raster(2, 3, 1))] == [0, 0, 1, 0, 0, 1]
+    assert [tuple(window) for window in windows(at_once(2, 2))] == [(0, ())]

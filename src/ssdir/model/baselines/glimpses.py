@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssdir.model.kernels.choice import implementation
 from ssdir.model.render import crop
 
 SMALLEST_SIDE = 0.01
@@ -42,42 +41,6 @@ def glimpses(
     [[10.0, 11.0], [14.0, 15.0]]
     """
     return crop(images, boxes, image_index, size, padding, antialias=False)
-
-
-class Glimpses:
-    """:func:`glimpses` of the same images, again and again, without autograd: for gradients written by hand.
-
-    Args:
-        images: the source, "b c h w", in float32 or float64.
-        size: side of a glimpse, in pixels.
-        padding: what lies outside of the images.
-    """
-
-    def __init__(self, images: Tensor, size: int, padding: Literal["zeros", "border"] = "zeros") -> None:
-        self.images, self.size, self.border = images.contiguous(), size, padding == "border"
-        self.shape = images.shape[1], size, size
-
-    def read(
-        self, boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"], out: Float[Tensor, "m k"]
-    ) -> None:
-        """The content of each box, whose type is that of the images, to ``out``: a line each, channel by channel."""
-        kernels = implementation(self.images.device)
-        lines = out if out.dtype == self.images.dtype else out.new_empty(out.shape, dtype=self.images.dtype)
-        patches = lines.view(len(boxes), *self.shape)
-        kernels.crop(self.images, boxes, image_index, self.size, self.border, False, out=patches)
-        if lines is not out:
-            out.copy_(lines)
-
-    def pull(
-        self, grad: Float[Tensor, "m k"], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]
-    ) -> Float[Tensor, "m 4"]:
-        """The gradient of the boxes, from that of what was read."""
-        grad = grad.to(boxes.dtype).view(len(boxes), *self.shape)
-        kernels = implementation(self.images.device)
-        found: Tensor = kernels.crop_backward(
-            grad, self.images, boxes, image_index, self.border, False, of_images=False, of_boxes=True
-        )[1]
-        return found
 
 
 def floored_sides(sides: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

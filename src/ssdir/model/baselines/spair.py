@@ -13,14 +13,12 @@ from torch import Tensor
 from ssdir.model.baselines.base import Baseline
 from ssdir.model.baselines.distributions import normal_kl, wide
 from ssdir.model.baselines.spair_background import background, resized
-from ssdir.model.baselines.spair_cells import CellNetworks
+from ssdir.model.baselines.spair_cells import CellNetworks, CellPosterior, Noise, draw_noise
 from ssdir.model.baselines.spair_config import SPAIRConfig
 from ssdir.model.baselines.spair_count import count_kl, log_probability
 from ssdir.model.baselines.spair_networks import PatchDecoder, trunk
-from ssdir.model.baselines.spair_noise import Noise, draw_noise
 from ssdir.model.baselines.spair_render import paint
-from ssdir.model.baselines.spair_scan import CellPosterior, scan
-from ssdir.model.baselines.spair_schedule import Schedule, at_once, wavefront
+from ssdir.model.baselines.spair_scan import Schedule, at_once, scan, wavefront
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.terms import Terms
