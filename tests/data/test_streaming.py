@@ -61,7 +61,12 @@ def test_scenes_look_like_squashed_files(config: ScenesConfig, size: int, pixels
 def test_digits_lie_where_those_of_the_files_do() -> None:
     """Also in scenes where a pixel of a box decides whether a cell counts as filled."""
     config = ScenesConfig(
-        side=200, grids=((2, 5), (3, 7), (1, 1)), digit_min=24, digit_max=200, delta_position=1.0, theta_filled=0.2
+        side=200,
+        grids=((2, 5), (3, 7), (1, 1)),
+        digit_min=24,
+        digit_max=200,
+        delta_position=1.0,
+        theta_filled=0.2,
     )
     digits, n = split_digits(*load_digits(), "test"), 150
     draft = StreamedScenes(config, split="test").draft(range(n))
