@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -60,6 +61,27 @@ class Scene:
     """(rows, columns)."""
 
 
+class Placement(NamedTuple):
+    """One digit of a scene."""
+
+    digit_index: int
+    """Which of the given digits."""
+    size: int
+    """Side of the resized frame, in pixels of the scene."""
+    left: int
+    """First column and row of the frame, in pixels of the scene; may lie outside."""
+    top: int
+    box_xyxy: tuple[int, int, int, int]
+    """Visible ink, in pixels of the scene."""
+    clipped: bool
+    """Whether the border cuts off ink."""
+    pixels: UInt8[np.ndarray, "h w"]
+    """The part inside the scene that ink can reach."""
+    column: int
+    """Where that part begins in the scene."""
+    row: int
+
+
 def split_digits(train: Digits, test: Digits, split: str) -> Digits:
     """The digits a split may use: all train digits for ``train``; disjoint halves of the test digits for the others.
 
@@ -86,15 +108,36 @@ def make_scene(config: ScenesConfig, digits: Digits, split: str, index: int) -> 
     >>> scene.image.shape, len(scene.labels) == len(scene.boxes_xyxy)
     ((128, 128), True)
     """
+    grid, placements = place_digits(config, digits, split, index)
+    image = np.zeros((config.side, config.side), np.uint8)
+    for placed in placements:
+        height, width = placed.pixels.shape
+        target = image[placed.row : placed.row + height, placed.column : placed.column + width]
+        target += np.minimum(placed.pixels, ~target)
+    which = np.array([placed.digit_index for placed in placements], np.int64)
+    return Scene(
+        image,
+        np.array([placed.box_xyxy for placed in placements], np.int64).reshape(-1, 4),
+        digits.labels[which].astype(np.int64),
+        np.array([placed.size for placed in placements], np.int64),
+        which,
+        np.array([placed.clipped for placed in placements], bool),
+        grid,
+    )
+
+
+def place_digits(
+    config: ScenesConfig, digits: Digits, split: str, index: int
+) -> tuple[tuple[int, int], list[Placement]]:
+    """The grid (rows, columns) of a scene and its digits in the order of drawing; arguments as :func:`make_scene`."""
     check_split(split)
     if index < 0 or config.seed < 0:
         raise DataError(f"scene {index} of seed {config.seed}: neither may be negative")
     if len(digits) == 0:
         raise DataError(f"there are no digits for the scenes of {split!r}; use a larger set of digits")
-    rows, columns, draws = scene_draws(config, split, index)
-    image = np.zeros((config.side, config.side), np.uint8)
+    rows, columns, draws = _scene_draws(config, split, index)
     grid = _Grid(rows, columns, config)
-    objects: list[tuple[int, ...]] = []
+    placements: list[Placement] = []
     for draw in draws.tolist():
         free = grid.free()
         if not free:
@@ -109,17 +152,14 @@ def make_scene(config: ScenesConfig, digits: Digits, split: str, index: int) -> 
         if x2 == 0:  # a blank digit
             continue
         resized = enlarge(digits.images[which], (x1, y1, x2, y2), size)
-        box, clipped = _add(image, resized, left, top)
-        if box is not None:
-            grid.fill_covered(box)
-            objects.append((*box, int(digits.labels[which]), size, which, clipped))
-    table = np.array(objects, np.int64).reshape(-1, 8)
-    return Scene(
-        image, table[:, :4], table[:, 4], table[:, 5], table[:, 6], table[:, 7].astype(bool), (rows, columns)
-    )
+        placed = _placed(which, size, left, top, resized, config.side)
+        if placed is not None:
+            grid.fill_covered(placed.box_xyxy)
+            placements.append(placed)
+    return (rows, columns), placements
 
 
-def scene_draws(config: ScenesConfig, split: str, index: int) -> tuple[int, int, Float[np.ndarray, "n 5"]]:
+def _scene_draws(config: ScenesConfig, split: str, index: int) -> tuple[int, int, Float[np.ndarray, "n 5"]]:
     """All that is random in a scene: rows and columns of its grid, and five uniform draws for each digit.
 
     The draws are for the cell, the size, the digit, and the place in the cell along x and y.
@@ -201,30 +241,20 @@ def _overlaps(cell_side: float, cells: int, start: float, end: float) -> list[tu
     return found
 
 
-def _add(
-    image: UInt8[np.ndarray, "h w"], digit: Resized, left: int, top: int
-) -> tuple[tuple[int, int, int, int] | None, bool]:
-    """Add a resized digit to the image; the corners of its visible ink, and whether the border cuts off ink.
-
-    A digit without visible ink (a blank one, or one whose ink lies outside) is not added and has no box.
-    """
-    side = len(image)
-    values, left, top = digit.values, left + digit.left, top + digit.top
-    height, width = values.shape
-    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, side), min(top + height, side)
+def _placed(which: int, size: int, left: int, top: int, digit: Resized, side: int) -> Placement | None:
+    """A resized digit whose frame begins at a column and row of a scene; None where no ink of it is visible."""
+    x, y = left + digit.left, top + digit.top
+    height, width = digit.values.shape
+    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, side), min(y + height, side)
     cut = x2 - x1 < width or y2 - y1 < height
-    visible = (
-        values[max(y1 - top, 0) : max(y2 - top, 0), max(x1 - left, 0) : max(x2 - left, 0)] if cut else values
-    )
+    visible = digit.values[max(y1 - y, 0) : max(y2 - y, 0), max(x1 - x, 0) : max(x2 - x, 0)]
     ink = visible >= INK
     columns, rows = np.flatnonzero(ink.any(0)), np.flatnonzero(ink.any(1))
     if len(columns) == 0:
-        return None, False
+        return None
     box = (x1 + int(columns[0]), y1 + int(rows[0]), x1 + int(columns[-1]) + 1, y1 + int(rows[-1]) + 1)
-    clipped = cut and bool(np.count_nonzero(values >= INK) > np.count_nonzero(ink))
-    target = image[y1:y2, x1:x2]
-    target += np.minimum(visible, ~target)
-    return box, clipped
+    clipped = cut and bool(np.count_nonzero(digit.values >= INK) > np.count_nonzero(ink))
+    return Placement(which, size, left, top, box, clipped, visible, x1, y1)
 
 
 def generate(

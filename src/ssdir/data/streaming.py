@@ -3,7 +3,7 @@
 Scene i of a stream has the grid, digits, sizes and places of file i of a dataset with the same parameters, and is a
 pure function of (parameters, digits, split, index) like it; only the pixels are made otherwise. Digits are enlarged to
 patches with Pillow's bicubic filter and pasted bilinearly at the batch's own resolution, instead of being drawn at
-the scene's and squashed. What the processor does (layouts, picking digits) is small; pixels are made where they
+the scene's and squashed. What the processor does (placing digits) is small; pixels are made where they
 are needed: :meth:`StreamedScenes.draft` gives a :class:`Draft` of a few kB, and ``Draft.to(device)`` the batch.
 """
 
@@ -26,17 +26,20 @@ from ssdir.config import ScenesConfig, to_dict
 from ssdir.data.batch import Batch, may_arrive_later
 from ssdir.data.cache import CachedDataset
 from ssdir.data.cubic import bicubic_filter
-from ssdir.data.digits import Digits, load_digits
-from ssdir.data.layout import Layouts, Outlines, lay_out
-from ssdir.data.multiscale_mnist import CLASSES, check_split, generator_version, split_digits
+from ssdir.data.digits import load_digits
+from ssdir.data.multiscale_mnist import (
+    CLASSES,
+    check_split,
+    generator_version,
+    place_digits,
+    split_digits,
+)
 from ssdir.model.render import paste  # the one step into a later room, which in turn needs none of this
 from ssdir.storage import DataError
 
-streaming_version = 1
+streaming_version = 2
 """Raised whenever a streamed scene's pixels or boxes would change by more than rounding."""
 
-_BLOCK = 512
-"""Scenes laid out at a time: layouts of many cost far less a scene than those of one batch."""
 _PATCH_SIDES = (4, 8, 16, 32, 64, 128, 256)
 """Digits are enlarged (or shrunk) to the first of these that their frame does not exceed in the batch's pixels, or,
 where scenes are not squashed, to the first of twice that side: bilinear sampling then blurs least."""
@@ -136,8 +139,6 @@ class StreamedScenes:
         self._digits = split_digits(train, test, split)
         if len(self._digits) == 0:
             raise DataError(f"there are no digits for the scenes of {split!r}; use a larger set of digits")
-        self._outlines = _outlines(_Same(self._digits))
-        self._block = functools.lru_cache(maxsize=4)(self._lay_out_block)
 
     @property
     def n_classes(self) -> int:
@@ -185,75 +186,32 @@ class StreamedScenes:
     def draft(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Draft:
         """The same without pixels: what ``to(device)`` draws them from."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
-        layouts, shrink = self._layouts(chosen), self.image_size / self.config.side
-        sizes = layouts.sizes[:, None]
-        frames = np.concatenate([layouts.starts + sizes / 2, sizes, sizes], 1) / self.config.side
-        patch = np.searchsorted(_PATCH_SIDES[:-1], layouts.sizes * shrink * (1 if shrink < 1 else 2))
+        if (chosen < 0).any():
+            raise DataError(f"scene {chosen.min()}: an index may not be negative")
+        scenes = [place_digits(self.config, self._digits, self.split, index)[1] for index in chosen.tolist()]
+        placements = [placed for scene in scenes for placed in scene]
+        scene = np.repeat(np.arange(len(scenes)), [len(placed) for placed in scenes])
+        which = np.array([placed.digit_index for placed in placements], np.int64)
+        sizes = np.array([placed.size for placed in placements], np.int64)
+        starts = np.array([(placed.left, placed.top) for placed in placements], np.int64).reshape(-1, 2)
+        boxes = np.array([placed.box_xyxy for placed in placements], np.float64).reshape(-1, 4)
+        side = self.config.side
+        shrink = self.image_size / side
+        frames = np.concatenate([starts + sizes[:, None] / 2, sizes[:, None], sizes[:, None]], 1) / side
+        patch = np.searchsorted(_PATCH_SIDES[:-1], sizes * shrink * (1 if shrink < 1 else 2))
         order = np.argsort(patch, kind="stable")
         return Draft(
-            torch.from_numpy(self._digits.images[layouts.digit_indices[order]]),
+            torch.from_numpy(self._digits.images[which[order]]),
             torch.from_numpy(frames[order]).float(),
-            torch.from_numpy(layouts.scene[order]),
+            torch.from_numpy(scene[order]),
             tuple(np.bincount(patch, minlength=len(_PATCH_SIDES)).tolist()),
             _SOFTENING * max(0.0, 1 - shrink),
             self.image_size,
-            xyxy_to_cxcywh(torch.from_numpy(layouts.boxes_xyxy / self.config.side).float()),
-            torch.from_numpy(self._digits.labels[layouts.digit_indices].astype(np.int64)),
-            torch.from_numpy(layouts.scene),
+            xyxy_to_cxcywh(torch.from_numpy(boxes / side).float()),
+            torch.from_numpy(self._digits.labels[which].astype(np.int64)),
+            torch.from_numpy(scene),
             tuple((chosen + 1).tolist()),
         )
-
-    def _layouts(self, indices: Int[np.ndarray, " b"]) -> Layouts:
-        """Cut out of whole blocks of scenes."""
-        if (indices < 0).any():
-            raise DataError(f"scene {indices.min()}: an index may not be negative")
-        if len(indices) == 0:
-            return lay_out(self.config, self._digits, self._outlines, self.split, [])
-        numbers, within = np.divmod(indices, _BLOCK)
-        blocks = [self._block(number) for number in numbers.tolist()]
-        rows = [range(starts[i], starts[i + 1]) for (_, starts), i in zip(blocks, within, strict=True)]
-
-        def cut(name: str) -> np.ndarray:
-            return np.concatenate(
-                [
-                    getattr(block, name)[row.start : row.stop]
-                    for (block, _), row in zip(blocks, rows, strict=True)
-                ]
-            )
-
-        counts = np.array([len(row) for row in rows], np.int64)
-        return Layouts(
-            cut("digit_indices"),
-            cut("sizes"),
-            cut("starts"),
-            cut("boxes_xyxy"),
-            np.repeat(np.arange(len(rows)), counts),
-        )
-
-    def _lay_out_block(self, number: int) -> tuple[Layouts, list[int]]:
-        """Scenes [number * _BLOCK, (number + 1) * _BLOCK), and the row at which each begins."""
-        indices = range(number * _BLOCK, (number + 1) * _BLOCK)
-        layouts = lay_out(self.config, self._digits, self._outlines, self.split, indices)
-        return layouts, np.searchsorted(layouts.scene, np.arange(_BLOCK + 1)).tolist()
-
-
-class _Same:
-    """Digits that are the same wherever they were read, for a cache."""
-
-    def __init__(self, digits: Digits) -> None:
-        self.digits, self.checksum = digits, digits.checksum()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.checksum == self.checksum
-
-    def __hash__(self) -> int:
-        return hash(self.checksum)
-
-
-@functools.lru_cache(maxsize=4)
-def _outlines(same: _Same) -> Outlines:
-    """Kept, since making them takes half a second for the embedded digits and five for all of MNIST."""
-    return Outlines(same.digits)
 
 
 def patches_of(
