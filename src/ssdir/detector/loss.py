@@ -110,9 +110,9 @@ def hard_negatives(
 class MultiboxLoss:
     """SSD's loss (arXiv:1512.02325, equations 1 to 3): smooth L1 on positives, classification with hard negatives.
 
-    Both terms are sums over the batch divided by its number of positives (at least 1; of several
-    processes their mean), in float32 also under
-    autocast. Ground-truth boxes with a side below one pixel, reversed or not finite are ignored.
+    Both terms are sums over the batch divided by its number of positives (at least 1; several processes divide by the
+    mean of theirs), in float32 also under autocast. Ground-truth boxes with a side below one pixel, reversed or not
+    finite are ignored.
     """
 
     def __init__(self, config: DetectorLossConfig) -> None:
