@@ -87,7 +87,8 @@ def measure(arguments: Arguments, network: str, option: str) -> dict[str, Any]:
         torch.nn.utils.convert_conv2d_weight_memory_format(task.model, torch.channels_last)
         batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
     if "compile" in words:
-        task.compile_networks()
+        for part in task.image_networks():
+            part.compile()
     task.train()
     optimizer = make_optimizer(task.model, settings, torch.device("cpu"))
     seconds = []

@@ -270,7 +270,8 @@ def throughput(setup: Setup, limits: Limits) -> list[Row]:
         flops = operations(calls[""])
         if on_gpu:  # on a CPU it gains nothing: see docs/results.md
             calls[" + compile"] = _full_step(setup, settings, name)
-            calls[" + compile"].task.compile_networks()
+            for part in calls[" + compile"].task.image_networks():
+                part.compile()
         times = timed(calls, setup.device, setup.repetitions, setup.budget)
         best = min(times, key=lambda option: times[option].median)
         for option, step in calls.items():

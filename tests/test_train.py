@@ -53,7 +53,7 @@ from ssdir.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.randomness import generator_of, seeded
 from ssdir.run_folder import load_run_config
 from ssdir.storage import DataError, load_tensors, read_json
-from ssdir.tasks import DetectorTask, SSDIRTask, with_boxes
+from ssdir.tasks import DetectorTask, SSDIRTask, Task, with_boxes
 from ssdir.teaching import TeacherTask
 from ssdir.tracking import read_metrics
 from ssdir.train import computes_in_bf16, train_detector, train_ssdir, train_teacher
@@ -712,7 +712,7 @@ def halves_of(batch: Batch) -> list[Batch]:
 def test_micro_batches_of_a_detector_weigh_objects_by_their_own_counts(
     scenes: Path, detector_run: Path
 ) -> None:
-    """A task's terms are means over the positives of its own batch; ``ssdir.shares`` makes them parts of a whole."""
+    """A task's terms are means over the positives of its own micro-batch, which are simply averaged."""
     task = DetectorTask(load_detector(detector_run), DetectorLossConfig()).eval()
     dataset = CachedDataset(scenes, "train", 64)
     for indices, equal in (
@@ -740,8 +740,8 @@ def test_micro_batches_of_a_detector_weigh_objects_by_their_own_counts(
 
 
 def test_micro_batches_of_ssdir_weigh_objects_by_their_own_counts(scenes: Path, detector_run: Path) -> None:
-    """Means over images and predictions do not depend on the parts; a task's mean over objects' pixels does
-    (``ssdir.shares`` makes it a part of the whole)."""
+    """Means over images and predictions do not depend on the parts; a mean over objects' pixels
+    does: micro-batches are simply averaged."""
     config = replace(MODEL, sigma_what=0.0, sigma_depth=0.0, train_on="selected", decoder_norm="none")
     with seeded(0):
         model = SSDIR(load_detector(detector_run), replace(config, present_threshold=0.3))
@@ -821,21 +821,15 @@ def test_average_precision_is_left_out_without_its_judge(
     assert "AP50" not in figures and figures["recall"] == 1.0
 
 
-def test_compiled_parts_are_those_with_fixed_shapes(
-    detector_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled: list[str] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+def test_image_networks_are_those_with_fixed_shapes(detector_run: Path) -> None:
+    def kinds(task: Task) -> list[str]:
+        return [type(part).__name__ for part in task.image_networks()]
+
     detector = load_detector(detector_run)
-    DetectorTask(detector, DetectorLossConfig()).compile_networks()
-    assert compiled == ["Backbone"]
-    compiled.clear()
-    task = SSDIRTask(SSDIR(detector, replace(MODEL, clone_backbone=True)), ObjectiveConfig())
-    task.compile_networks()
-    assert compiled == ["Backbone", "Backbone", "WhatEncoder", "DepthEncoder"]
-    compiled.clear()
-    TeacherTask(detector, Teacher(TEACHER, MODEL), 0.5).compile_networks()
-    assert compiled == ["Backbone"]
+    assert kinds(DetectorTask(detector, DetectorLossConfig())) == ["Backbone"]
+    ssdir = SSDIRTask(SSDIR(detector, replace(MODEL, clone_backbone=True)), ObjectiveConfig())
+    assert kinds(ssdir) == ["Backbone", "Backbone", "WhatEncoder", "DepthEncoder"]
+    assert kinds(TeacherTask(detector, Teacher(TEACHER, MODEL), 0.5)) == ["Backbone"]
 
 
 def test_compiled_training_takes_the_same_steps(scenes: Path, detector_run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.config import PRESENT_THRESHOLD, to_dict
@@ -20,7 +20,7 @@ from ssdir.model.baselines.base import Baseline
 from ssdir.model.latents import Objects
 from ssdir.model.terms import Terms
 from ssdir.storage import tensors_fingerprint
-from ssdir.tasks import PICTURE_IMAGES, Means, Task, box_average_precision, grid_of, with_answer, with_boxes
+from ssdir.tasks import PICTURE_IMAGES, Means, Task, box_average_precision, grid_of, with_boxes
 
 JUDGED = 0.01
 """Average precision looks at objects whose presence exceeds this, as a detector's does."""
@@ -52,15 +52,6 @@ class BaselineTask(Task):
         if self.model.frozen_detector() is None:
             return self.model(batch.images, generator, step)
         return self.model(batch.images, generator, step, answer=batch.answer)
-
-    def counted(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, dict[str, Tensor | int]]:
-        """Means over images, but for what a model on a detector says otherwise."""
-        detector = self.model.frozen_detector()
-        if detector is None:
-            return batch, {}
-        batch = with_answer(batch, detector, maps=False)
-        assert batch.answer is not None
-        return batch, dict(self.model.counts(batch.images, batch.answer))
 
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses with fully annealed schedules; mean squared error of the reconstruction, background included;
@@ -106,10 +97,11 @@ class BaselineTask(Task):
     def optimizer_groups(self) -> Sequence[Mapping[str, Any]]:
         return self.model.optimizer_groups()
 
-    def compile_networks(self) -> None:
-        """The model's parts; what binds them together follows schedules, whose every step would be another graph."""
-        for part in self.model.children():
-            part.compile()
+    def image_networks(self) -> Sequence[nn.Module]:
+        """The model's parts; what binds them together follows schedules, whose every step would be another graph. Of
+        a model on a detector its backbone alone: the others see crops, whose number changes from step to step."""
+        detector = self.model.frozen_detector()
+        return tuple(self.model.children()) if detector is None else (detector.backbone,)
 
 
 class _Judged:

@@ -3,9 +3,9 @@
 :func:`train` shows a run from top to bottom. What is trained is a :class:`~ssdir.tasks.Task` (a network and its
 loss); :mod:`ssdir.train` builds those of all models.
 
-Order of images, initial weights and noise are pure functions of seed, step and, of noise that :mod:`ssdir.shares`
-does not share, process, so that a checkpoint needs no generator state, and a run killed at any moment goes on exactly:
-on the CPU, with the same threads and versions, bit for bit.
+Order of images and initial weights are pure functions of seed and step, noise is one of process and micro-batch too.
+So a checkpoint needs no generator state, and a run killed at any moment goes on exactly: on the CPU, with the same
+threads and versions, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, runtime_chec
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from ssdir.checkpoint import RunState
 from ssdir.config import AugmentationConfig, ConfigError, DetectorRun, TrainingConfig, to_dict
@@ -32,10 +33,9 @@ from ssdir.meters import Clock, FiniteGuard, Window
 from ssdir.model.terms import Terms
 from ssdir.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.ownership import locked
+from ssdir.randomness import generator_of
 from ssdir.run_folder import check_run, remove_leftovers
-from ssdir.shares import shares_of
 from ssdir.storage import atomic_open, write_json
-from ssdir.synced_norm import sync_batch_norm
 from ssdir.tasks import Task
 from ssdir.tracking import Recorder
 
@@ -139,13 +139,14 @@ def _train(
         remove_leftovers(out)
         write_json(out / "config.json", description)
 
-    if accelerator.num_processes > 1:
-        for part in task.synced_parts():
-            sync_batch_norm(part)
+    if accelerator.num_processes > 1 and place.type == "cuda":  # torch has it for no CPU
+        for part in task.image_networks():
+            nn.SyncBatchNorm.convert_sync_batchnorm(part)
     if settings.channels_last:
         torch.nn.utils.convert_conv2d_weight_memory_format(task.model, torch.channels_last)
     if settings.compile:
-        task.compile_networks()
+        for part in task.image_networks():
+            part.compile()
     task.to(place)
     network, optimizer = accelerator.prepare(
         task, make_optimizer(task.model, settings, place, task.optimizer_groups())
@@ -183,12 +184,13 @@ def _train(
 
             micro_terms: list[Terms] = []
             image_ids: list[int] = []
-            for share in shares_of(task, feed.micro_batches(step), step, settings, accelerator):
+            for micro, batch in enumerate(feed.micro_batches(step)):
+                noise = generator_of(settings.seed, step, accelerator.process_index, micro, device=place)
                 with accelerator.accumulate(network):
-                    terms = share.weighed(network(share.batch, share.noise, step))
+                    terms = network(batch, noise, step)
                     accelerator.backward(task.weighted(terms.losses))
                 micro_terms.append(terms)
-                image_ids.extend(share.batch.image_ids)
+                image_ids.extend(batch.image_ids)
             grad_norm = accelerator.clip_grad_norm_(run.trained, settings.clip_norm or math.inf)
 
             done = step + 1

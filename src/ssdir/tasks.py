@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,6 @@ VALIDATION_BATCH = 32
 """Images at a time in a validation."""
 PICTURE_IMAGES = 6
 """Rows of a picture."""
-OBJECTS = "decoded"
-"""Among the counts of a batch: how many objects noise is drawn for."""
 
 
 class Task(nn.Module, ABC):
@@ -44,13 +41,10 @@ class Task(nn.Module, ABC):
         model: the network.
         weights: the coefficient of each loss term.
         image_size: side of the images it takes, in pixels.
-        shares_noise: whether all noise is drawn by :func:`ssdir.randomness.drawn`, so that it can be that of the whole
-            batch, however processes share it.
         validation_columns: names of what :meth:`validate` may give.
     """
 
     kind: str
-    shares_noise: bool = False
     validation_columns: tuple[str, ...] = ()
     model: nn.Module
     weights: dict[str, float]
@@ -66,23 +60,6 @@ class Task(nn.Module, ABC):
             step: finished steps, of which whatever changes in the course of a training is a pure function; None: as
                 at its end, which is how a validation asks.
         """
-
-    def counted(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, dict[str, Tensor | int]]:
-        """What the loss terms of a batch are means over, by term, for those that are no means over its images.
-
-        A term is its sum divided by that number, or by 1 where it is 0. From it the loop makes terms of shares of a
-        batch add up to those of the whole (:mod:`ssdir.shares`). A task that shares its noise also tells the number of
-        objects (:data:`OBJECTS`).
-
-        Returns:
-            The batch, perhaps with the frozen detector's answer, so that it is not asked twice; and the numbers.
-        """
-        return batch, {}
-
-    def synced_parts(self) -> Sequence[nn.Module]:
-        """Parts whose BatchNorm sees whole images, of which every process has as many: its statistics are taken over
-        all processes (:mod:`ssdir.synced_norm`)."""
-        return ()
 
     @abstractmethod
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
@@ -109,10 +86,10 @@ class Task(nn.Module, ABC):
         """How the parameters are optimized, for :func:`ssdir.optim.make_optimizer`; None: by AdamW, all alike."""
         return None
 
-    def compile_networks(self) -> None:
-        """Compile, in place, the parts whose inputs keep their shapes from step to step; others would be compiled
-        again and again."""
-        self.model.compile()
+    def image_networks(self) -> Sequence[nn.Module]:
+        """The parts that see every image of a batch, so that their inputs keep their shapes from step to step: those
+        that ``training.compile`` compiles, and whose BatchNorm, on GPUs, takes its statistics over all processes."""
+        return (self.model,)
 
     def weighted(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
         """The loss: the sum of the terms times their weights. The one place where weights are applied."""
@@ -164,14 +141,6 @@ class DetectorTask(Task):
             fired = (self.model.presence(output) > PRESENT_THRESHOLD).sum() / n_images
         return Terms(losses, {"fired_per_image": fired, "true_per_image": len(batch.boxes) / n_images})
 
-    def counted(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, dict[str, Tensor | int]]:
-        """Both terms are means over the positives."""
-        positives = self.objective.positives(self.model, batch)
-        return batch, {"box": positives, "score": positives}
-
-    def synced_parts(self) -> Sequence[nn.Module]:
-        return (self.model.backbone,)
-
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses; COCO AP where faster-coco-eval is installed; recall and precision at presence > 0.5."""
         losses = Means()
@@ -216,15 +185,14 @@ class DetectorTask(Task):
         """Where the first weights come from, unless the seed gives them."""
         return {} if self.initial_weights is None else {"initial_weights": self.initial_weights}
 
-    def compile_networks(self) -> None:
-        self.model.backbone.compile()
+    def image_networks(self) -> Sequence[nn.Module]:
+        return (self.model.backbone,)
 
 
 class SSDIRTask(Task):
     """SSDIR and its objective; the detector inside stays as it is, and so does the teacher, where there is one."""
 
     kind = "ssdir"
-    shares_noise = True
     validation_columns = (
         "loss", "image", "objects", "what", "depth", "teacher", "image_mse", "present_per_image",
     )  # fmt: skip
@@ -258,24 +226,6 @@ class SSDIRTask(Task):
                 if sigma > 0:
                     health[f"{name}_to_noise"] = rms / sigma
         return Terms(losses, health)
-
-    def counted(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, dict[str, Tensor | int]]:
-        """Terms of objects are means over their pixels or, the teacher's, over the objects."""
-        model = self.model
-        batch = with_answer(batch, model.detector, maps=model.backbone is None)
-        assert batch.answer is not None
-        boxes, image_index = model.decoded_boxes(batch.answer, generator)
-        counts: dict[str, Tensor | int] = {
-            OBJECTS: len(boxes),
-            **self.objective.counts(
-                boxes, image_index, len(batch), model.decoder.patch_size, batch.images.shape[-1]
-            ),
-        }
-        return batch, counts | ({} if self.teacher is None else {"teacher": len(boxes)})
-
-    def synced_parts(self) -> Sequence[nn.Module]:
-        """All but the decoder, which sees objects."""
-        return [part for part in (self.model.backbone, self.model.what, self.model.depth) if part is not None]
 
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses, mean squared error of the reconstruction, and objects found an image."""
@@ -327,21 +277,10 @@ class SSDIRTask(Task):
             identity["teacher_weights"] = tensors_fingerprint(self.teacher.state_dict())
         return identity
 
-    def compile_networks(self) -> None:
-        """Backbones and encoders, which see every image of the batch. The decoder sees every object, a number that
-        changes from step to step."""
-        for part in (self.model.detector.backbone, self.model.backbone, self.model.what, self.model.depth):
-            if part is not None:
-                part.compile()
-
-
-def with_answer(batch: Batch, detector: Detector, maps: bool) -> Batch:
-    """A batch with what a frozen detector says of it, and its feature maps where asked for."""
-    return (
-        batch
-        if batch.answer is not None
-        else dataclasses.replace(batch, answer=detector.answer(batch.images, maps=maps))
-    )
+    def image_networks(self) -> Sequence[nn.Module]:
+        """Backbones and encoders. The decoder sees every object, a number that changes from step to step."""
+        parts = (self.model.detector.backbone, self.model.backbone, self.model.what, self.model.depth)
+        return [part for part in parts if part is not None]
 
 
 # -- figures of a validation -------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdir.boxes import xyxy_to_cxcywh
 from ssdir.config import ConfigError, ModelConfig, TeacherConfig, to_dict
@@ -28,7 +29,7 @@ from ssdir.model.render import crop
 from ssdir.model.teacher import Teacher, contexts_of
 from ssdir.model.terms import Terms
 from ssdir.storage import tensors_fingerprint
-from ssdir.tasks import Means, Task, grid_of, with_answer
+from ssdir.tasks import Means, Task, grid_of
 
 PICTURE_CROPS = 12
 
@@ -59,13 +60,6 @@ class TeacherTask(Task):
             boxes, image_index = boxes[chosen], image_index[chosen]
         contexts = contexts_of(batch.images, boxes, image_index, self.model.config)
         return Terms(self.model.losses(contexts, generator), {"crops": len(contexts)})
-
-    def counted(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, dict[str, Tensor | int]]:
-        """Both terms are means over crops; of fewer than two nothing is learned."""
-        batch = with_answer(batch, self.detector, maps=False)
-        crops = min(len(self.find(batch.images, batch.answer)[0]), self.model.config.crops)
-        number = crops if crops > 1 else 0
-        return batch, {"reconstruction": number, "invariance": number}
 
     @torch.no_grad()
     def find(
@@ -113,9 +107,9 @@ class TeacherTask(Task):
         """A hash of the detector's weights."""
         return {"detector_weights": tensors_fingerprint(self.detector.state_dict())}
 
-    def compile_networks(self) -> None:
+    def image_networks(self) -> Sequence[nn.Module]:
         """The detector's backbone; what is trained sees crops, whose number changes from step to step."""
-        self.detector.backbone.compile()
+        return (self.detector.backbone,)
 
 
 FITTING = ("z_what_size", "decoder_channels", "decoder_norm")

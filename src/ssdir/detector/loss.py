@@ -11,6 +11,7 @@ from ssdir.boxes import cxcywh_to_xyxy, encode_offsets, iou
 from ssdir.config import DetectorLossConfig
 from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.distributed import normalizer
 from ssdir.storage import DataError
 
 
@@ -109,8 +110,9 @@ def hard_negatives(
 class MultiboxLoss:
     """SSD's loss (arXiv:1512.02325, equations 1 to 3): smooth L1 on positives, classification with hard negatives.
 
-    Both terms are sums over the batch divided by its number of positives (at least 1), in float32 also under
-    autocast. Ground-truth boxes with a side below one pixel, reversed or not finite are ignored.
+    Both terms are sums over the batch divided by its number of positives (at least 1; several processes divide by the
+    mean of theirs), in float32 also under autocast. Ground-truth boxes with a side below one pixel, reversed or not
+    finite are ignored.
     """
 
     def __init__(self, config: DetectorLossConfig) -> None:
@@ -127,7 +129,9 @@ class MultiboxLoss:
         """
         with torch.autocast(output.logits.device.type, enabled=False):
             offsets, logits = output.offsets.float(), output.logits.float()
-            sound, boxes, rows = self._matched(detector, batch)
+            sound = _sound(batch.boxes, detector.config.image_size)
+            boxes = torch.where(sound[:, None], batch.boxes.float(), 0)  # empty boxes match nothing
+            rows = match(detector.priors, boxes, batch.image_index, len(batch.images), self.config.match_iou)
             positive = rows >= 0
             # All predictions are coded, not the positives alone, whose number a device would have to tell. A negative
             # stands for its prior, from which it is no distance away.
@@ -148,22 +152,9 @@ class MultiboxLoss:
                 losses = F.cross_entropy(logits.transpose(1, 2), classes.long(), reduction="none")
             losses = torch.where(positive, self.config.positive_weight * losses, losses)
             chosen = positive | hard_negatives(losses, positive, self.config.negatives_per_positive)
-            n_positive = positive.sum().clamp(min=1)
+            n_positive = normalizer(positive.sum())
             score = torch.where(chosen, losses, torch.zeros_like(losses)).sum()
             return {"box": box / n_positive, "score": score / n_positive}
-
-    def positives(self, detector: Detector, batch: Batch) -> Int[Tensor, ""]:
-        """How many predictions stand for an object: what both terms are divided by (at least 1)."""
-        return (self._matched(detector, batch)[2] >= 0).sum()
-
-    def _matched(
-        self, detector: Detector, batch: Batch
-    ) -> tuple[Bool[Tensor, " g"], Float[Tensor, "g 4"], Int[Tensor, "b n"]]:
-        """Which boxes count, the boxes (all 0 where they do not), and for each prediction the box it stands for."""
-        sound = _sound(batch.boxes, detector.config.image_size)
-        boxes = torch.where(sound[:, None], batch.boxes.float(), 0)  # empty boxes match nothing
-        rows = match(detector.priors, boxes, batch.image_index, len(batch.images), self.config.match_iou)
-        return sound, boxes, rows
 
 
 def _sound(boxes: Float[Tensor, "g 4"], image_size: int) -> Bool[Tensor, " g"]:

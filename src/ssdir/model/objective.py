@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ssdir.boxes import pixels_inside
 from ssdir.config import ModelConfig, ObjectiveConfig
+from ssdir.distributed import normalizer
 from ssdir.model.chain import chunks
 from ssdir.model.latents import CellLatents, Objects
 from ssdir.model.render import crop
@@ -64,29 +65,6 @@ class Objective:
                 "depth": cell_kl(latents.depth.float().square(), latents, self.model.sigma_depth),
             }
 
-    def counts(
-        self,
-        boxes: Float[Tensor, "m 4"],
-        image_index: Int[Tensor, " m"],
-        n_images: int,
-        patch_size: int,
-        size: int,
-    ) -> dict[str, Tensor]:
-        """What the terms that are no means over images are means over, for the boxes of the objects decoded.
-
-        Args:
-            boxes: cxcywh in [0, 1].
-            image_index: the image of each box.
-            n_images: images in the batch.
-            patch_size: side of the decoded patches.
-            size: side of the images.
-        """
-        rows, columns = pixels_inside(boxes.float(), patch_size)
-        counts = {"objects": (rows.sum(1) * columns.sum(1)).sum()}
-        if self.needs_images and self.config.image_region == "boxes":
-            counts["image"] = inside_boxes(boxes, image_index, n_images, size).sum()
-        return counts
-
     def _image(self, output: SSDIROutput, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, ""]:
         if output.images is None:
             return images.new_zeros(())
@@ -106,7 +84,7 @@ def image_error(
         return functional.binary_cross_entropy(merged, images)
     weight = region[:, None].to(merged.dtype)
     total = functional.binary_cross_entropy(merged, images, weight.expand_as(merged), reduction="sum")
-    return total / (weight.sum() * merged.shape[1]).clamp_min(1)
+    return total / normalizer(weight.sum() * merged.shape[1])
 
 
 def object_error(
@@ -122,7 +100,7 @@ def object_error(
     rows, columns = pixels_inside(boxes, logits.shape[-1])
     rows, columns = rows.to(logits.dtype), columns.to(logits.dtype)
     scored = (rows.sum(1) * columns.sum(1)).sum() * logits.shape[1]
-    return _SummedError.apply(logits, target, rows, columns) / scored.clamp_min(1)
+    return _SummedError.apply(logits, target, rows, columns) / normalizer(scored)
 
 
 class _SummedError(torch.autograd.Function):

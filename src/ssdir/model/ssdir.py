@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssdir.boxes import cxcywh_to_xyxy, nms
@@ -23,7 +23,6 @@ from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
 from ssdir.model.inputs import Images, prepare
 from ssdir.model.latents import CellLatents, Objects
-from ssdir.randomness import drawn
 
 
 @dataclass(frozen=True)
@@ -89,67 +88,34 @@ class SSDIR(nn.Module):
         """
         if answer is None:
             answer = self.detector.answer(images, maps=self.backbone is None)
-        boxes, present, reset = self._located(answer)
+        output = DetectorOutput(answer.offsets, answer.logits)
+        present = self.detector.presence(output)
+        reset = present < self.config.reset_below
+        boxes = self.detector.boxes(output).masked_fill(reset[..., None], 0)
         if self.backbone is not None:
             features = self.backbone(self.detector.normalise(images))
         else:
             assert answer.maps is not None, "this answer was kept without feature maps"
             features = list(answer.maps)
         what, depth = self.what(features).float(), self.depth(features).float()
-        output = DetectorOutput(answer.offsets, answer.logits)
         labels = None if self.detector.config.class_agnostic else self.detector.class_of(output)
         return CellLatents(boxes, present, what, depth, self.detector.cell_of_box, reset, labels)
-
-    def _located(
-        self, answer: Answer
-    ) -> tuple[Float[Tensor, "b n 4"], Float[Tensor, "b n"], Bool[Tensor, "b n"]]:
-        """Boxes and presence of the predictions, and which of them are reset."""
-        output = DetectorOutput(answer.offsets, answer.logits)
-        present = self.detector.presence(output)
-        reset = present < self.config.reset_below
-        return self.detector.boxes(output).masked_fill(reset[..., None], 0), present, reset
-
-    def decoded_boxes(
-        self, answer: Answer, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "m 4"], Int[Tensor, " m"]]:
-        """Boxes and image index of the objects that :meth:`forward` decodes with a generator of the same seed, without
-        their ``what`` and ``depth``, and so without running any network.
-
-        Args:
-            answer: what the detector says of the images.
-            generator: source of all randomness.
-        """
-        boxes, present, reset = self._located(answer)
-        nothing = boxes.new_zeros(present.shape)
-        latents = CellLatents(boxes, present, nothing[..., None], nothing, self.detector.cell_of_box, reset)
-        if self.config.train_on == "sampled":
-            image, prediction = self._drawn(latents, generator)
-            return boxes[image, prediction], image
-        objects = self.select(latents)
-        return objects.boxes, objects.image_index
-
-    def _drawn(
-        self, latents: CellLatents, generator: torch.Generator
-    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
-        """Image and prediction of the present objects."""
-        draws = drawn("uniform", tuple(latents.present.shape), generator)
-        found = (draws.to(latents.present.device) < latents.present) & ~latents.reset
-        image, prediction = found.nonzero(as_tuple=True)
-        return image, prediction
 
     def sample(self, latents: CellLatents, generator: torch.Generator) -> Objects:
         """Draw objects for training: presence from Bernoulli(beta), what and depth with their noise; no patches.
 
         Random numbers are drawn on the generator's device. Only present rows are ever gathered.
         """
-        image, prediction = self._drawn(latents, generator)
+        draws = torch.rand(latents.present.shape, generator=generator, device=generator.device)
+        found = (draws.to(latents.present.device) < latents.present) & ~latents.reset
+        image, prediction = found.nonzero(as_tuple=True)
         return self.with_noise(self._pack(latents, image, prediction), generator)
 
     def with_noise(self, objects: Objects, generator: torch.Generator) -> Objects:
         """Objects whose ``what`` and ``depth`` are drawn around theirs with the posterior's standard deviations."""
         assert objects.what is not None and objects.depth is not None
         shape = (len(objects), self.config.z_what_size + 1)
-        noise = drawn("normal", shape, generator, "objects").to(objects.what)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(objects.what)
         return dataclasses.replace(
             objects,
             what=objects.what + self.config.sigma_what * noise[:, :-1],

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssdir.config import ModelConfig, TeacherConfig
+from ssdir.distributed import normalizer
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.latents import Objects
 from ssdir.model.render import crop
@@ -109,7 +110,7 @@ def distance_to_codes(
     assert objects.what is not None
     targets = teacher.codes_of(images, objects.boxes.detach(), objects.image_index)
     what = objects.what.float()
-    return (what - targets).square().sum() / max(what.numel(), 1)
+    return (what - targets).square().sum() / normalizer(what.new_full((), what.numel()))
 
 
 MARGIN = 1.5

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ssdir.boxes import nms
 from ssdir.config import PRESENT_THRESHOLD, to_dict
-from ssdir.data.batch import Answer
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
 from ssdir.model.inputs import Images, prepare
@@ -110,11 +109,6 @@ class Baseline(nn.Module, ABC):
         (without maps), or None.
         """
         return None
-
-    def counts(self, images: Float[Tensor, "b 3 s s"], answer: Answer) -> dict[str, int]:
-        """Of a model on a detector: what its loss terms are means over, by term, for those that are no means over
-        images; ``answer`` is what the detector says of the images."""
-        return {}
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The trained parameters by how they are optimized.

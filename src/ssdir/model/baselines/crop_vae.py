@@ -23,6 +23,7 @@ from ssdir.config import PRESENT_THRESHOLD, ConfigError, DetectorConfig, to_dict
 from ssdir.data.batch import Answer
 from ssdir.detector.backbone import laid_out
 from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.distributed import normalizer
 from ssdir.model import pretrained
 from ssdir.model.baselines.base import Baseline, select
 from ssdir.model.baselines.crop_config import CropVAEConfig
@@ -144,12 +145,6 @@ class CropVAE(Baseline):
             boxes, image_index = boxes[chosen], image_index[chosen]
         return Terms(self.crop_losses(images, boxes, image_index, generator), health)
 
-    def counts(self, images: Float[Tensor, "b 3 s s"], answer: Answer) -> dict[str, int]:
-        """Both terms are means over crops."""
-        number = len(self._find(images, answer, self.config.present_threshold, "config", None))
-        number = number if self.config.crops is None else min(number, self.config.crops)
-        return {"objects": number, "what": number}
-
     def crop_losses(
         self,
         images: Float[Tensor, "b 3 s s"],
@@ -161,6 +156,7 @@ class CropVAE(Baseline):
 
         Pixels of a crop whose centre lies outside of the image are not scored, as in SSDIR.
         """
+        number = normalizer(boxes.new_full((), len(boxes)))
         if len(boxes) == 0:
             nothing = torch.stack(
                 [item.flatten()[0] * 0 for item in self.parameters() if item.requires_grad]
@@ -173,8 +169,8 @@ class CropVAE(Baseline):
         with torch.autocast(images.device.type, enabled=False):
             rows, columns = pixels_inside(wide(boxes), self.config.patch_size)
             scored = (rows[:, :, None] & columns[:, None, :]).to(crops.dtype)
-            surprise = (self._surprise(wide(logits), crops).sum(1) * scored).sum() / len(boxes)
-            return {"objects": surprise, "what": normal_kl(posterior.mean, posterior.std).sum() / len(boxes)}
+            surprise = (self._surprise(wide(logits), crops).sum(1) * scored).sum() / number
+            return {"objects": surprise, "what": normal_kl(posterior.mean, posterior.std).sum() / number}
 
     def _surprise(
         self, logits: Float[Tensor, "m 3 p p"], crops: Float[Tensor, "m 3 p p"]
