@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdir.config import ConfigError
+from ssdir.errors import UserError
 from ssdir.extras import how_to_install
 from ssdir.storage import DataError, temporary_name
 from ssdir.study.shared import exclusive
@@ -44,12 +45,20 @@ def optuna_module() -> Any:
     return optuna
 
 
-def database_errors(*others: type[BaseException]) -> tuple[type[BaseException], ...]:
-    """What Optuna raises where a database fails, and others."""
+def database_errors() -> tuple[type[Exception], ...]:
+    """What Optuna raises where a database fails."""
     optuna = optuna_module()
     from sqlalchemy.exc import SQLAlchemyError
 
-    return optuna.exceptions.StorageInternalError, SQLAlchemyError, *others
+    return optuna.exceptions.StorageInternalError, SQLAlchemyError
+
+
+def database_error(error: BaseException | None) -> BaseException | None:
+    """The database's failure that an error is, or in whose handling it arose (as in Optuna, which cannot tell it how a
+    trial ended); None where there is none."""
+    while error is not None and not isinstance(error, database_errors()):
+        error = error.__context__
+    return error
 
 
 @contextmanager
@@ -57,9 +66,14 @@ def outage_told() -> Iterator[None]:
     """Turn a database's failure into a :class:`DataError` of one line."""
     try:
         yield
-    except database_errors() as error:
+    except UserError:
+        raise
+    except Exception as error:
+        failure = database_error(error)
+        if failure is None:
+            raise
         raise DataError(
-            f"the study's database does not answer ({_reason(error)}); nothing of the study is lost: "
+            f"the study's database does not answer ({_reason(failure)}); nothing of the study is lost: "
             "give the command again"
         ) from error
 
@@ -156,6 +170,7 @@ def _database(place: str | Path, grace_period: int) -> RDBStorage:
     if isinstance(place, Path):  # whatever characters its name has; workers wait for each other's writes
         options["creator"] = partial(sqlite3.connect, place, timeout=60, check_same_thread=False)
     scheme, _, rest = ("sqlite:///study" if isinstance(place, Path) else place).partition("://")
+    failures: tuple[type[Exception], ...] = (ValueError, RuntimeError, *database_errors())
     drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
     try:
         return Database(
@@ -170,7 +185,7 @@ def _database(place: str | Path, grace_period: int) -> RDBStorage:
         raise ModuleNotFoundError(
             f"{scheme} needs a driver for Python: pip install '{package}'", name=error.name
         ) from error
-    except database_errors(ValueError, RuntimeError) as error:
+    except failures as error:
         raise ConfigError(
             f"{place if isinstance(place, Path) else scheme} cannot be opened as a study's database: {_reason(error)}"
         ) from error

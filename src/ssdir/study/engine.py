@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ssdir.config import ConfigError
 from ssdir.errors import UserError
 from ssdir.storage import DataError
-from ssdir.study.database import database_errors, optuna_module, outage_told
+from ssdir.study.database import database_error, database_errors, optuna_module, outage_told
 from ssdir.study.shared import exclusive
 from ssdir.study.space import flat
 
@@ -192,14 +192,14 @@ class _Worker:
         self.number = -1
         try:
             self.study.optimize(self._run, n_trials=1, catch=(UserError,), callbacks=[self._ended])
-        except database_errors(KeyboardInterrupt):
-            with suppress(*database_errors()):
-                trial = self.study.get_trials()[self.number]
-                if trial.number == self.number and trial.state.name == "FAIL":
-                    RetryHeartbeatStaleTrialCallback()(self.study, trial)
-            raise
-        except ValueError as error:  # Optuna's, of a trial that has ended already
-            if not str(error).startswith("Cannot tell a"):
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or database_error(error):
+                with suppress(*database_errors()):
+                    trial = self.study.get_trials()[self.number]
+                    if trial.number == self.number and trial.state.name == "FAIL":
+                        RetryHeartbeatStaleTrialCallback()(self.study, trial)
+                raise
+            if not str(error).startswith("Cannot tell a"):  # Optuna's, of a trial that others have ended
                 raise
             self.say(f"trial {self.number}: {LostTrial()}")
 
@@ -209,29 +209,31 @@ class _Worker:
         self.number = trial.number
         self.lock.release()
         try:
-            return self.objective(trial)
-        except database_errors(TrialPruned, LostTrial):
+            try:
+                value = self.objective(trial)
+            finally:
+                self.lock.acquire()
+            require_ours(self.study, trial.number)
+            return value
+        except (TrialPruned, LostTrial):
             raise
         except Exception as error:
-            with suppress(UpdateFinishedTrialError, *database_errors()):
-                trial.set_user_attr(ERROR, str(error) if isinstance(error, UserError) else repr(error))
+            if not database_error(error):
+                with suppress(UpdateFinishedTrialError, *database_errors()):
+                    trial.set_user_attr(ERROR, str(error) if isinstance(error, UserError) else repr(error))
             raise
-        finally:
-            self.lock.acquire()
 
     def _ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
         if trial.state.name != "FAIL":
             self.failures = 0
-            self.say(
-                f"trial {trial.number}: {'pruned' if trial.state.name == 'PRUNED' else self.describe(trial)}"
-            )
+            ended = "pruned" if trial.state.name == "PRUNED" else self.describe(trial)
+            self.say(f"trial {trial.number}: {ended}")
             return
         self.failures += 1
-        self.say(f"trial {trial.number} failed: {trial.user_attrs[ERROR]}")
+        reason = trial.user_attrs.get(ERROR, "its value is not a number")
+        self.say(f"trial {trial.number} failed: {reason}")
         if self.failures == MOST_FAILURES:
-            raise DataError(
-                f"{self.failures} trials in a row failed; the last one: {trial.user_attrs[ERROR]}"
-            )
+            raise DataError(f"{self.failures} trials in a row failed; the last one: {reason}")
 
 
 def fewer_than(trials: int) -> Callable[[optuna.Study], bool]:
