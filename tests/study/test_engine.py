@@ -61,24 +61,24 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 
 def kill_one_of_two(storage: str, out: Path) -> None:
-    """Two workers, one killed inside trial 7: 40 complete trials; its own failed and repeated once, linked."""
+    """Two workers, one killed inside trial 7: 20 complete trials; its own failed and repeated once, linked."""
     out.mkdir(exist_ok=True)
-    victim = start(storage, out, 40, stuck=7)
+    victim = start(storage, out, 20, stuck=7)
     wait_for((out / "stuck").exists)
-    other = start(storage, out, 40)
+    other = start(storage, out, 20)
     study = open_study(open_storage(storage, out), "toy", False)
-    wait_for(lambda: states(study).count("COMPLETE") >= 20)
+    wait_for(lambda: states(study).count("COMPLETE") >= 10)
     victim.send_signal(signal.SIGKILL)
     assert end(victim) == (-signal.SIGKILL, "")
     assert end(other) == (0, "")
     trials = study.get_trials()
-    assert states(study).count("COMPLETE") == 40
+    assert states(study).count("COMPLETE") == 20
     assert [trial.number for trial in trials if trial.state.name != "COMPLETE"] == [7]
     assert states(study)[7] == "FAIL"
     (repeated,) = [trial for trial in trials if "failed_trial" in trial.system_attrs]
     assert repeated.system_attrs["failed_trial"] == 7
     assert repeated.params == trials[7].params
-    assert len(trials) == 41
+    assert len(trials) == 21
     close(study)
 
 
@@ -132,7 +132,7 @@ def test_a_killed_worker_on_postgresql(postgresql: tuple[str, Callable[[], None]
     kill_one_of_two(url, tmp_path)
     worker = start(url, tmp_path, 1000)
     study = open_study(open_storage(url, tmp_path), "toy", False)
-    wait_for(lambda: len(study.get_trials(deepcopy=False)) > 43)
+    wait_for(lambda: len(study.get_trials(deepcopy=False)) > 23)
     close(study)
     stop()
     code, told = end(worker)

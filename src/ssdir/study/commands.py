@@ -23,9 +23,9 @@ from ssdir.study.tune import Objective, Pruner, Sampler, TuneConfig
 class Tune:
     """Search for settings of SSDIR.
 
-    Give the same command to any number of processes on any number of machines that see OUT: they share one study. It
-    ends when it has --trials finished trials; given again with more, it goes on. The trial of a worker that is killed
-    is marked failed and tried once more.
+    Give the same command to any number of processes that see OUT: they share one study (on several machines with a
+    database server, --storage). It ends when it has --trials finished trials; given again with more, it goes on. The
+    trial of a worker that is killed is marked failed and tried once more.
     """
 
     out: Path
