@@ -337,8 +337,10 @@ def test_a_study_of_version_0_1_0_goes_on(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     "continued", [b"", b'{"op_code":2,"worker_id":"b","study_id":0,"user_attr":{"more":1}}\n']
 )
-def test_a_journal_that_a_full_disk_cut_costs_one_entry(continued: bytes, tmp_path: Path) -> None:
-    (tmp_path / "study.journal").write_bytes(OLD_STUDY.read_bytes()[:-20] + continued)
+@pytest.mark.parametrize("kept", [5, 200])
+def test_a_journal_that_a_full_disk_cut_costs_one_entry(continued: bytes, kept: int, tmp_path: Path) -> None:
+    *lines, last = OLD_STUDY.read_bytes().splitlines(keepends=True)
+    (tmp_path / "study.journal").write_bytes(b"".join(lines) + last[:kept] + continued)
     whole = optuna.load_study(
         study_name="tune", storage=optuna.storages.JournalStorage(
             optuna.storages.journal.JournalFileBackend(str(OLD_STUDY))

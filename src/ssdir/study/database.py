@@ -227,7 +227,7 @@ def _entries(text: str) -> list[dict[str, Any]]:
     entries = []
     for part in re.split(r'(?={"op_code":)', text):
         with suppress(json.JSONDecodeError):
-            entries.append(json.loads(part))
+            entries.append(json.JSONDecoder().raw_decode(part)[0])
     return entries
 
 
