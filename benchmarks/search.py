@@ -41,7 +41,8 @@ def toy(trial: Any) -> float:
 
 def best_of_toy(sampler: str, seed: int, trials: int = 40) -> float:
     """Least value that a sampler finds."""
-    from ssdir.study.engine import make_sampler, optuna_module
+    from ssdir.study.database import optuna_module
+    from ssdir.study.engine import make_sampler
 
     study = optuna_module().create_study(sampler=make_sampler(sampler, seed))
     study.optimize(toy, n_trials=trials)

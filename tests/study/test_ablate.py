@@ -66,6 +66,7 @@ def config(folder: Path, maximum: list[str]) -> AblationConfig:
         scale="small",
         workers=1,
         settings=tiny,
+        grace_period=2,
     )
 
 

@@ -1,8 +1,9 @@
-"""Workers on one study: exact counts, killed workers, retries."""
+"""Workers on one study: exact counts, killed workers, retries, databases that fail."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,31 +17,40 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 
+from ssdir.cli import main
 from ssdir.config import ConfigError
 from ssdir.storage import DataError
-from ssdir.study.engine import (
-    Pace,
-    Watch,
-    _Beats,
-    close,
-    existing_study,
-    first_number,
-    make_sampler,
-    open_storage,
-    open_study,
-    remember,
-    retry_lost,
-    top_up,
-    work,
-)
+from ssdir.study.database import close, existing_study, open_storage
+from ssdir.study.engine import fewer_than, make_sampler, open_study, remember, require_ours, work
 
 WORKER = Path(__file__).with_name("toy_worker.py")
-FAST = Pace(0.05, 0.3)
+OLD_STUDY = Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "study" / "study.journal"
+"""By ``ssdir tune`` of version 0.1.0: trials 0 and 1 are complete, the worker of trial 2 was killed, trial 3 waits."""
 
 
-def start(storage: str, out: Path, trials: int, stuck: int = -1) -> subprocess.Popen[bytes]:
+def start(
+    storage: str, out: Path, trials: int, stuck: int = -1, most: int | None = None
+) -> subprocess.Popen[str]:
+    """A worker; ``most``: bytes beyond which it cannot write into a file."""
     arguments = [storage, str(out), str(trials), "0.01", str(stuck)]
-    return subprocess.Popen([sys.executable, str(WORKER), *arguments])
+
+    def limit() -> None:
+        if most is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), *arguments], stderr=subprocess.PIPE, text=True, preexec_fn=limit
+    )
+
+
+def end(worker: subprocess.Popen[str], seconds: float = 120.0) -> tuple[int, str]:
+    """Exit code and standard error."""
+    told = worker.communicate(timeout=seconds)[1]
+    return worker.returncode, told
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [trial.state.name for trial in study.get_trials(deepcopy=False)]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
@@ -51,35 +61,34 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 
 def kill_one_of_two(storage: str, out: Path) -> None:
-    """Two workers, one killed inside trial 7: 40 complete trials; its own failed and repeated once, linked."""
+    """Two workers, one killed inside trial 7: 20 complete trials; its own failed and repeated once, linked."""
     out.mkdir(exist_ok=True)
-    victim = start(storage, out, 40, stuck=7)
+    victim = start(storage, out, 20, stuck=7)
     wait_for((out / "stuck").exists)
-    other = start(storage, out, 40)
+    other = start(storage, out, 20)
     study = open_study(open_storage(storage, out), "toy", False)
-    wait_for(lambda: len(study.get_trials(deepcopy=False)) >= 40)
-    wait_for(lambda: sum(trial.state.name == "COMPLETE" for trial in study.get_trials()) >= 20)
+    wait_for(lambda: states(study).count("COMPLETE") >= 10)
     victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
-    assert other.wait(90) == 0
+    assert end(victim) == (-signal.SIGKILL, "")
+    assert end(other) == (0, "")
     trials = study.get_trials()
-    assert [trial.state.name for trial in trials].count("COMPLETE") == 40
+    assert states(study).count("COMPLETE") == 20
     assert [trial.number for trial in trials if trial.state.name != "COMPLETE"] == [7]
-    assert trials[7].state.name == "FAIL" and trials[7].user_attrs["lost"]
-    (retry,) = [trial for trial in trials if "retry_of" in trial.user_attrs]
-    assert retry.user_attrs["retry_of"] == 7
-    assert retry.params == trials[7].params
-    assert len(trials) == 41
+    assert states(study)[7] == "FAIL"
+    (repeated,) = [trial for trial in trials if "failed_trial" in trial.system_attrs]
+    assert repeated.system_attrs["failed_trial"] == 7
+    assert repeated.params == trials[7].params
+    assert len(trials) == 21
     close(study)
 
 
-def test_a_killed_worker_on_a_journal(tmp_path: Path) -> None:
-    kill_one_of_two(str(tmp_path / "study.journal"), tmp_path)
+def test_a_killed_worker_on_sqlite(tmp_path: Path) -> None:
+    kill_one_of_two(str(tmp_path / "study.db"), tmp_path)
 
 
 @pytest.fixture
-def postgresql(tmp_path: Path) -> Iterator[str]:
-    """URL of a server of its own; the server does not run as root, and its socket's path must be short."""
+def postgresql() -> Iterator[tuple[str, Callable[[], None]]]:
+    """URL of a server of its own, and what stops it; it does not run as root, and its socket's path must be short."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL here (Debian: apt-get install postgresql)")
@@ -102,23 +111,63 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
 
     options = f"-c listen_addresses='' -c fsync=off -k {folder}"
     log = str(folder / "log")
+
+    def stop() -> None:
+        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
     try:
         run("initdb", "-D", str(data), "-U", "ssdir", "-A", "trust", "--no-sync")
         run("pg_ctl", "-D", str(data), "-o", options, "-l", log, "-w", "start")
         try:
-            yield f"postgresql://ssdir@/postgres?host={folder}"
+            yield f"postgresql://ssdir@/postgres?host={folder}", stop
         finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+            if (data / "postmaster.pid").exists():
+                stop()
     finally:
         shutil.rmtree(folder)
 
 
-def test_a_killed_worker_on_postgresql(postgresql: str, tmp_path: Path) -> None:
-    kill_one_of_two(postgresql, tmp_path)
+def test_a_killed_worker_on_postgresql(postgresql: tuple[str, Callable[[], None]], tmp_path: Path) -> None:
+    url, stop = postgresql
+    kill_one_of_two(url, tmp_path)
+    worker = start(url, tmp_path, 1000)
+    study = open_study(open_storage(url, tmp_path), "toy", False)
+    wait_for(lambda: len(study.get_trials(deepcopy=False)) > 23)
+    close(study)
+    stop()
+    code, told = end(worker)
+    assert (
+        code == 1
+        and told.startswith("error: the study's database does not answer (")
+        and told.count("\n") == 1
+    )
+    assert told.endswith("nothing of the study is lost: give the command again\n")
+
+
+def test_a_full_disk_costs_no_trial_that_was_finished(tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    assert end(start(str(file), tmp_path, 5)) == (0, "")
+    code, told = end(start(str(file), tmp_path, 1000, most=file.stat().st_size + 8192))
+    assert (
+        code == 1
+        and told.startswith("error: the study's database does not answer (")
+        and told.count("\n") == 1
+    )
+    study = existing_study(str(file), tmp_path, "toy")
+    known = {trial.number: trial.params for trial in study.get_trials() if trial.state.name == "COMPLETE"}
+    assert len(known) >= 5
+    close(study)
+    assert end(start(str(file), tmp_path, len(known) + 2)) == (0, "")
+    study = existing_study(str(file), tmp_path, "toy")
+    assert states(study).count("COMPLETE") == len(known) + 2
+    assert {number: study.get_trials()[number].params for number in known} == known
+    close(study)
 
 
 def toy(tmp_path: Path, storage: str | None = None) -> Any:
-    return open_study(open_storage(storage, tmp_path), "toy", False, make_sampler("random", 3))
+    return open_study(
+        open_storage(storage, tmp_path, grace_period=2), "toy", False, make_sampler("random", 3)
+    )
 
 
 def square(trial: Any) -> float:
@@ -128,28 +177,20 @@ def square(trial: Any) -> float:
 def test_trials_are_counted_over_calls(tmp_path: Path) -> None:
     for asked in (3, 5, 5, 2):
         study = toy(tmp_path)
-        work(study, square, top_up(asked), tmp_path / "lock", FAST)
-    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"] * 5
+        work(study, square, fewer_than(asked), tmp_path / "lock")
+    assert states(study) == ["COMPLETE"] * 5
+    assert {path.name for path in tmp_path.iterdir()} == {"study.db", ".storage.lock", "lock"}
     other = tmp_path / "other"
-    whole = toy(other)
-    work(whole, square, top_up(5), other / "lock", FAST)
+    whole = toy(other, f"sqlite:///{tmp_path}/other.db")
+    work(whole, square, fewer_than(5), other / "lock")
     assert [trial.value for trial in whole.get_trials()] == [trial.value for trial in study.get_trials()]
 
 
-def test_a_sqlite_file_will_do(tmp_path: Path) -> None:
-    study = toy(tmp_path, f"sqlite:///{tmp_path / 'study.db'}")
-    work(study, square, top_up(2), tmp_path / "lock", FAST)
-    assert len(study.get_trials()) == 2
-    close(study)
-
-
-def test_fewer_trials_withdraw_what_waits(tmp_path: Path) -> None:
-    study = toy(tmp_path)
-    top_up(5)(study)
-    work(study, square, top_up(2), tmp_path / "lock", FAST)
-    assert [trial.state.name for trial in study.get_trials()].count("COMPLETE") == 2
-    assert [trial.state.name for trial in study.get_trials()].count("FAIL") == 3
-    assert retry_lost(study) == []
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    out = tmp_path / "a {b} ?c#d%20\N{LATIN SMALL LETTER E WITH ACUTE}"
+    work(toy(out), square, fewer_than(1), out / "lock")
+    assert (out / "study.db").is_file()
+    assert states(existing_study(None, out, "toy")) == ["COMPLETE"]
 
 
 def test_pruned_trials_count_and_failed_ones_do_not(tmp_path: Path) -> None:
@@ -163,97 +204,159 @@ def test_pruned_trials_count_and_failed_ones_do_not(tmp_path: Path) -> None:
         return square(trial)
 
     said: list[str] = []
-    work(study, objective, top_up(4), tmp_path / "lock", FAST, said.append)
-    assert [trial.state.name for trial in study.get_trials()] == [
-        "COMPLETE", "PRUNED", "FAIL", "COMPLETE", "COMPLETE",
-    ]  # fmt: skip
+    work(study, objective, fewer_than(4), tmp_path / "lock", said.append)
+    assert states(study) == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE", "COMPLETE"]
     assert study.get_trials()[2].user_attrs["error"] == "a bad one"
-    assert "trial 2 failed: a bad one" in said
+    assert said[1:3] == ["trial 1: pruned", "trial 2 failed: a bad one"]
 
 
 def test_a_worker_gives_up_when_nothing_works(tmp_path: Path) -> None:
     def objective(trial: Any) -> float:
         raise DataError("no disk")
 
+    study = toy(tmp_path)
     with pytest.raises(DataError, match="3 trials in a row failed; the last one: no disk"):
-        work(toy(tmp_path), objective, top_up(10), tmp_path / "lock", FAST)
+        work(study, objective, fewer_than(10), tmp_path / "lock")
+    assert states(study) == ["FAIL"] * 3
 
 
-def test_a_storage_that_fails_ends_a_worker_and_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cause", "seen", "told"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (
+            StorageInternalError("commit failed"),
+            DataError,
+            "does not answer .*; nothing of the study is lost",
+        ),
+    ],
+)
+def test_what_was_interrupted_is_run_again(
+    cause: BaseException, seen: type[BaseException], told: str | None, tmp_path: Path
+) -> None:
     study = toy(tmp_path)
 
     def objective(trial: Any) -> float:
         value = square(trial)
         if trial.number == 1:
-            raise StorageInternalError("commit failed") from OSError("the database has gone")
+            raise cause
         return value
 
-    with pytest.raises(
-        DataError, match=r"does not answer \(the database has gone\); nothing of the study is lost"
-    ):
-        work(study, objective, top_up(3), tmp_path / "lock", FAST)
-    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "RUNNING", "WAITING"]
-    said: list[str] = []
-    work(study, square, top_up(3), tmp_path / "lock", FAST, said.append)
-    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert "trial 1 is tried again" in said
-
-
-def test_signs_of_life_outlast_a_storage_that_fails() -> None:
-    class Forgetful:
-        def __init__(self) -> None:
-            self.beats: list[int] = []
-
-        def set_user_attr(self, name: str, value: int) -> None:
-            self.beats.append(value)
-            if value < 3:
-                raise StorageInternalError("not now")
-
-    trial = Forgetful()
-    with _Beats(trial, 0.01):  # type: ignore[arg-type]
-        wait_for(lambda: len(trial.beats) > 4)
-    assert trial.beats[:5] == [1, 2, 3, 4, 5]
-
-
-def test_an_interrupted_trial_is_run_again(tmp_path: Path) -> None:
-    study = toy(tmp_path)
-
-    def objective(trial: Any) -> float:
-        value = square(trial)
-        if trial.number == 1:
-            raise KeyboardInterrupt
-        return value
-
-    with pytest.raises(KeyboardInterrupt):
-        work(study, objective, top_up(2), tmp_path / "lock", FAST)
-    work(study, objective, top_up(2), tmp_path / "lock", FAST)
+    with pytest.raises(seen, match=told):
+        work(study, objective, fewer_than(2), tmp_path / "lock")
+    assert states(study) == ["COMPLETE", "FAIL", "WAITING"]
+    work(study, objective, fewer_than(2), tmp_path / "lock")
     trials = study.get_trials()
-    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert trials[2].params == trials[1].params
-    assert first_number(study, trials[2]) == 1
+    assert trials[2].system_attrs["failed_trial"] == 1
 
 
-def test_silence_fails_a_trial_once_and_its_retry_is_the_last(tmp_path: Path) -> None:
-    study, now = toy(tmp_path), [0.0]
-    top_up(1)(study)
-    trial = study.ask()
-    watches = [Watch(10.0, lambda: now[0]) for _ in range(2)]
-    for watch in watches:
-        assert watch.fail_silent(study) == []
-    now[0] = 9.0
-    trial.set_user_attr("beat", 1)
-    for watch in watches:
-        assert watch.fail_silent(study) == []
-    now[0] = 18.0
-    assert watches[0].fail_silent(study) == []
-    now[0] = 19.5
-    lines = [line for watch in watches for line in watch.fail_silent(study)]
-    assert lines == ["trial 0: no sign of life for 10 s; failed"]
-    assert retry_lost(study) == ["trial 0 is tried again"]
-    assert retry_lost(study) == []
-    study.ask()
-    study.tell(1, state=optuna.trial.TrialState.FAIL)
-    assert retry_lost(study) == []
+def test_heartbeats_outlast_a_database_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def fails(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        raise StorageInternalError("not now")
+
+    def objective(trial: Any) -> float:
+        wait_for(lambda: calls > 2)
+        return square(trial)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "record_heartbeat", fails)
+    study = toy(tmp_path)
+    work(study, objective, fewer_than(1), tmp_path / "lock")
+    assert states(study) == ["COMPLETE"]
+
+
+def test_a_worker_that_dies_with_a_trial_just_taken_is_missed(tmp_path: Path) -> None:
+    """Also one that dies again with its retry, which is the last."""
+    study, said = toy(tmp_path), list[str]()
+    for number in range(2):
+        if number == 0:
+            study.enqueue_trial({"x": 0.5})
+        trial = study.get_trials()[number]
+        assert study._storage.set_trial_state_values(trial._trial_id, state=optuna.trial.TrialState.RUNNING)
+        time.sleep(3.1)
+        optuna.storages.fail_stale_trials(study)
+    assert states(study) == ["FAIL", "FAIL"]
+    study.enqueue_trial({"x": 0.25})
+    study._storage.set_trial_state_values(
+        study.get_trials()[2]._trial_id, state=optuna.trial.TrialState.RUNNING
+    )
+    work(study, square, fewer_than(1), tmp_path / "lock", said.append)
+    assert states(study) == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
+    assert said == ["trial 2: no heartbeat; it is tried again", "trial 3: 0.0625"]
+
+
+def test_a_worker_whose_trial_was_given_away_leaves_it(tmp_path: Path) -> None:
+    study, said = toy(tmp_path), list[str]()
+
+    def objective(trial: Any) -> float:
+        value = square(trial)
+        if trial.number < 2:
+            study._storage.set_trial_state_values(trial._trial_id, state=optuna.trial.TrialState.FAIL)
+        if trial.number == 1:
+            require_ours(study, 1)
+        return value
+
+    work(study, objective, fewer_than(1), tmp_path / "lock", said.append)
+    assert states(study) == ["FAIL", "FAIL", "COMPLETE"]
+    assert [line.split(",")[0] for line in said[:2]] == [
+        "trial 0: its heartbeats were missed", "trial 1: its heartbeats were missed",
+    ]  # fmt: skip
+
+
+def test_a_study_of_version_0_1_0_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(OLD_STUDY, tmp_path)
+    assert main(["tune", "quickstart", "--out", str(tmp_path), "--report"]) == 0
+    assert "--out study/trials/tune-0000-again" in capsys.readouterr().out
+    summary = (tmp_path / "report" / "summary.md").read_text()
+    assert "4 trials: 2 complete, 1 running, 1 waiting; 0 of them repeat one" in summary
+    assert "Best image_mse: **0.0260595** (trial 0, less is better)" in summary
+    assert not (tmp_path / "study.db").exists()
+
+    before = existing_study(None, tmp_path, "tune")
+    study = open_study(open_storage(None, tmp_path, grace_period=2), "tune", False)
+    assert study.user_attrs == before.user_attrs
+    assert [(trial.value, trial.params) for trial in study.get_trials()] == [
+        (trial.value, trial.params) for trial in before.get_trials()
+    ]
+    work(study, lambda trial: 1.0, fewer_than(4), tmp_path / "lock")
+    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    repeated = study.get_trials()[4]
+    assert (
+        repeated.system_attrs["failed_trial"] == 2
+        and repeated.user_attrs["folder"] == "study/trials/tune-0002"
+    )
+    assert states(existing_study(None, tmp_path, "tune")) == states(study)
+    assert (tmp_path / "study.journal").read_bytes() == OLD_STUDY.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "continued", [b"", b'{"op_code":2,"worker_id":"b","study_id":0,"user_attr":{"more":1}}\n']
+)
+@pytest.mark.parametrize("kept", [5, 200])
+def test_a_journal_that_a_full_disk_cut_costs_one_entry(continued: bytes, kept: int, tmp_path: Path) -> None:
+    *lines, last = OLD_STUDY.read_bytes().splitlines(keepends=True)
+    (tmp_path / "study.journal").write_bytes(b"".join(lines) + last[:kept] + continued)
+    whole = optuna.load_study(
+        study_name="tune", storage=optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(OLD_STUDY))
+        ),
+    )  # fmt: skip
+    for study in (
+        existing_study(None, tmp_path, "tune"),
+        open_study(open_storage(None, tmp_path), "tune", False),
+    ):
+        assert states(study) == states(whole)
+        assert [trial.params for trial in study.get_trials()] == [
+            trial.params for trial in whole.get_trials()
+        ]
+        attributes, known = study.get_trials()[2].user_attrs, whole.get_trials()[2].user_attrs
+        assert set(known) - set(attributes) == {"command"}
+        assert study.user_attrs.get("more") == (1 if continued else None)
 
 
 def test_what_a_study_is_about_must_not_change(tmp_path: Path) -> None:
@@ -275,7 +378,7 @@ def test_what_a_study_is_about_must_not_change(tmp_path: Path) -> None:
 
 
 def test_a_study_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no study .toy. in .*study\.journal"):
+    with pytest.raises(DataError, match=r"no study .toy. in .*study\.db"):
         existing_study(None, tmp_path / "nowhere", "toy")
     assert not (tmp_path / "nowhere").exists()
     made = toy(tmp_path)
@@ -299,10 +402,17 @@ def test_samplers_draw_by_seed_and_number(tmp_path: Path) -> None:
 
 
 def test_bad_storages_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be opened"):
+    with pytest.raises(ConfigError, match="nosuch cannot be opened as a study's database"):
         open_storage("nosuch://x", tmp_path)
-    (tmp_path / "broken").write_text("no journal\nat all\n")
-    with pytest.raises(ConfigError, match="broken cannot be opened"):
-        open_storage(str(tmp_path / "broken"), tmp_path)
-    with pytest.raises(ConfigError, match="at least two intervals"):
-        Pace(1.0, 1.5)
+    (tmp_path / "broken.journal").write_text("no journal\nat all\n")
+    with pytest.raises(
+        ConfigError, match=r"broken\.journal cannot be read as a study's journal: it has no entry"
+    ):
+        open_storage(str(tmp_path / "broken.journal"), tmp_path)
+    (tmp_path / "broken.db").write_text("no database at all, but text " * 99)
+    with pytest.raises(
+        ConfigError, match=r"broken\.db cannot be opened as a study's database: .*not a database"
+    ):
+        open_storage(str(tmp_path / "broken.db"), tmp_path)
+    with pytest.raises(ConfigError, match="the grace period is 1 s; it must be at least 2"):
+        open_storage(None, tmp_path, grace_period=1)

@@ -195,14 +195,13 @@ def test_a_report_tells_what_matters(tmp_path: Path) -> None:
         size = json.loads(trial.suggest_categorical("size", ["64", "128"]))
         study.tell(trial, good * good + 1e-9 * size)
     lost = study.ask()
-    lost.set_user_attr("lost", True)
     study.tell(lost, state=optuna.trial.TrialState.FAIL)
     importance = importance_of(study)
     assert next(iter(importance)) == "good" and importance["good"] > 0.7
     text = summary(study, importance)
     assert "41 trials: 40 complete, 1 failed" in text
     assert f"Best loss: **{study.best_value:.6g}** (trial {study.best_trial.number}, less is better)" in text
-    assert "| 40 | its worker was lost |" in text
+    assert "| 40 | its worker was killed or interrupted |" in text
     write_study_report(study, tmp_path)
     assert (tmp_path / "importance.png").is_file()
     over_trials, (over_good, over_idle, _) = history(study).axes[0], slices(study).axes
@@ -212,8 +211,10 @@ def test_a_report_tells_what_matters(tmp_path: Path) -> None:
 
 
 def test_the_command_line_of_a_search() -> None:
-    words = "tune small --data D --out O --trials 7 --space model.n_hidden=0:3 --objective probe_accuracy --patience 60"
-    command = parse(words.split())
+    words = "tune small --data D --out O --trials 7 --space model.n_hidden=0:3 --objective probe_accuracy"
+    command = parse([*words.split(), "--patience", "60"])
+    again = parse([*words.split(), "--grace-period", "60"])
+    assert command.grace_period == again.grace_period == 60
     assert command.preset == "small" and command.run_config == PRESETS["small"].ssdir
     assert (command.trials, command.objective, command.space) == (
         7,

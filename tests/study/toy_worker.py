@@ -10,13 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ssdir.study.engine import Pace, make_sampler, open_storage, open_study, top_up, work
+from ssdir.errors import UserError
+from ssdir.study.database import open_storage
+from ssdir.study.engine import fewer_than, make_sampler, open_study, work
 
 
 def main() -> None:
     storage, folder, trials, seconds, stuck = sys.argv[1:]
     out = Path(folder)
-    study = open_study(open_storage(storage, out), "toy", False, make_sampler("random", 0))
+    study = open_study(open_storage(storage, out, grace_period=3), "toy", False, make_sampler("random", 0))
 
     def objective(trial: Any) -> float:
         x = trial.suggest_float("x", -1.0, 1.0)
@@ -26,8 +28,11 @@ def main() -> None:
         time.sleep(float(seconds))
         return float(x * x)
 
-    work(study, objective, top_up(int(trials)), out / "lock", Pace(0.3, 2.5))
+    work(study, objective, fewer_than(int(trials)), out / "lock")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -19,7 +19,8 @@ from ssdir.config import ConfigError, ScenesConfig, to_dict
 from ssdir.ownership import claim
 from ssdir.presets import Preset, preset, scenes_presets
 from ssdir.storage import DataError, read_json, write_json
-from ssdir.study.engine import ERROR, Pace, open_storage, open_study, remember, require_ours, work
+from ssdir.study.database import GRACE_PERIOD, open_storage
+from ssdir.study.engine import ERROR, open_study, remember, require_ours, work
 
 if TYPE_CHECKING:
     import optuna
@@ -131,7 +132,8 @@ class AblationConfig:
     workers: int | None = None
     """Processes that generate scenes."""
     settings: Callable[[Scale, ScenesConfig], Preset] = settings_of
-    pace: Pace = dataclasses.field(default_factory=Pace)
+    grace_period: int = GRACE_PERIOD
+    """Seconds without a heartbeat after which a worker counts as dead."""
 
 
 def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -149,7 +151,9 @@ def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[d
 
     require_evaluation()
     claim(config.out, "ablate")
-    study = open_study(open_storage(config.storage, config.out), "ablation", maximize=False)
+    study = open_study(
+        open_storage(config.storage, config.out, config.grace_period), "ablation", maximize=False
+    )
     remember(study, "scale", config.scale)
 
     def run(trial: Trial) -> float:
@@ -162,9 +166,8 @@ def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[d
         run,
         _queue(study, [item.name for item in config.chosen]),
         config.out / ".ablation.lock",
-        config.pace,
         say,
-        lambda trial, value: f"{trial.user_attrs['combination']}, image MSE {value:.4f}",
+        lambda trial: f"{trial.user_attrs['combination']}, image MSE {trial.value:.4f}",
     )
     rows = finished_rows(config.out)
     if rows:  # of all workers
@@ -172,11 +175,12 @@ def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[d
     return rows
 
 
-def _queue(study: optuna.Study, names: Sequence[str]) -> Callable[[optuna.Study], None]:
-    """Queue each combination that is neither done nor in work; one that failed is tried again by a new call only."""
+def _queue(study: optuna.Study, names: Sequence[str]) -> Callable[[optuna.Study], bool]:
+    """Queue each combination that is neither done nor in work, and tell whether any waits. One that failed is tried
+    again by a new call only."""
     failed_before = {trial.number for trial in study.get_trials(deepcopy=False) if ERROR in trial.user_attrs}
 
-    def fill(study: optuna.Study) -> None:
+    def wanted(study: optuna.Study) -> bool:
         trials = study.get_trials(deepcopy=False)
         taken = {
             trial.user_attrs["combination"]
@@ -186,8 +190,9 @@ def _queue(study: optuna.Study, names: Sequence[str]) -> Callable[[optuna.Study]
         for name in names:
             if name not in taken:
                 study.enqueue_trial({}, user_attrs={"combination": name})
+        return any(trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False))
 
-    return fill
+    return wanted
 
 
 def run_combination(config: AblationConfig, study: optuna.Study, trial: Trial) -> float:

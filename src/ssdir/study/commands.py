@@ -7,14 +7,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+import tyro
 
 from ssdir.command_tree import Node, Unprefixed, preset_choice, with_defaults
 from ssdir.config import ConfigError, SSDIRRun
 from ssdir.ownership import claim
 from ssdir.presets import PRESETS
 from ssdir.study.ablate import Scale
-from ssdir.study.engine import Pace, existing_study
+from ssdir.study.database import GRACE_PERIOD, existing_study, outage_told
 from ssdir.study.tune import Objective, Pruner, Sampler, TuneConfig
 
 
@@ -22,13 +24,13 @@ from ssdir.study.tune import Objective, Pruner, Sampler, TuneConfig
 class Tune:
     """Search for settings of SSDIR.
 
-    Give the same command to any number of processes on any number of machines that see OUT: they share one study. It
-    ends when it has --trials finished trials; given again with more, it goes on. The trial of a worker that is killed
-    is marked failed and tried once more.
+    Give the same command to any number of processes that see OUT: they share one study (on several machines with a
+    database server, --storage). It ends when it has --trials finished trials; given again with more, it goes on. The
+    trial of a worker that is killed is marked failed and tried once more.
     """
 
     out: Path
-    """The study's folder: detector, trials, journal, report."""
+    """The study's folder: detector, trials, database, report."""
     data: Path | None = None
     """Dataset folder with a train split, and a val split on which trials are measured. Only --report goes without."""
     trials: int = 50
@@ -46,16 +48,16 @@ class Tune:
     study: str = "tune"
     """Name of the study."""
     storage: str | None = None
-    """Where it is kept: a journal file on a shared disk (default: OUT/study.journal), sqlite:///FILE on one machine,
-    postgresql://USER:PASSWORD@HOST/DATABASE or mysql://..."""
+    """The database: an SQLite file (default: OUT/study.db) for the workers of one machine,
+    postgresql://USER:PASSWORD@HOST/DATABASE or mysql://... for many machines."""
     detector: Path | None = None
     """Run folder of a detector (default: the preset's is trained once, by one worker)."""
     teacher: Path | None = None
     """Run folder of a teacher (default: the preset's, where objective.teacher is above 0)."""
     seed: int = 0
     """Of the proposals."""
-    patience: float = 120.0
-    """Seconds without a sign of life after which a worker counts as dead."""
+    grace_period: Annotated[int, tyro.conf.arg(aliases=("--patience",))] = GRACE_PERIOD
+    """Seconds without a heartbeat after which a worker counts as dead."""
     report: bool = False
     """Run nothing; draw history, importance and slices of the study so far into OUT/report."""
     run_config: Unprefixed[SSDIRRun] = field(default_factory=SSDIRRun)
@@ -84,10 +86,11 @@ class Tune:
             detector=self.detector,
             teacher=self.teacher,
             seed=self.seed,
-            pace=Pace(min(20.0, self.patience / 4), self.patience),
+            grace_period=self.grace_period,
         )
         return self._told(tune(config))
 
+    @outage_told()
     def _told(self, study: Any) -> int:
         from ssdir.study.report import write_study_report
         from ssdir.study.tune import best_command
@@ -144,11 +147,11 @@ class Ablate:
     scale: Scale = "full"
     """full: the paper's, for GPUs. small: 128 px, few scenes, short trainings; all 45 in hours on two cores."""
     storage: str | None = None
-    """Where the study is kept: a journal file (default: OUT/study.journal) or a database's URL."""
+    """The study's database: an SQLite file (default: OUT/study.db), or a URL as for ssdir tune."""
     workers: int | None = None
     """Processes that generate scenes (default: one per core)."""
-    patience: float = 120.0
-    """Seconds without a sign of life after which a worker counts as dead."""
+    grace_period: Annotated[int, tyro.conf.arg(aliases=("--patience",))] = GRACE_PERIOD
+    """Seconds without a heartbeat after which a worker counts as dead."""
 
     def run(self) -> int:
         from ssdir.study.ablate import AblationConfig, ablate, combinations
@@ -161,7 +164,7 @@ class Ablate:
             scale=self.scale,
             storage=self.storage,
             workers=self.workers,
-            pace=Pace(min(20.0, self.patience / 4), self.patience),
+            grace_period=self.grace_period,
         )
         rows = ablate(config)
         done = {row["combination"] for row in rows}

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssdir.figures.style import INK, MUTED, PALETTE, TEXT_WIDTH, new_figure, save, style
 from ssdir.storage import DataError, atomic_write
-from ssdir.study.engine import ERROR, LOST, RETRY_OF, finished
+from ssdir.study.engine import ERROR, finished
 
 if TYPE_CHECKING:
     import optuna
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 POINTS, BEST = PALETTE[6], PALETTE[4]
+_RETRY_OF = "retry_of"
+"""How version 0.1.0 linked a trial to the one that it repeats."""
 
 
 def write_study_report(study: optuna.Study, folder: Path) -> Path:
@@ -149,12 +151,12 @@ def summary(study: optuna.Study, importance: dict[str, float], rows: int = 10) -
     told = ", ".join(
         f"{number} {'failed' if name == 'fail' else name}" for name, number in counts.items() if number
     )
-    retried = sum(RETRY_OF in trial.user_attrs for trial in trials)
+    retried = sum("failed_trial" in trial.system_attrs or _RETRY_OF in trial.user_attrs for trial in trials)
     best = study.best_trial
     lines = [
         f"# Study {study.study_name}",
         "",
-        f"{len(trials)} trials: {told}; {retried} of them repeat one whose worker was lost.",
+        f"{len(trials)} trials: {told}; {retried} of them repeat one whose worker was killed or interrupted.",
         "",
         f"Best {_objective(study)}: **{best.value:.6g}** (trial {best.number}"
         f"{', more is better' if _maximizes(study) else ', less is better'})",
@@ -188,7 +190,7 @@ def summary(study: optuna.Study, importance: dict[str, float], rows: int = 10) -
 def _why(trial: FrozenTrial) -> str:
     if ERROR in trial.user_attrs:
         return str(trial.user_attrs[ERROR]).replace("\n", " ").replace("|", r"\|")
-    return "its worker was lost" if LOST in trial.user_attrs else "interrupted"
+    return "its worker was killed or interrupted"
 
 
 def _written(value: Any) -> str:

@@ -1,25 +1,45 @@
-"""What all trials of a study stand on, trained by whichever worker comes first."""
+"""What the workers of a study share: locks, and the models that one of them trains for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock
+
 from ssdir.config import ConfigError, DetectorRun, TeacherRun, to_dict
-from ssdir.storage import read_json
-from ssdir.study.lease import Lease
+from ssdir.storage import DataError, read_json
 
 
-def made_once(folder: Path, make: Callable[[], None], patience: float = 120.0) -> Path:
-    """A run folder that one of all workers makes while the others wait; a killed one's work is gone on with.
+@contextmanager
+def exclusive(file: Path) -> Iterator[BaseFileLock]:
+    """Run the block in one process at a time, of all that see the file. The lock of a killed process is free at once.
+
+    Raises:
+        DataError: the file cannot be made or locked.
+    """
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise DataError(f"{file} cannot be locked: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def made_once(folder: Path, make: Callable[[], None]) -> Path:
+    """A run folder that one worker makes while the others wait; where that one is killed, another goes on.
 
     Args:
         folder: the run folder, finished once it holds a model.
         make: trains into it, and resumes what is there.
-        patience: see :class:`~ssdir.study.lease.Lease`.
     """
     if not is_made(folder):
-        with Lease(folder.with_name(f".{folder.name}.lock"), patience):
+        with exclusive(folder.with_name(f".{folder.name}.lock")):
             if not is_made(folder):
                 make()
     return folder

@@ -92,7 +92,7 @@ def default_space(run: SSDIRRun) -> dict[str, Between | OneOf]:
     model.n_hidden 2:4
     model.z_what_size 32,64,128
     """
-    settings = _flat(to_dict(run))
+    settings = flat(to_dict(run))
     space: dict[str, Between | OneOf] = {}
     for name in TUNED:
         value = settings[name]
@@ -118,7 +118,7 @@ def make_space(run: SSDIRRun, changes: Sequence[str] = ()) -> dict[str, Between 
         ConfigError: an unknown setting, bounds that cannot be read, values that the setting refuses, an empty space.
     """
     space = default_space(run)
-    settings = _flat(to_dict(run))
+    settings = flat(to_dict(run))
     for change in changes:
         name, equals, text = change.partition("=")
         if name not in settings:
@@ -169,8 +169,8 @@ def options(run: Any, default: Any) -> list[str]:
     ['--model.n-hidden', '2', '--training.clip-norm', 'None']
     """
     words = []
-    known = _flat(to_dict(default))
-    for name, value in _flat(to_dict(run)).items():
+    known = flat(to_dict(default))
+    for name, value in flat(to_dict(run)).items():
         if value == known[name]:
             continue
         if isinstance(value, bool):  # a flag that turns the default around
@@ -234,8 +234,15 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, whose names have dots.
+
+    >>> flat({"model": {"n_hidden": 2}, "seed": 0})
+    {'model.n_hidden': 2, 'seed': 0}
+    """
+    result: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+        result |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        )
+    return result

@@ -18,18 +18,8 @@ from ssdir.config import ConfigError, ObjectiveConfig, SSDIRRun, to_dict
 from ssdir.ownership import claim
 from ssdir.presets import preset
 from ssdir.storage import DataError, write_json
-from ssdir.study.engine import (
-    Pace,
-    finished,
-    first_number,
-    make_sampler,
-    open_storage,
-    open_study,
-    remember,
-    require_ours,
-    top_up,
-    work,
-)
+from ssdir.study.database import GRACE_PERIOD, open_storage
+from ssdir.study.engine import fewer_than, finished, make_sampler, open_study, remember, require_ours, work
 from ssdir.study.shared import made_once, require_same
 from ssdir.study.space import Space, applied, options, suggested
 
@@ -57,7 +47,7 @@ RUNGS = 9
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """What a search is about. Workers of one study must agree on all but ``trials`` and ``pace``."""
+    """What a search is about. Workers of one study must agree on all but ``trials`` and ``grace_period``."""
 
     preset: str
     run: SSDIRRun
@@ -79,7 +69,8 @@ class TuneConfig:
     z_what."""
     seed: int = 0
     """Of the proposals; that of the trainings is ``training.seed``, the same for all trials."""
-    pace: Pace = dataclasses.field(default_factory=Pace)
+    grace_period: int = GRACE_PERIOD
+    """Seconds without a heartbeat after which a worker counts as dead."""
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -104,7 +95,7 @@ def study_of(config: TuneConfig) -> optuna.Study:
         "none": NopPruner,
     }
     study = open_study(
-        open_storage(config.storage, config.out),
+        open_storage(config.storage, config.out, config.grace_period),
         config.study,
         config.objective in MAXIMIZED,
         make_sampler(config.sampler, config.seed),
@@ -142,11 +133,10 @@ def tune(config: TuneConfig, say: Callable[[str], None] = print) -> optuna.Study
     work(
         study,
         lambda trial: run_trial(config, study, trial, detector),
-        top_up(config.trials),
+        fewer_than(config.trials),
         config.out / f".{config.study}.lock",
-        config.pace,
         say,
-        lambda trial, value: f"{config.objective} {value:.6g}",
+        lambda trial: f"{config.objective} {trial.value:.6g}",
     )
     return study
 
@@ -190,7 +180,7 @@ def shared_detector(config: TuneConfig) -> Path:
     def make() -> None:
         train_detector(run, config.data, folder, resume=folder.exists())
 
-    made_once(folder, make, config.pace.patience)
+    made_once(folder, make)
     require_same(folder, run, config.data)
     return folder
 
@@ -219,7 +209,7 @@ def shared_teacher(config: TuneConfig, run: SSDIRRun, detector: Path) -> Path | 
     def make() -> None:
         train_teacher(teacher_run, detector, config.data, folder, resume=folder.exists())
 
-    made_once(folder, make, config.pace.patience)
+    made_once(folder, make)
     require_same(folder, teacher_run, config.data)
     return folder
 
@@ -230,7 +220,7 @@ def run_trial(config: TuneConfig, study: optuna.Study, trial: Trial, detector: P
 
     values = suggested(trial, config.space)
     run = with_rungs(applied(config.run, values), config.pruner)
-    folder = config.out / "trials" / f"{config.study}-{first_number(study, trial):04d}"
+    folder = config.out / "trials" / _folder_name(config, trial)
     teacher = shared_teacher(config, run, detector)
     command = training_command(config, run, detector, teacher, folder)
     trial.set_user_attr("folder", str(folder))
@@ -271,6 +261,11 @@ def run_trial(config: TuneConfig, study: optuna.Study, trial: Trial, detector: P
         },
     )
     return value
+
+
+def _folder_name(config: TuneConfig, trial: Trial) -> str:
+    """A trial that is tried again goes on in the folder of the one that it repeats."""
+    return Path(trial.user_attrs.get("folder", f"{config.study}-{trial.number:04d}")).name
 
 
 def with_rungs(run: SSDIRRun, pruner: str) -> SSDIRRun:
