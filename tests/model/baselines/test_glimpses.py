@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional
 
 from ssdir.model.baselines.glimpses import SMALLEST_SIDE, Glimpses, floored_sides, glimpses
-from ssdir.model.kernels.choice import use_kernels
 from ssdir.model.render import paste
 
 
@@ -40,15 +39,7 @@ def test_gradients_reach_images_and_boxes() -> None:
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kernels", ["plain", "compiled"])
-def test_glimpses_by_hand_are_those_of_autograd(padding: str, dtype: torch.dtype, kernels: str) -> None:
-    if kernels == "compiled":
-        pytest.importorskip("numba")
-    with use_kernels(kernels):
-        compare_glimpses(padding, dtype)
-
-
-def compare_glimpses(padding: str, dtype: torch.dtype) -> None:
+def test_glimpses_by_hand_are_those_of_autograd(padding: str, dtype: torch.dtype) -> None:
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     images = torch.rand(3, 2, 20, 30, dtype=kind, generator=torch.Generator().manual_seed(1))
     boxes, index = boxes_of(9).to(kind).requires_grad_(), torch.arange(3).repeat_interleave(3)

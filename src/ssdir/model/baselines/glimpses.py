@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssdir.model.kernels.choice import implementation
+from ssdir.model.kernels import crop as kernels
 from ssdir.model.render import crop
 
 SMALLEST_SIDE = 0.01
@@ -61,7 +61,6 @@ class Glimpses:
         self, boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"], out: Float[Tensor, "m k"]
     ) -> None:
         """The content of each box, whose type is that of the images, to ``out``: a line each, channel by channel."""
-        kernels = implementation(self.images.device)
         lines = out if out.dtype == self.images.dtype else out.new_empty(out.shape, dtype=self.images.dtype)
         patches = lines.view(len(boxes), *self.shape)
         kernels.crop(self.images, boxes, image_index, self.size, self.border, False, out=patches)
@@ -73,7 +72,6 @@ class Glimpses:
     ) -> Float[Tensor, "m 4"]:
         """The gradient of the boxes, from that of what was read."""
         grad = grad.to(boxes.dtype).view(len(boxes), *self.shape)
-        kernels = implementation(self.images.device)
         found: Tensor = kernels.crop_backward(
             grad, self.images, boxes, image_index, self.border, False, of_images=False, of_boxes=True
         )[1]
