@@ -1,11 +1,3 @@
-"""Modules in which pytest does not look for doctests: they need packages that are not there for every platform, or an
-old version of this one."""
+"""What pytest does not look into for doctests: programs for old versions of the package."""
 
-from importlib.util import find_spec
-
-_NEEDS = {"triton": "gpu*.py", "numba": "loops*.py"}
-
-collect_ignore_glob = [
-    f"src/ssdir/model/kernels/{files}" for package, files in _NEEDS.items() if find_spec(package) is None
-]
-collect_ignore_glob.append("tests/fixtures/make_*.py")
+collect_ignore_glob = ["tests/fixtures/make_*.py"]

@@ -14,13 +14,8 @@ AXES = {
     "sweep-batches": ("batch", "images of a batch"),
 }
 """Benchmark -> the shape that it varies, and what to call it."""
-_COLOURS = {"dense": MUTED, "plain": PALETTE[6], "compiled": PALETTE[4], "triton": PALETTE[4]}
-_NAMES = {
-    "dense": "dense reference",
-    "plain": "plain PyTorch",
-    "compiled": "compiled kernels",
-    "triton": "Triton kernels",
-}
+_COLOURS = {"dense": MUTED, "ours": PALETTE[6]}
+_NAMES = {"dense": "dense reference", "ours": "ours"}
 
 
 def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
@@ -33,17 +28,17 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def curves(rows: Sequence[dict[str, Any]], axis: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Part -> implementation -> points (value, milliseconds), by rising value.
+    """Part -> form -> points (value, milliseconds), by rising value.
 
-    >>> row = {"ours": 0.5, "reference": 2.0, "shapes": {"part": "crop", "kernels": "plain", "batch": 4}}
+    >>> row = {"ours": 0.5, "reference": 2.0, "shapes": {"part": "crop", "batch": 4}}
     >>> curves([row], "batch")
-    {'crop': {'dense': [(4, 2000.0)], 'plain': [(4, 500.0)]}}
+    {'crop': {'dense': [(4, 2000.0)], 'ours': [(4, 500.0)]}}
     """
     found: dict[str, dict[str, set[tuple[int, float]]]] = {}
     for row in rows:
-        lines = found.setdefault(row["shapes"]["part"], {"dense": set()})
+        lines = found.setdefault(row["shapes"]["part"], {"dense": set(), "ours": set()})
         value = row["shapes"][axis]
-        lines.setdefault(row["shapes"]["kernels"], set()).add((value, 1000 * row["ours"]))
+        lines["ours"].add((value, 1000 * row["ours"]))
         if row["reference"] is not None:
             lines["dense"].add((value, 1000 * row["reference"]))
     return {part: {kind: sorted(points) for kind, points in lines.items()} for part, lines in found.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.inputs import Setup
 from benchmarks.machine import Limits
 from benchmarks.reference import warped
-from benchmarks.rendering import DENSE, Form, kinds
+from benchmarks.rendering import DENSE, OURS
 from benchmarks.results import Row, compared
 from benchmarks.timing import Call, extra_memory, timed
 from ssdir.model.baselines import space as space_model
@@ -28,7 +28,6 @@ from ssdir.model.baselines.space_compose import (
     compose,
     frame_map,
 )
-from ssdir.model.kernels.choice import Kind, use_kernels
 from ssdir.randomness import seeded
 
 _SCALE_MEAN, _SCALE_STD = -1.0, 0.1
@@ -37,8 +36,7 @@ _SCALE_MEAN, _SCALE_STD = -1.0, 0.1
 
 def space(setup: Setup, limits: Limits) -> list[Row]:
     """Placing and merging, forward and backward: seconds and extra memory; then the whole step."""
-    found, config = kinds(setup.device), setup.space
-    forms = (DENSE, *found)
+    config, forms = setup.space, (DENSE, OURS)
     shapes: dict[str, int | str] = {
         "batch": setup.space_batch, "cells": config.n_cells, "side": config.image_size, "patch": config.glimpse_size
     }  # fmt: skip
@@ -51,14 +49,11 @@ def space(setup: Setup, limits: Limits) -> list[Row]:
             {form: prepare(setup, form) for form in forms}, setup.device, setup.repetitions, setup.budget
         )
         extra = {form: extra_memory(_prepared, prepare, setup, form, device=setup.device) for form in forms}
-        for kind in found:
-            title, memory = (
-                f"SPACE {name} {what}, {kind}" for what in ("forward + backward", "extra memory")
-            )
-            rows += [
-                compared(title, times[kind], times[DENSE], shapes, target=time_target),
-                compared(memory, extra[kind], extra[DENSE], shapes, units="bytes", target=memory_target),
-            ]
+        title, memory = (f"SPACE {name} {what}" for what in ("forward + backward", "extra memory"))
+        rows += [
+            compared(title, times[OURS], times[DENSE], shapes, target=time_target),
+            compared(memory, extra[OURS], extra[DENSE], shapes, units="bytes", target=memory_target),
+        ]
     return rows
 
 
@@ -95,7 +90,7 @@ def cells(setup: Setup) -> Cells:
     return Cells(*(part.to(setup.device) for part in parts))
 
 
-def prepare_merge(setup: Setup, form: Form) -> Call:
+def prepare_merge(setup: Setup, form: str) -> Call:
     """Both images of the foreground and the map of frames, and the gradients of all of the cells' parts."""
     made, config = cells(setup), setup.space
     leaves = [part.requires_grad_() for part in made[:-1]]
@@ -103,11 +98,10 @@ def prepare_merge(setup: Setup, form: Form) -> Call:
     ours = form != DENSE
 
     def call() -> None:
-        with use_kernels(_kind(form)):
-            paint, frame = (compose, frame_map) if ours else (dense_compose, dense_frames)
-            painted = paint(*leaves, made.image_index, *sizes, config.n_cells)
-            frames = frame(leaves[2], leaves[4], made.image_index, *sizes)
-            torch.autograd.grad(painted.mean.sum() + painted.alpha.sum() + frames.sum(), leaves)
+        paint, frame = (compose, frame_map) if ours else (dense_compose, dense_frames)
+        painted = paint(*leaves, made.image_index, *sizes, config.n_cells)
+        frames = frame(leaves[2], leaves[4], made.image_index, *sizes)
+        torch.autograd.grad(painted.mean.sum() + painted.alpha.sum() + frames.sum(), leaves)
 
     return call
 
@@ -150,7 +144,7 @@ def dense_frames(
 # -- the whole step ------------------------------------------------------------------------------------------------
 
 
-def prepare_step(setup: Setup, form: Form) -> Call:
+def prepare_step(setup: Setup, form: str) -> Call:
     """Forward and backward of the whole model, its boxes as large as the prior has them."""
     with seeded(0):
         model = SPACE(setup.space).to(setup.device)
@@ -165,7 +159,6 @@ def prepare_step(setup: Setup, form: Form) -> Call:
     def call() -> None:
         dense = form == DENSE
         with (
-            use_kernels(_kind(form)),
             patch.object(space_model, "compose", dense_compose if dense else compose),
             patch.object(space_model, "frame_map", dense_frames if dense else frame_map),
         ):
@@ -176,11 +169,7 @@ def prepare_step(setup: Setup, form: Form) -> Call:
     return call
 
 
-def _prepared(prepare: Callable[[Setup, Form], Call], setup: Setup, form: Form) -> Call:
-    """The call, after a small one of its kind: libraries are loaded and kernels compiled."""
+def _prepared(prepare: Callable[[Setup, str], Call], setup: Setup, form: str) -> Call:
+    """The call, after a small one of its kind: libraries are loaded."""
     prepare(replace(setup, space_batch=1), form)()
     return prepare(setup, form)
-
-
-def _kind(form: Form) -> Kind:
-    return "auto" if form == "dense" else form

@@ -8,7 +8,7 @@ from dataclasses import replace
 from benchmarks import reference
 from benchmarks.inputs import Setup, objects_to_paint
 from benchmarks.machine import Limits
-from benchmarks.rendering import DENSE, crop_call, kinds, paste_call
+from benchmarks.rendering import DENSE, OURS, crop_call, paste_call
 from benchmarks.results import Row, compared
 from benchmarks.timing import Call, free_memory, timed
 
@@ -35,25 +35,23 @@ _PARTS: dict[str, Callable[..., Call]] = {
 
 
 def _sweep(setup: Setup, axis: str, points: dict[int, Setup]) -> list[Row]:
-    """Two rows a point and implementation; without a reference where that would not fit in memory."""
+    """Two rows a point; without a reference where that would not fit in memory."""
     rows = []
     for value, point in points.items():
         needed = reference.paste_bytes(point.batch * point.objects, 3, point.side)
         allowed = _SHARE_OF_FREE * free_memory(setup.device)
-        forms = kinds(setup.device) if needed > allowed else [DENSE, *kinds(setup.device)]
+        forms = [OURS] if needed > allowed else [DENSE, OURS]
         note = "" if DENSE in forms else f"reference: does not fit in {allowed / 1e9:.0f} GB"
         for part, prepare in _PARTS.items():
             calls = {form: prepare(point, form) for form in forms}
             times = timed(calls, setup.device, min(setup.repetitions, 5), setup.budget / 5)
-            rows += [
+            rows.append(
                 compared(
-                    f"{part} at {value} {axis}, {kind}",
-                    times[kind],
+                    f"{part} at {value} {axis}",
+                    times[OURS],
                     times.get(DENSE),
-                    point.shapes(part=part, kernels=kind),
+                    point.shapes(part=part),
                     note=note,
                 )
-                for kind in forms
-                if kind != DENSE
-            ]
+            )
     return rows

@@ -120,9 +120,13 @@ def build(arguments: Arguments, network: str) -> tuple[Task, Any]:
     if network == "detector":
         return DetectorTask(detector, chosen.detector.loss), chosen.detector.training
     share = arguments.fired / len(detector.priors)
+    odds = float(np.log(share / (1 - share)))
+    n_logits = 1 if chosen.detector.detector.class_agnostic else chosen.detector.detector.n_classes + 1
     for head in detector.present:
         torch.nn.init.zeros_(head.weight)
-        torch.nn.init.constant_(head.bias, float(np.log(share / (1 - share))))
+        torch.nn.init.constant_(head.bias, odds if n_logits == 1 else 0)
+        if n_logits > 1:  # a softmax over the classes, the first of which is the background
+            torch.nn.init.constant_(head.bias.view(-1, n_logits)[:, 0], float(np.log(n_logits - 1)) - odds)
     model = replace(chosen.ssdir.model, train_on="sampled")
     # The teacher of the quickstart is left out: it takes a few milliseconds.
     return SSDIRTask(SSDIR(detector, model), chosen.ssdir.objective), chosen.ssdir.training

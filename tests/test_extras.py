@@ -26,7 +26,7 @@ def test_a_clone_is_named_from_where_one_stands(tmp_path: Path, monkeypatch: pyt
 
 def test_an_installed_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "_SOURCE", tmp_path)
-    assert how_to_install("fast") == 'pip install "ssdir[fast]"'
+    assert how_to_install("tune") == 'pip install "ssdir[tune]"'
 
 
 def test_extras_that_are_named_exist_and_no_line_is_written_by_hand() -> None:

@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from ssdir.config import ConfigError, perhaps
 from ssdir.detector.ssd import Detector
-from ssdir.machine import available_cores, choose_device, computes_in_bf16
+from ssdir.machine import available_cores, computes_in_bf16
 from ssdir.model.baselines.kinds import BASELINES, baseline
 from ssdir.model.decoder import WhatDecoder
-from ssdir.model.kernels.choice import kernels_for
 from ssdir.model.ssdir import SSDIR
 from ssdir.presets import PRESETS, preset
 
 PACKAGES = (
     "ssdir", "torch", "numpy", "pillow", "pyyaml", "safetensors", "tyro", "rich", "accelerate", "jaxtyping",
-    "numba", "triton", "scikit-learn", "faster-coco-eval", "matplotlib", "mitsuba", "tensorboard", "wandb",
+    "scikit-learn", "faster-coco-eval", "matplotlib", "mitsuba", "tensorboard", "wandb",
 )  # fmt: skip
 
 PARTS = (
@@ -61,7 +60,6 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "bf16": computes_in_bf16("auto"),
         "cuda": torch.version.cuda,
-        "kernels": kernels_for(choose_device()),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "presets": sorted(PRESETS)
         + [f"{name}/{key}" for name, kind in BASELINES.items() for key in sorted(kind.presets)],

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 
-_kept = [False]
-"""Of the whole process."""
-
 
 def available_cores() -> int:
     """Cores that this process may use: those it is pinned to (by a job scheduler, say), else all of them."""
@@ -39,14 +36,7 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     kept = library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) == 1
     # Older versions refuse so high a threshold for blocks of their own; then there are none at all.
-    kept = kept and (library.mallopt(_M_MMAP_THRESHOLD, 2**30) == 1 or library.mallopt(_M_MMAP_MAX, 0) == 1)
-    _kept[0] = _kept[0] or kept
-    return kept
-
-
-def keeps_freed_memory() -> bool:
-    """Whether :func:`keep_freed_memory` has been called, and could set it: large blocks are soon handed out again."""
-    return _kept[0]
+    return kept and (library.mallopt(_M_MMAP_THRESHOLD, 2**30) == 1 or library.mallopt(_M_MMAP_MAX, 0) == 1)
 
 
 def user_cache_folder() -> Path:

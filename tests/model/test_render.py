@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssdir.model.kernels.choice import use_kernels
 from ssdir.model.render import covered, crop, merge, occlusion_merge, paste, segment_softmax, softmax_merge
 
 
@@ -91,9 +90,8 @@ def test_windows_are_found_without_float64_on_the_device(monkeypatch):
     patches, boxes, index, depth = scene(dtype=torch.float32)
     monkeypatch.setattr(torch.Tensor, "cpu", to_cpu)
     monkeypatch.setattr(torch.Tensor, "double", to_double)
-    with use_kernels("plain"):
-        occlusion_merge(patches, boxes, depth, index, 3, 32)
-        crop(torch.rand(3, 3, 32, 32), boxes, index, 8)
+    occlusion_merge(patches, boxes, depth, index, 3, 32)
+    crop(torch.rand(3, 3, 32, 32), boxes, index, 8)
     assert arrived
 
 

@@ -2,9 +2,8 @@
 
 :func:`covered` is the primitive, :func:`paste` its scatter-add, :func:`crop` the inverse warp. Never are ``m`` whole
 images held: work and memory follow the area that the boxes cover. All three are operators of their own
-(:mod:`ssdir.model.kernels.ops`), which ``torch.compile`` and ``torch.export`` take whole; plain PyTorch, compiled or
-Triton code computes them (:mod:`ssdir.model.kernels.choice`). Everything is in float32 or wider, also under autocast,
-and deterministic on the CPU.
+(:mod:`ssdir.model.kernels.ops`), which ``torch.compile`` and ``torch.export`` take whole, in plain PyTorch on any
+device. Everything is in float32 or wider, also under autocast, and deterministic on the CPU.
 """
 
 from __future__ import annotations
@@ -47,10 +46,8 @@ def paste(
     with torch.autocast(patches.device.type, enabled=False):
         patches, boxes = _common(patches, boxes)
         weights = None if weights is None else weights.to(patches.dtype)
-        of_weights = weights is not None and weights.requires_grad and torch.is_grad_enabled()
-        # How much would be kept only the boxes tell: a traced graph does without.
-        keep = of_weights and not boxes.requires_grad and not torch.compiler.is_compiling()
-        return ops.paste(patches, boxes, image_index.long(), weights, n_images, size, keep)[0]
+        images: Tensor = ops.paste(patches, boxes, image_index.long(), weights, n_images, size)
+        return images
 
 
 def covered(
@@ -73,7 +70,8 @@ def covered(
     """
     with torch.autocast(patches.device.type, enabled=False):
         patches, boxes = _common(patches, boxes)
-        return ops.covered(patches, boxes, image_index.long(), size)
+        planes, objects, pixels = ops.covered(patches, boxes, image_index.long(), size)
+        return planes.t(), objects, pixels
 
 
 def crop(
@@ -96,7 +94,8 @@ def crop(
     """
     with torch.autocast(images.device.type, enabled=False):
         images, boxes = _common(images, boxes)
-        return ops.crop(images, boxes, image_index.long(), size, padding == "border", antialias)
+        patches: Tensor = ops.crop(images, boxes, image_index.long(), size, padding == "border", antialias)
+        return patches
 
 
 def segment_softmax(
@@ -146,19 +145,21 @@ def occlusion_merge(
     colours v_i / a_i by the weights e_i a_i, over black. So a lone object equals plain :func:`paste`, edges
     included, however far it is; nothing is dimmed, and an image changes continuously as boxes move.
     """
-    channels, p, n_pixels = patches.shape[1], patches.shape[-1], n_images * size * size
+    channels, n_pixels = patches.shape[1], n_images * size * size
     with torch.autocast(patches.device.type, enabled=False):
         patches, boxes = _common(patches, boxes)
         depth = depth.to(patches.dtype)
+        patches = torch.cat(
+            [patches, torch.ones_like(patches[:, :1])], 1
+        )  # the last channel becomes the cover
         values, objects, pixels = covered(patches, boxes, image_index, n_images, size)
-        cover = _cover(boxes, image_index, objects, pixels, p, size)
         here = depth.index_select(0, objects)
         nearest = _segment_max(here, pixels, n_pixels).index_select(0, pixels)
         power = (here - nearest).exp()
         # Sums over objects of e v (one plane a channel), of e a, and of a.
         *colours, weights, total = [
             patches.new_zeros(n_pixels).index_add(0, pixels, plane)
-            for plane in (*(values * power[:, None]).unbind(1), cover * power, cover)
+            for plane in (*(values * power[:, None]).unbind(1), values[:, -1])
         ]
         scale = total.clamp(max=1) / torch.where(weights > 0, weights, 1)
         images = torch.stack([plane * scale for plane in colours])
@@ -178,25 +179,6 @@ def merge(
     """:func:`softmax_merge` or :func:`occlusion_merge` by its name in ``ModelConfig.merge``."""
     merges = {"softmax": softmax_merge, "occlusion": occlusion_merge}
     return merges[kind](patches, boxes, depth, image_index, n_images, size)
-
-
-def _cover(
-    boxes: Float[Tensor, "m 4"],
-    image_index: Int[Tensor, " m"],
-    objects: Int[Tensor, " q"],
-    pixels: Int[Tensor, " q"],
-    p: int,
-    size: int,
-) -> Float[Tensor, " q"]:
-    """What an all-ones patch of side ``p`` shows at each of the pairs of :func:`covered`: 1, less at its edges."""
-    line = pixels.div(size, rounding_mode="floor")
-    row = line - (image_index * size).index_select(0, objects)
-    cover = boxes.new_ones(len(pixels))
-    for pixel, centre, side in ((pixels - line * size, 0, 2), (row, 1, 3)):
-        centres, sides = (boxes[:, part].index_select(0, objects) for part in (centre, side))
-        u = (((pixel.to(boxes.dtype) + 0.5) / size - centres) / sides + 0.5) * p - 0.5
-        cover = cover * torch.minimum(u + 1, p - u).clamp(0, 1)
-    return cover
 
 
 def _segment_max(scores: Float[Tensor, " q"], segment: Int[Tensor, " q"], n: int) -> Float[Tensor, " n"]:

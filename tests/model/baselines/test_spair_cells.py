@@ -12,7 +12,6 @@ from torch.nn.utils import parametrize
 from ssdir.model.baselines.spair_cells import CellNetworks, CellPosterior, Noise, draw_noise
 from ssdir.model.baselines.spair_config import SPAIRConfig
 from ssdir.model.baselines.spair_scan import Schedule, at_once, raster, scan, wavefront
-from ssdir.model.kernels.choice import use_kernels
 
 CONFIG = SPAIRConfig(
     image_size=36, features=5, hidden=7, passthrough=3, z_what_size=4, patch_size=8, size_range=1.5
@@ -69,19 +68,15 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kernels", ["plain", "compiled"])
 @pytest.mark.parametrize("wheels", [False, True])
 @pytest.mark.parametrize("noisy", [True, False])
 @pytest.mark.parametrize("config", CASES)
 def test_values_and_gradients_are_those_of_the_straightforward_program(
-    config: SPAIRConfig, noisy: bool, wheels: bool, kernels: str
+    config: SPAIRConfig, noisy: bool, wheels: bool
 ) -> None:
-    if kernels == "compiled":
-        pytest.importorskip("numba")
     case = Case(config, noisy=noisy)
-    with use_kernels(kernels):
-        found = case.run(wheels)
-        grads = case.gradients(found)
+    found = case.run(wheels)
+    grads = case.gradients(found)
     expected = case.expected(wheels)
     for name, one, other in zip(found._fields, found, expected, strict=True):
         assert (one - other).abs().max() < 1e-10, name

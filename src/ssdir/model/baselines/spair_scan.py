@@ -173,7 +173,7 @@ def scan(
     edge = None if networks.edge is None else networks.edge_state().expand(1, b, -1).to(shared.dtype)
     for now, rows in enumerate(shared.split(sizes)):
         n_cells = len(schedule.steps[now].cells)
-        if networks.context is not None:
+        if networks.context is not None and edge is not None:
             window = torch.cat([edge, *states[windows(schedule)[now].first :]])
             around = window.index_select(0, neighbours[now]).unflatten(0, (n_cells, -1))
             around = around.transpose(1, 2).flatten(2).flatten(0, 1)

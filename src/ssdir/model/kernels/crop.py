@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ssdir.model.kernels import windows
-from ssdir.model.kernels.room import zeros
 from ssdir.model.kernels.windows import read_rows
 
 
@@ -47,7 +46,7 @@ def crop(
     out: Tensor | None = None,
 ) -> Tensor:
     channels, height, width = images.shape[1:]
-    patches = zeros((len(boxes), channels, size, size), images) if out is None else out.zero_()
+    patches = images.new_zeros(len(boxes), channels, size, size) if out is None else out.zero_()
     flat = images.view(-1)
     for group in _groups(images, boxes, size, border, antialias):
         rows, columns = _axes(group, boxes, size, height, width, border)

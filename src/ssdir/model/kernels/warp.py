@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ssdir.model.kernels import windows
-from ssdir.model.kernels.room import empty
 
 
 class Taps(NamedTuple):
@@ -62,7 +61,7 @@ class Gradients:
     def __init__(
         self, patches: Tensor, boxes: Tensor, of_patches: bool, of_boxes: bool, of_weights: bool
     ) -> None:
-        self.patches = empty(patches.shape, patches) if of_patches else patches.new_empty(0)
+        self.patches = torch.empty_like(patches) if of_patches else patches.new_empty(0)
         self.boxes = torch.zeros_like(boxes) if of_boxes else boxes.new_empty(0)
         self.weights = boxes.new_zeros(len(boxes)) if of_weights else boxes.new_empty(0)
         self.asked = of_patches, of_boxes, of_weights
@@ -82,18 +81,12 @@ class Gradients:
         patches: Tensor,
         boxes: Tensor,
         weights: Tensor | None,
-        painted: Tensor | None = None,
     ) -> None:
-        """``grad``: of the windows' pixels, "j c h w"; ``painted``: what :func:`warp` gave, where that is known."""
+        """``grad``: of the windows' pixels, "j c h w"."""
         of_patches, of_boxes, of_weights = self.asked
         objects, p = window.objects, patches.shape[-1]
         scale = None if weights is None else weights[objects]
         n, channels, h, w = grad.shape
-        if of_weights and painted is not None and not of_boxes:
-            self.weights.index_copy_(0, objects, (grad * painted).sum((1, 2, 3)))
-            of_weights = False
-        if not any((of_patches, of_boxes, of_weights)):
-            return
         at_taps = torch.bmm(grad.view(n, channels * h, w), _matrix(window.columns, p)).view(n, channels, h, p)
         if of_patches:
             self._write_patches(objects, _matrix(window.rows, p, scale), at_taps)

@@ -1,11 +1,13 @@
-"""Plain PyTorch's kernels alone: chunks, memory, rows that are read through overlapping views."""
+"""The operators' inner functions: chunks, memory, rows that are read through overlapping views."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ssdir.model.kernels import plain, windows
+from ssdir.model.kernels import windows
+from ssdir.model.kernels.crop import crop, crop_backward
+from ssdir.model.kernels.paste import covered, covered_backward, paste, paste_backward
 
 
 def scene(m: int, side: float, dtype: torch.dtype = torch.float64):
@@ -18,12 +20,12 @@ def scene(m: int, side: float, dtype: torch.dtype = torch.float64):
 
 def results(size: int = 40) -> list[torch.Tensor]:
     patches, boxes, index, weights = scene(30, 0.3)
-    images = plain.paste(patches, boxes, index, weights, 2, size)
-    values, objects, pixels = plain.covered(patches, boxes, index, size)
-    found = [images, values, objects, pixels, plain.crop(images, boxes, index, 8, True, True)]
-    found += plain.paste_backward(images, patches, boxes, index, weights, True, True, True)
-    found += plain.covered_backward(values, patches, boxes, index, objects, pixels, size, True, True)
-    return [*found, *plain.crop_backward(found[4], images, boxes, index, True, True, True, True)]
+    images = paste(patches, boxes, index, weights, 2, size)
+    values, objects, pixels = covered(patches, boxes, index, size)
+    found = [images, values, objects, pixels, crop(images, boxes, index, 8, True, True)]
+    found += paste_backward(images, patches, boxes, index, weights, True, True, True)
+    found += covered_backward(values, patches, boxes, objects, size, True, True)
+    return [*found, *crop_backward(found[4], images, boxes, index, True, True, True, True)]
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -74,7 +76,7 @@ def test_a_box_that_only_grazes_the_image_is_seen():
         [[-0.1, 0.5, 0.2, 0.2], [-0.14, 0.5, 0.2, 0.2], [1.11, 1.11, 0.2, 0.2]], dtype=torch.float64
     )
     patches = torch.ones(3, 1, 2, 2, dtype=torch.float64)
-    images = plain.paste(patches, boxes, torch.arange(3), None, 3, 20)
+    images = paste(patches, boxes, torch.arange(3), None, 3, 20)
     # Pixel 0 looks at ((0.025 - centre) / 0.2 + 1 / 2) * 2 - 1 / 2, and what is beyond pixel 1 of the patch fades.
     torch.testing.assert_close(images[0, 0, 10, 0], torch.tensor(0.25, dtype=torch.float64))
     assert images[1].eq(0).all()
