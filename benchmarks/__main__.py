@@ -26,7 +26,7 @@ from benchmarks import generator, page, plots, profiling, rendering, space, spai
 from benchmarks.inputs import Setup, quick
 from benchmarks.machine import Limits, machine_name, measure_limits, where
 from benchmarks.results import Results, Row, quantity, ratio_in_words, target_in_words, verdict
-from ssdir.machine import choose_device
+from ssdir.common.machine import choose_device
 
 Name = Literal[
     "paste", "growth", "crop", "covered", "merges",

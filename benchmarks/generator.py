@@ -14,10 +14,10 @@ from benchmarks.results import Row, compared
 from benchmarks.straightforward_scenes import straightforward_png, straightforward_scene
 from benchmarks.timing import Call, Timing, in_fresh_process, timed
 from benchmarks.training import best_settings, detector_step
-from ssdir.data.digits import load_digits
 from ssdir.data.images import read_image, squash
-from ssdir.data.multiscale_mnist import encode_png, make_scene, split_digits
-from ssdir.data.streaming import StreamedScenes
+from ssdir.data.mnist.digits import load_digits
+from ssdir.data.mnist.scenes import encode_png, make_scene, split_digits
+from ssdir.data.mnist.streaming import StreamedScenes
 
 
 def generator(setup: Setup, limits: Limits) -> list[Row]:

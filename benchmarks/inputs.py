@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ssdir.boxes import encode_offsets, xyxy_to_cxcywh
 from ssdir.config import DetectorConfig, DetectorLossConfig, ModelConfig, ObjectiveConfig, ScenesConfig
+from ssdir.config.presets import preset
+from ssdir.config.space import SpaceConfig
+from ssdir.config.spair import SPAIR_PRESETS, SPAIRConfig
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
-from ssdir.data.digits import load_digits
-from ssdir.data.multiscale_mnist import generate, make_scene, split_digits
+from ssdir.data.mnist.digits import load_digits
+from ssdir.data.mnist.scenes import generate, make_scene, split_digits
 from ssdir.detector.ssd import Detector, DetectorOutput
-from ssdir.model.baselines.space_config import SpaceConfig
-from ssdir.model.baselines.spair_config import SPAIR_PRESETS, SPAIRConfig
-from ssdir.presets import preset
 
 _MNIST = preset("mnist")
 _SURE = 20.0

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.results import Row, compared
 from benchmarks.timing import timed
-from ssdir.machine import available_cores
-from ssdir.train import computes_in_bf16
+from ssdir.common.machine import available_cores
+from ssdir.training.start import computes_in_bf16
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 import tyro
 
 from ssdir import SSDIR
+from ssdir.common.storage import write_json
 from ssdir.data.cache import CachedDataset
-from ssdir.model.render import crop, merge
-from ssdir.storage import write_json
+from ssdir.rendering.render import crop, merge
 
 
 @dataclass(frozen=True)

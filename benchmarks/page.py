@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.plots import AXES
 from benchmarks.results import quantity, ratio_in_words, significant, target_in_words, verdict
-from ssdir.storage import atomic_write, read_json
+from ssdir.common.storage import atomic_write, read_json
 
 HERE = Path(__file__).parent
 PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE / "results"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssdir.figures.style import MUTED, PALETTE, TEXT_WIDTH, new_figure, save, style
+from ssdir.plots.style import MUTED, PALETTE, TEXT_WIDTH, new_figure, save, style
 
 AXES = {
     "sweep-objects": ("objects", "objects an image"),

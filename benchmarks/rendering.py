@@ -14,7 +14,7 @@ from benchmarks.inputs import Painted, Setup, more_of_same_area, objects_to_pain
 from benchmarks.machine import Limits
 from benchmarks.results import Row, compared, share
 from benchmarks.timing import Call, Timing, extra_memory, timed
-from ssdir.model import render
+from ssdir.rendering import render
 
 OURS, DENSE = "ours", "dense"
 """What is timed: the package's rendering, and its dense form."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.timing import Timing
-from ssdir.storage import read_json, write_json
+from ssdir.common.storage import read_json, write_json
 
 Ratio = Literal["reference / ours", "ours / reference"]
 Sense = Literal["at least", "at most"]

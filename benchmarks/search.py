@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdir.evaluate.bootstrap import Estimate, Resamples
+from ssdir.evaluation.bootstrap import Estimate, Resamples
 
 SAMPLERS = ("tpe", "random")
 
@@ -41,8 +41,8 @@ def toy(trial: Any) -> float:
 
 def best_of_toy(sampler: str, seed: int, trials: int = 40) -> float:
     """Least value that a sampler finds."""
-    from ssdir.study.database import optuna_module
-    from ssdir.study.engine import make_sampler
+    from ssdir.search.database import optuna_module
+    from ssdir.search.engine import make_sampler
 
     study = optuna_module().create_study(sampler=make_sampler(sampler, seed))
     study.optimize(toy, n_trials=trials)
@@ -51,13 +51,13 @@ def best_of_toy(sampler: str, seed: int, trials: int = 40) -> float:
 
 def best_of_model(out: Path, sampler: str, seed: int, trials: int) -> float:
     """Least per-object error of a small SSDIR (the val term ``objects``) that a sampler finds."""
-    from ssdir.console import progress_bar
-    from ssdir.data.multiscale_mnist import generate
-    from ssdir.presets import preset
-    from ssdir.study.shared import made_once
-    from ssdir.study.space import make_space
-    from ssdir.study.tune import TuneConfig, tune
-    from ssdir.train import train_detector
+    from ssdir.common.console import progress_bar
+    from ssdir.config.presets import preset
+    from ssdir.data.mnist.scenes import generate
+    from ssdir.search.shared import made_once
+    from ssdir.search.space import make_space
+    from ssdir.search.tune import TuneConfig, tune
+    from ssdir.training.start import train_detector
 
     chosen = preset("quickstart")
     assert chosen.scenes is not None

@@ -17,10 +17,9 @@ from benchmarks.reference import warped
 from benchmarks.rendering import DENSE, OURS
 from benchmarks.results import Row, compared
 from benchmarks.timing import Call, extra_memory, timed
-from ssdir.model.baselines import space as space_model
-from ssdir.model.baselines.distributions import normal_sample
-from ssdir.model.baselines.space import SPACE
-from ssdir.model.baselines.space_compose import (
+from ssdir.baselines.distributions import normal_sample
+from ssdir.baselines.space import model as space_model
+from ssdir.baselines.space.compose import (
     FRAME_SIDE,
     FRAME_VALUE,
     FRAME_WIDTH,
@@ -28,7 +27,8 @@ from ssdir.model.baselines.space_compose import (
     compose,
     frame_map,
 )
-from ssdir.randomness import seeded
+from ssdir.baselines.space.model import SPACE
+from ssdir.common.randomness import seeded
 
 _SCALE_MEAN, _SCALE_STD = -1.0, 0.1
 """The size prior: of the logit of a box's sides."""

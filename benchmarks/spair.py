@@ -11,11 +11,11 @@ from benchmarks.machine import Limits
 from benchmarks.results import Row, compared
 from benchmarks.straightforward_spair import straightforward
 from benchmarks.timing import timed
-from ssdir.machine import computes_in_bf16, keep_freed_memory
-from ssdir.model.baselines.spair_cells import CellNetworks, CellPosterior, draw_noise
-from ssdir.model.baselines.spair_config import SPAIRConfig
-from ssdir.model.baselines.spair_scan import raster, scan, wavefront
-from ssdir.randomness import seeded
+from ssdir.baselines.spair.cells import CellNetworks, CellPosterior, draw_noise
+from ssdir.baselines.spair.scan import raster, scan, wavefront
+from ssdir.common.machine import computes_in_bf16, keep_freed_memory
+from ssdir.common.randomness import seeded
+from ssdir.config.spair import SPAIRConfig
 
 
 def cells(setup: Setup, limits: Limits) -> list[Row]:

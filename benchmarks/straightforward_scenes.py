@@ -2,7 +2,7 @@
 
 One float32 canvas of the whole frame for each digit, into which the digit is resized (cubic); all canvases summed and
 clipped; PNG with Pillow's default settings. Layout rules, draws and therefore pixels and annotations are those of
-:mod:`ssdir.data.multiscale_mnist`.
+:mod:`ssdir.data.mnist.scenes`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ssdir.config import ScenesConfig
-from ssdir.data.digits import Digits
+from ssdir.data.mnist.digits import Digits
 
 INK = 32
 SPLITS = {"train": 0, "val": 1, "test": 2}

@@ -1,7 +1,7 @@
 """SPAIR's scan as its description reads: one cell after another, every perceptron on the whole of its input, all by
 autograd.
 
-The same parameters and noise give the same latents as :func:`ssdir.model.baselines.spair_scan.scan`.
+The same parameters and noise give the same latents as :func:`ssdir.baselines.spair.scan.scan`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from ssdir.model.baselines.glimpses import SMALLEST_SIDE
-from ssdir.model.baselines.spair_cells import CellNetworks, CellPosterior, Noise
-from ssdir.model.baselines.spair_scan import offsets
+from ssdir.baselines.glimpses import SMALLEST_SIDE
+from ssdir.baselines.spair.cells import CellNetworks, CellPosterior, Noise
+from ssdir.baselines.spair.scan import offsets
 
 _NAMES = ("where", "what", "depth", "present")
 

@@ -17,10 +17,10 @@ import tyro
 from ssdir.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ssdir.config import ModelConfig
 from ssdir.data.cache import CachedDataset
-from ssdir.evaluate.matching import match_objects
-from ssdir.evaluate.probe import fit_probe
+from ssdir.evaluation.matching import match_objects
+from ssdir.evaluation.probe import fit_probe
 from ssdir.model.pretrained import CONFIG, config_part, find_folder, load_detector, read_config
-from ssdir.teaching import load_teacher
+from ssdir.training.tasks.teacher import load_teacher
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 import tyro
 
+from ssdir.common.machine import available_cores, keep_freed_memory
+from ssdir.common.storage import write_json
+from ssdir.config.presets import preset
 from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector
-from ssdir.machine import available_cores, keep_freed_memory
 from ssdir.model.ssdir import SSDIR
-from ssdir.optim import make_optimizer
-from ssdir.presets import preset
-from ssdir.storage import write_json
-from ssdir.tasks import DetectorTask, SSDIRTask, Task
+from ssdir.training.optim import make_optimizer
+from ssdir.training.tasks.base import DetectorTask, SSDIRTask, Task
 
 OPTIONS = ("fp32", "fp32+channels_last", "bf16", "bf16+channels_last")
 OBJECTS = 13

@@ -1,6 +1,6 @@
 """Make the digits inside the package: the first 600 training and 100 test digits of each class of MNIST.
 
-python runs/make_embedded_digits.py FOLDER_OF_IDX_FILES [src/ssdir/data/embedded]
+python runs/make_embedded_digits.py FOLDER_OF_IDX_FILES [src/ssdir/data/mnist/embedded]
 
 The digits of a split keep MNIST's own order.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssdir.data.digits import load_digits, write_idx
+from ssdir.data.mnist.digits import load_digits, write_idx
 
 PER_CLASS = {"train": 600, "t10k": 100}
 
@@ -29,4 +29,4 @@ def main(source: Path, target: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) == 3 else "src/ssdir/data/embedded"))
+    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) == 3 else "src/ssdir/data/mnist/embedded"))

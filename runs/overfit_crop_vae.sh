@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 
 from ssdir.data.cache import CachedDataset
-from ssdir.model.baselines.crop_vae import CropVAE
-from ssdir.model.render import crop
+from ssdir.baselines.crop_vae import CropVAE
+from ssdir.rendering.render import crop
 
 out = Path(sys.argv[1])
 batch = CachedDataset(out / "data", "train", 128).batch(range(8))

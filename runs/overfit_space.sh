@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from ssdir.data.cache import CachedDataset
-from ssdir.model.baselines.space import SPACE
+from ssdir.baselines.space.model import SPACE
 
 out = Path(sys.argv[1])
 images = CachedDataset(out / "data", "train", 128).batch(range(8)).images

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from ssdir.data.cache import CachedDataset
-from ssdir.model.baselines.spair import SPAIR
+from ssdir.baselines.spair.model import SPAIR
 
 out = Path(sys.argv[1])
 images = CachedDataset(out / "data", "train", 128).batch(range(8)).images

@@ -12,8 +12,8 @@ import sys
 import numpy as np
 
 from ssdir.config import ScenesConfig
-from ssdir.data.digits import load_digits
-from ssdir.data.multiscale_mnist import Scene, make_scene
+from ssdir.data.mnist.digits import load_digits
+from ssdir.data.mnist.scenes import Scene, make_scene
 
 PAPER = {
     "digits an image: mean": 13.0,

@@ -31,11 +31,11 @@ from benchmarks.results import Results, compared, share
 from benchmarks.timing import Timing, extra_memory, timed
 from rich.console import Console
 
+from ssdir.baselines.space.compose import compose, frame_map
 from ssdir.config import DetectorConfig, ModelConfig, ScenesConfig
-from ssdir.model import render
-from ssdir.model.baselines.space_compose import compose, frame_map
-from ssdir.model.baselines.space_config import SpaceConfig
-from ssdir.model.baselines.spair_config import SPAIRConfig
+from ssdir.config.space import SpaceConfig
+from ssdir.config.spair import SPAIRConfig
+from ssdir.rendering import render
 
 CPU = torch.device("cpu")
 TINY = Setup(

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ssdir.cli import main
-from ssdir.model.registry import load_model
+from ssdir.cli.main import main
+from ssdir.registry import load_model
 
 OLD = Path(__file__).parent / "fixtures/v0.1.0"
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text())

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import ssdir
-from ssdir.cli import main
+from ssdir.cli.main import main
+from ssdir.common.extras import how_to_install
 from ssdir.detector.ssd import Detector
-from ssdir.extras import how_to_install
 from ssdir.model.latents import Objects
 from ssdir.model.ssdir import SSDIR
 
@@ -32,7 +32,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         "import sys, ssdir\n"
         "assert 'SSDIR' in dir(ssdir)\n"
         "assert not {'torch', 'numpy', 'PIL', 'accelerate', 'rich', 'tyro'} & set(sys.modules)\n"
-        "import ssdir.config, ssdir.errors\n"
+        "import ssdir.config, ssdir.common.errors\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -62,7 +62,13 @@ def test_everything_but_evaluation_works_without_the_extras(tmp_path: Path) -> N
 import sys
 for name in ("sklearn", "scipy", "matplotlib", "faster_coco_eval", "pycocotools", "tensorboard", "wandb"):
     sys.modules[name] = None  # as if it were not installed
-from ssdir import cli, info, predictor, quickstart, report, teaching, train
+from ssdir.cli import main as cli
+from ssdir.cli import info
+from ssdir.inference import predict as predictor
+from ssdir.cli import quickstart
+from ssdir.report import html as report
+from ssdir.training.tasks import teacher as teaching
+from ssdir.training import start as train
 sys.exit(cli.main(sys.argv[1:]))
 """
     out = str(tmp_path / "data")
@@ -82,12 +88,12 @@ def test_a_missing_extra_is_told_in_a_line_and_other_modules_are_not_hidden(
         return work
 
     told = ModuleNotFoundError(f"tracking needs wandb: {how_to_install('track')}")
-    monkeypatch.setattr("ssdir.info.print_environment", fail(told))
+    monkeypatch.setattr("ssdir.cli.info.print_environment", fail(told))
     assert main(["info"]) == 1
     assert capsys.readouterr().err == f"error: {told}\n"
-    monkeypatch.setattr("ssdir.info.print_environment", fail(ModuleNotFoundError("No module named 'x'")))
+    monkeypatch.setattr("ssdir.cli.info.print_environment", fail(ModuleNotFoundError("No module named 'x'")))
     with pytest.raises(ModuleNotFoundError, match="'x'"):
         main(["info"])
-    monkeypatch.setattr("ssdir.info.print_environment", fail(KeyboardInterrupt()))
+    monkeypatch.setattr("ssdir.cli.info.print_environment", fail(KeyboardInterrupt()))
     assert main(["info"]) == 130
     assert capsys.readouterr().err == "interrupted\n"

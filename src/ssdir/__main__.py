@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ssdir.cli import main
+from ssdir.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

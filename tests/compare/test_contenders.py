@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from ssdir.common.storage import DataError, write_json
 from ssdir.compare.contenders import Contender, contenders_of, describe
-from ssdir.compare.figures import Figure, Model, grouped
+from ssdir.compare.metrics import Figure, Model, grouped
 from ssdir.config import ConfigError
-from ssdir.storage import DataError, write_json
 
 
 def run_folder(folder: Path, seed: int = 0, rate: float = 0.1, **more: Any) -> Path:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from tests.evaluate.test_protocol import SMALL, make_dataset
 
-from ssdir.cli import main
+from ssdir.baselines.crop_vae import CropVAE
+from ssdir.cli.main import main
 from ssdir.compare import run as comparing
 from ssdir.compare.run import _folder_name
 from ssdir.config import ModelConfig
+from ssdir.config.crop_vae import CropVAEConfig
 from ssdir.detector.ssd import Detector
-from ssdir.model.baselines.crop_config import CropVAEConfig
-from ssdir.model.baselines.crop_vae import CropVAE
 from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from ssdir.compare.figures import Figure, Group, Model, Row
+from ssdir.compare.metrics import Figure, Group, Model, Row
 from ssdir.compare.tables import DASH, Table, comma_separated, latex, markdown
 
 ROWS = [Row("AP", "AP", "share", "higher"), Row("mse", "image_mse & more", "error", "lower")]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssdir.common.storage import DataError, SpaceError
 from ssdir.data import array_files as module
 from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, new_array
-from ssdir.storage import DataError, SpaceError
 
 LAYOUT = ((5, 3, 4), np.float32)
 HEADER, ROWS, CHECKSUMS = 128, 5 * 3 * 4 * 4, 5 * 4

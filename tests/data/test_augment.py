@@ -16,7 +16,7 @@ from ssdir.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
 from ssdir.config import AugmentationConfig, ConfigError, ScenesConfig
 from ssdir.data.augment import Plan, augment, augmented
 from ssdir.data.batch import Answer, Batch
-from ssdir.data.streaming import StreamedScenes
+from ssdir.data.mnist.streaming import StreamedScenes
 
 SIZE = 64
 ALL = AugmentationConfig(flip=0.5, colour=0.7, zoom_out=0.4, crop=0.7)

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ssdir.common.storage import DataError
 from ssdir.data import array_files
 from ssdir.data import cache as module
 from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.data.images import read_image, squash
-from ssdir.storage import DataError
 
 N = 7
 

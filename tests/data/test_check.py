@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssdir.config import ScenesConfig
 from ssdir.data.check import Problem, check
-from ssdir.data.multiscale_mnist import generate
+from ssdir.data.mnist.scenes import generate
 
 VALUE: dict[str, Any] = {
     "images": [{"id": number, "file_name": f"{number}.png", "width": 8, "height": 6} for number in (1, 2, 3)],

@@ -15,13 +15,13 @@ import yaml
 from PIL import Image
 
 import ssdir
-from ssdir.cli import main
+from ssdir.cli.main import main
+from ssdir.common.storage import DataError, read_json
 from ssdir.config import ConfigError
 from ssdir.data.check import check
 from ssdir.data.convert import convert, unique_names
 from ssdir.data.folder import open_split, splits
 from ssdir.data.split import Split
-from ssdir.storage import DataError, read_json
 
 NAMES = ("cat", "no", "12", "ice: cream #3", "größer 'als' \"b\"")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssdir.common.storage import DataError
 from ssdir.data.images import image_size, open_image, read_header, read_image, squash
-from ssdir.storage import DataError
 
 GREY = np.array([[0, 10, 128], [200, 254, 255]], np.uint8)
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], 2)

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from ssdir.common.storage import DataError, read_json, write_json
 from ssdir.config import ScenesConfig
 from ssdir.data import making
 from ssdir.data.check import check
-from ssdir.data.digits import load_digits
 from ssdir.data.folder import open_split, splits
-from ssdir.data.multiscale_mnist import encode_png, generate, generator_version, make_scene, split_digits
-from ssdir.storage import DataError, read_json, write_json
+from ssdir.data.mnist.digits import load_digits
+from ssdir.data.mnist.scenes import encode_png, generate, generator_version, make_scene, split_digits
 
 CONFIG = ScenesConfig(side=32, digit_min=6, digit_max=24, n_train=150, n_val=3, n_test=70)
 
@@ -113,7 +113,7 @@ def test_splits_without_images_are_left_out(tmp_path: Path) -> None:
 SCRIPT = """
 import sys
 from ssdir.config import ScenesConfig
-from ssdir.data.multiscale_mnist import generate
+from ssdir.data.mnist.scenes import generate
 if __name__ == "__main__":
     config = ScenesConfig(side=32, digit_min=6, digit_max=24, n_train=20_000, n_val=0, n_test=0)
     generate(config, sys.argv[1], workers=2)
@@ -236,7 +236,7 @@ def test_damaged_files_are_made_again(made: Path, tmp_path: Path, monkeypatch: p
 def test_refusals(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"other settings \(scenes\.side is 32 there, 64 here"):
         generate(dataclasses.replace(CONFIG, side=64), made)
-    monkeypatch.setattr("ssdir.data.multiscale_mnist.generator_version", generator_version + 1)
+    monkeypatch.setattr("ssdir.data.mnist.scenes.generator_version", generator_version + 1)
     with pytest.raises(DataError, match="generator_version is 1 there, 2 here"):
         generate(CONFIG, made)
     monkeypatch.undo()
@@ -256,7 +256,7 @@ def test_a_full_disk_is_noticed_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("usage", (), {"free": 100_000})
-    monkeypatch.setattr("ssdir.storage.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("ssdir.common.storage.shutil.disk_usage", lambda _: usage)
     with pytest.raises(DataError, match=r"making 223 images needs .* 100\.0 kB are free"):
         generate(CONFIG, tmp_path / "scenes", workers=1)
     assert list(tmp_path.rglob("*.png")) == []

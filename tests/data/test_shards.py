@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from ssdir.cli import main
+from ssdir.cli.main import main
+from ssdir.common.storage import DataError, read_json
 from ssdir.config import ConfigError, ScenesConfig
 from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.chunks import lacking
-from ssdir.data.multiscale_mnist import generate
+from ssdir.data.mnist.scenes import generate
 from ssdir.data.shards import Shard, parse_shard
-from ssdir.storage import DataError, read_json
 
 CONFIG = ScenesConfig(side=32, digit_min=6, digit_max=24, n_train=150, n_val=3, n_test=70)
 """Six chunks: 64, 64 and 22 train images; 3; 64 and 6."""

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from ssdir.common.storage import DataError
 from ssdir.config import ConfigError, DetectorConfig
+from ssdir.config.presets import PRESETS
 from ssdir.detector.backbone import Backbone, cells_of_maps, smallest_side
-from ssdir.presets import PRESETS
-from ssdir.storage import DataError
 
 FULL = DetectorConfig()
 MAP_0 = replace(FULL, image_size=32, maps=(0,), min_sizes=(32.0,), max_sizes=(80.0,))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ssdir.boxes import cxcywh_to_xyxy, encode_offsets, iou_matrix
+from ssdir.common.storage import DataError
 from ssdir.config import DetectorConfig
 from ssdir.detector.ssd import IMAGENET_MEAN, IMAGENET_STD, Detections, Detector, DetectorOutput
-from ssdir.storage import DataError
 
 SMALL = DetectorConfig(
     image_size=64, width=1 / 32, maps=(1, 2), min_sizes=(60.0, 120.0), max_sizes=(120.0, 200.0)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdir.cli import main
+from ssdir.cli.main import main
+from ssdir.common.storage import read_json
 from ssdir.data.folder import open_split
 from ssdir.model.pretrained import categories_of
-from ssdir.storage import read_json
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-own-data.md"
 NAMES = ("circle", "square", "right triangle")

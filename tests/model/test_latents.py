@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from ssdir.common.storage import DataError, save_tensors
 from ssdir.model.latents import CellLatents, Objects, ObjectsError
-from ssdir.storage import DataError, save_tensors
 
 
 def objects() -> Objects:

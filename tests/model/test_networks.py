@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from ssdir.config import ModelConfig
+from ssdir.config.presets import preset
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
-from ssdir.presets import preset
 
 CHANNELS = (512, 512, 512, 256, 256)
 CELLS = (18, 9, 5, 3, 1)

@@ -12,8 +12,8 @@ from ssdir.config import ModelConfig, ObjectiveConfig
 from ssdir.model import chain
 from ssdir.model.latents import CellLatents, Objects
 from ssdir.model.objective import CLAMP, Objective, cell_kl, inside_boxes, object_error
-from ssdir.model.render import crop
 from ssdir.model.ssdir import SSDIROutput
+from ssdir.rendering.render import crop
 
 
 def latents(b=2, k=3, d=4, reset=None, requires_grad=False) -> CellLatents:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from ssdir.common.storage import DataError, load_tensors, save_tensors
 from ssdir.config import DetectorConfig, ModelConfig
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
 from ssdir.model.ssdir import SSDIR
-from ssdir.storage import DataError, load_tensors, save_tensors
 
 DETECTOR = DetectorConfig(image_size=32, width=0.125, maps=(1,), min_sizes=(96.0,), max_sizes=(160.0,))
 MODEL = ModelConfig(

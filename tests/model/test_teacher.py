@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from ssdir.config import ConfigError, ModelConfig, TeacherConfig
 from ssdir.model.latents import Objects
-from ssdir.model.render import crop
 from ssdir.model.teacher import (
     MARGIN,
     Teacher,
@@ -23,6 +22,7 @@ from ssdir.model.teacher import (
     vicreg,
     view,
 )
+from ssdir.rendering.render import crop
 
 MODEL = ModelConfig(z_what_size=6, decoder_channels=(16, 8, 8, 8), decoder_norm="batch", sigma_what=0.1)
 CONFIG = TeacherConfig(side=8, width=4, projector_hidden=10, projector_size=12, context=1.5)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssdir.compare.figures import Figure, Model
+from ssdir.common.storage import DataError, read_json
+from ssdir.compare.metrics import Figure, Model
 from ssdir.config import ConfigError
 from ssdir.model.pretrained import read_config, weights_fingerprint
-from ssdir.run_folder import checkpoints
-from ssdir.storage import DataError, read_json
+from ssdir.training.run_folder import checkpoints
 
 TITLES = {
     "ssdir": "SSDIR",

@@ -1,6 +1,6 @@
 """Several models on the same images, measured in the same way: one table and one figure.
 
-Every model is asked by the same protocol (:mod:`ssdir.evaluate.protocol`); its pictures are compared with the same
+Every model is asked by the same protocol (:mod:`ssdir.evaluation.protocol`); its pictures are compared with the same
 images, its probe learns from as many objects. ``docs/compare.md`` tells what the table says.
 """
 
@@ -14,24 +14,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssdir.common.console import Progress
+from ssdir.common.machine import choose_device
+from ssdir.common.ownership import claim, require_free
+from ssdir.common.storage import DataError, atomic_write, read_json, write_json
 from ssdir.compare.contenders import TITLES, Contender, describe, training_time
-from ssdir.compare.figures import Figure, Group, Model, figures_of, grouped, probe_objects, rows_of
-from ssdir.compare.scenes import comparison_scenes
+from ssdir.compare.metrics import Figure, Group, Model, figures_of, grouped, probe_objects, rows_of
+from ssdir.compare.sheet import comparison_scenes
 from ssdir.compare.tables import Table, comma_separated, latex, markdown
 from ssdir.config import ConfigError
-from ssdir.console import Progress
-from ssdir.evaluate.asking import image_side
-from ssdir.evaluate.bootstrap import Resamples
-from ssdir.evaluate.protocol import choose_split, evaluate
-from ssdir.evaluate.record import record_of
-from ssdir.evaluate.samples import FILE, Samples
-from ssdir.evaluate.settings import EvaluationConfig
-from ssdir.figures.sheet import scene_sheet
-from ssdir.figures.style import left_out_if_it_fails, save
-from ssdir.machine import choose_device
-from ssdir.model.registry import load_model
-from ssdir.ownership import claim, require_free
-from ssdir.storage import DataError, atomic_write, read_json, write_json
+from ssdir.evaluation.bootstrap import Resamples
+from ssdir.evaluation.predictions import image_side
+from ssdir.evaluation.protocol import choose_split, evaluate
+from ssdir.evaluation.provenance import record_of
+from ssdir.evaluation.samples import FILE, Samples
+from ssdir.evaluation.settings import EvaluationConfig
+from ssdir.plots.sheet import scene_sheet
+from ssdir.plots.style import left_out_if_it_fails, save
+from ssdir.registry import load_model
 
 _LONGEST_NAME = 60
 """Characters of a model's name in a folder's."""
@@ -48,7 +48,7 @@ class CompareConfig:
     seed: int = 0
     """Of these."""
     device: str = "auto"
-    """See :func:`ssdir.machine.choose_device`."""
+    """See :func:`ssdir.common.machine.choose_device`."""
     figure_images: int = 3
     """Images that the figure shows."""
 

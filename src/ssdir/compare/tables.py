@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssdir.compare.figures import Figure, Group, Model, Row
+from ssdir.compare.metrics import Figure, Group, Model, Row
 
 DASH = "\N{EN DASH}"
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -22,8 +22,8 @@ from torch import Tensor
 from ssdir.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
 from ssdir.config import AugmentationConfig, ConfigError
 from ssdir.data.batch import Batch, may_arrive_later
-from ssdir.data.streaming import Draft
-from ssdir.model.render import crop  # a later room, as in streaming; it needs none of this
+from ssdir.data.mnist.streaming import Draft
+from ssdir.rendering.render import crop  # a later room, as in streaming; it needs none of this
 
 CROP_TRIALS = 50
 """Crops that are drawn for an image; where none of them is allowed, it is not cropped."""

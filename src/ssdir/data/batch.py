@@ -58,7 +58,7 @@ class Batch:
     grey: bool = False
     """The three channels of ``images`` are known to be equal."""
     answer: Answer | None = None
-    """What a frozen detector says of the images, where that is kept (:mod:`ssdir.detector.cache`)."""
+    """What a frozen detector says of the images, where that is kept (:mod:`ssdir.detector.feature_cache`)."""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -20,14 +20,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ssdir.console import progress_bar
+from ssdir.common.console import progress_bar
+from ssdir.common.machine import available_cores, user_cache_folder
+from ssdir.common.storage import DataError, SpaceError, require_free_space, temporary_name
 from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, Layout, new_array, tell_damage
 from ssdir.data.batch import Batch
 from ssdir.data.folder import annotations_digest, open_split
 from ssdir.data.images import open_image, squash_image
 from ssdir.data.split import Split, require_images
-from ssdir.machine import available_cores, user_cache_folder
-from ssdir.storage import DataError, SpaceError, require_free_space, temporary_name
 
 CACHE_VERSION = 2
 """Raised whenever the cached pixels, or the form of the files, would change."""

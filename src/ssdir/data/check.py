@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ssdir.common.machine import available_cores
+from ssdir.common.storage import DataError, read_json
 from ssdir.data.chunks import lacking
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
 from ssdir.data.images import IMAGE_SUFFIXES, open_image
 from ssdir.data.making import MANIFEST, mask_path, split_checksum
 from ssdir.data.split import ImageEntry, Problem
-from ssdir.machine import available_cores
-from ssdir.storage import DataError, read_json
 
 __all__ = ["Problem", "check"]
 

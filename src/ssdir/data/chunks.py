@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssdir.common.storage import DataError, read_json
 from ssdir.data.shards import NOTE, Shard
-from ssdir.storage import DataError, read_json
 
 MAKING = ".making"
 """In a folder that is being made: what is done so far."""

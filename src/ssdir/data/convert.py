@@ -17,17 +17,17 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from ssdir.common.console import Progress, no_progress
+from ssdir.common.storage import DataError, atomic_open, atomic_write
 from ssdir.config import ConfigError
-from ssdir.console import Progress, no_progress
-from ssdir.data.coco import CocoFolder
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
+from ssdir.data.formats.coco import CocoFolder
+from ssdir.data.formats.yolo import YoloFolder
+from ssdir.data.formats.yolo_config import read_config
 from ssdir.data.hold_out import TRAIN, check_hold_out, held_out_rows
 from ssdir.data.images import image_size, require_decodable
 from ssdir.data.making import Annotate, Draw, Drawn, Object, Records, make_dataset
 from ssdir.data.split import Split, in_order, require_images, split_in
-from ssdir.data.yolo import YoloFolder
-from ssdir.data.yolo_config import read_config
-from ssdir.storage import DataError, atomic_open, atomic_write
 
 Format = Literal["coco", "yolo", "hf"]
 CONVERT_VERSION = 1
@@ -73,7 +73,7 @@ def convert(
         hold_out: shares of the train images that become splits of their own, such as ``{"val": 0.1}``; which ones
             follows from their names (:func:`~ssdir.data.hold_out.held_out_rows`).
         workers: processes (default: one per core); the bytes do not depend on it.
-        progress: :func:`~ssdir.console.progress_bar`, to be told how far it is.
+        progress: :func:`~ssdir.common.console.progress_bar`, to be told how far it is.
 
     Raises:
         ConfigError: arguments that do not go together, splits that cannot be held out.

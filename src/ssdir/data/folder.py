@@ -1,21 +1,21 @@
 """Dataset folders of every kind, by one door: COCO annotations or YOLO labels.
 
-A folder is read as COCO where it has COCO annotations (:mod:`ssdir.data.coco_files` says where they may lie), as YOLO
-where it has a ``data.yaml`` (:mod:`ssdir.data.yolo`).
+A folder is read as COCO where it has COCO annotations (:mod:`ssdir.data.formats.coco_files` says where they may lie), as YOLO
+where it has a ``data.yaml`` (:mod:`ssdir.data.formats.yolo`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ssdir.common.storage import DataError, read_json
 from ssdir.data.chunks import MAKING
-from ssdir.data.coco import CocoFolder
-from ssdir.data.coco_files import annotation_files, has_annotations_folder
+from ssdir.data.formats.coco import CocoFolder
+from ssdir.data.formats.coco_files import annotation_files, has_annotations_folder
+from ssdir.data.formats.yolo import YoloFolder
+from ssdir.data.formats.yolo_config import find_config, read_config
 from ssdir.data.making import MANIFEST
 from ssdir.data.split import Split
-from ssdir.data.yolo import YoloFolder
-from ssdir.data.yolo_config import find_config, read_config
-from ssdir.storage import DataError, read_json
 
 _COMMAND_OF = {"multiscale-mnist": "mnist-scenes"}  # kinds are called like their commands, but for this one
 
@@ -53,13 +53,13 @@ def nothing_known(folder: Path) -> str:
 def splits(folder: str | Path) -> list[str]:
     """Names of a dataset folder's splits: train, val and test first, then others by name; [] where there are none.
 
-    Raises :class:`~ssdir.storage.DataError` where the folder does not exist or is not finished.
+    Raises :class:`~ssdir.common.storage.DataError` where the folder does not exist or is not finished.
     """
     return open_folder(folder).splits()
 
 
 def open_split(folder: str | Path, split: str, attributes: bool = False, skip_missing: bool = False) -> Split:
-    """Read one split's annotations; :mod:`ssdir.data.coco` and :mod:`ssdir.data.yolo` say how faults are treated.
+    """Read one split's annotations; :mod:`ssdir.data.formats.coco` and :mod:`ssdir.data.formats.yolo` say how faults are treated.
 
     ``attributes`` keeps those of each object; ``skip_missing`` leaves out images that are not on the disk.
     """

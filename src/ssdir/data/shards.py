@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ssdir.ownership import lock_parts, locked
-from ssdir.settings import ConfigError
-from ssdir.storage import DataError, read_json, write_json
+from ssdir.common.ownership import lock_parts, locked
+from ssdir.common.storage import DataError, read_json, write_json
+from ssdir.config.base import ConfigError
 
 NOTE = "shards.json"
 """In ``.making``: how many shards there are, and what they make together."""

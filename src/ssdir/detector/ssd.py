@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssdir.boxes import cxcywh_to_xyxy, decode_offsets, nms
+from ssdir.common.storage import DataError
 from ssdir.config import DetectorConfig
 from ssdir.data.batch import Answer
 from ssdir.detector.backbone import Backbone, laid_out, zero_bias
 from ssdir.detector.priors import make_priors
-from ssdir.storage import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

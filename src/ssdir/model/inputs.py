@@ -9,8 +9,8 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from ssdir.common.storage import DataError
 from ssdir.data.images import ImageSource, read_image, squash
-from ssdir.storage import DataError
 
 Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource | Shaped[Tensor, "..."]]
 

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
-from ssdir.errors import UserError
+from ssdir.common.errors import UserError
+from ssdir.common.storage import DataError, load_metadata, load_tensors, save_tensors
 from ssdir.model.rows import chosen_rows
-from ssdir.storage import DataError, load_metadata, load_tensors, save_tensors
 
 _SHAPES: dict[str, tuple[int | str, ...]] = {
     "boxes": ("m", 4),

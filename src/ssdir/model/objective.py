@@ -12,12 +12,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ssdir.boxes import pixels_inside
+from ssdir.common.distributed import normalizer
 from ssdir.config import ModelConfig, ObjectiveConfig
-from ssdir.distributed import normalizer
 from ssdir.model.chain import chunks
 from ssdir.model.latents import CellLatents, Objects
-from ssdir.model.render import crop
 from ssdir.model.ssdir import SSDIROutput
+from ssdir.rendering.render import crop
 
 CLAMP = 1e-4
 """The merged image is kept this far from 0 and 1: after y / max(y) a pixel is exactly 1, and others exactly 0."""

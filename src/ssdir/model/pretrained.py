@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssdir.config import ConfigError, DetectorConfig, from_dict, to_dict
-from ssdir.detector.ssd import Detector
-from ssdir.storage import (
+from ssdir.common.storage import (
     DataError,
     atomic_folder,
     load_tensors,
@@ -21,6 +19,8 @@ from ssdir.storage import (
     whole_folder,
     write_json,
 )
+from ssdir.config import ConfigError, DetectorConfig, from_dict, to_dict
+from ssdir.detector.ssd import Detector
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -18,11 +18,12 @@ from ssdir.config import DetectorConfig, ModelConfig, to_dict
 from ssdir.data.batch import Answer
 from ssdir.detector.backbone import laid_out
 from ssdir.detector.ssd import Detector, DetectorOutput
-from ssdir.model import pretrained, render
+from ssdir.model import pretrained
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
 from ssdir.model.inputs import Images, prepare
 from ssdir.model.latents import CellLatents, Objects
+from ssdir.rendering import render
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssdir.common.distributed import normalizer
 from ssdir.config import ModelConfig, TeacherConfig
-from ssdir.distributed import normalizer
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.latents import Objects
-from ssdir.model.render import crop
+from ssdir.rendering.render import crop
 
 
 class Teacher(nn.Module):

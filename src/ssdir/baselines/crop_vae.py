@@ -1,0 +1,316 @@
+"""The crop VAE: a frozen detector's boxes, and a variational autoencoder of what they hold.
+
+It has SSDIR's boxes, size of z_what and decoder, but sees one crop at a time: what SSDIR gains over it comes from
+encoding whole images and decoding objects together. On true boxes (:meth:`CropVAE.describe`) the same autoencoder
+is the ceiling of what better boxes could bring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssdir.baselines.base import Baseline, select
+from ssdir.baselines.distributions import normal_kl, normal_sample, positive_std, wide
+from ssdir.boxes import pixels_inside
+from ssdir.common.distributed import normalizer
+from ssdir.config import PRESENT_THRESHOLD, ConfigError, DetectorConfig, to_dict
+from ssdir.config.crop_vae import CropVAEConfig
+from ssdir.data.batch import Answer
+from ssdir.detector.backbone import laid_out
+from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.model import pretrained
+from ssdir.model.decoder import WhatDecoder
+from ssdir.model.encoder import initialise
+from ssdir.model.inputs import Images
+from ssdir.model.latents import Objects
+from ssdir.model.loss_output import Terms
+from ssdir.rendering.render import crop, occlusion_merge
+
+
+class Posterior(NamedTuple):
+    """The law of z_what of each crop."""
+
+    mean: Float[Tensor, "m d"]
+    std: Float[Tensor, "m d"]
+
+
+class CropEncoder(nn.Module):
+    """3x3 convolutions of stride 2 down to 4 x 4 cells, one of stride 1, a linear layer; GroupNorm and ReLU between.
+
+    GroupNorm, since a crop must not depend on those beside it, and a batch may hold a single one.
+    """
+
+    def __init__(self, config: CropVAEConfig) -> None:
+        super().__init__()
+        self.learned = config.posterior == "learned"
+        self.sigma = config.sigma_what
+        layers: list[nn.Module] = []
+        inputs, outputs, side = 3, config.encoder_width, config.patch_size
+        while side > 4:
+            layers += _block(inputs, outputs, 2)
+            inputs, outputs, side = outputs, min(2 * outputs, 4 * config.encoder_width), side // 2
+        layers += _block(inputs, outputs, 1)
+        size = config.z_what_size
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Linear(outputs * side**2, 2 * size if self.learned else size)
+        initialise(self)
+
+    def forward(self, crops: Float[Tensor, "m 3 p p"]) -> Posterior:
+        """The posterior of crops in [0, 1], in float32."""
+        features = self.layers(2 * crops - 1)
+        with torch.autocast(crops.device.type, enabled=False):
+            if not self.learned:
+                mean = self.head(wide(features))
+                return Posterior(mean, torch.full_like(mean, self.sigma))
+            mean, raw = self.head(wide(features)).chunk(2, dim=1)
+            return Posterior(mean, positive_std(raw))
+
+
+class CropVAE(Baseline):
+    """Boxes and presence of a frozen detector, z_what by a VAE of crops, SSDIR's decoder. No label is used.
+
+    Objects have no depth: a crop does not say which object is in front. Where patches overlap, painting gives each the
+    same weight (:func:`~ssdir.rendering.render.occlusion_merge` at equal depth), so that a pixel is their mean.
+
+    Training takes the objects that :meth:`infer` finds, as they are; means are over crops, the batch of this model.
+
+    Args:
+        detector: trained; it is frozen and stays in eval mode.
+        config: the rest; ``image_size`` must be the detector's.
+
+    Raises:
+        ConfigError: the detector takes images of another side.
+    """
+
+    kind: ClassVar[str] = "crop-vae"
+    config_class: ClassVar[type[Any]] = CropVAEConfig
+    has_background: ClassVar[bool] = False
+    decodes_what: ClassVar[bool] = True
+    config: CropVAEConfig
+
+    def __init__(self, detector: Detector, config: CropVAEConfig) -> None:
+        super().__init__(config)
+        side = detector.config.image_size
+        if side != config.image_size:
+            raise ConfigError(
+                f"model.image_size is {config.image_size}, but the detector takes images of {side} pixels; set "
+                f"model.image_size to {side}, or name another detector"
+            )
+        self.detector = detector
+        self.detector.requires_grad_(False)
+        self.encoder = CropEncoder(config)
+        self.decoder = WhatDecoder(config.decoder)
+        self.weights = {"objects": 1.0, "what": config.beta}
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> CropVAE:
+        """As ``nn.Module.train``, except that the detector stays in eval mode."""
+        super().train(mode)
+        self.detector.eval()
+        return self
+
+    def frozen_detector(self) -> Detector:
+        return self.detector
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        generator: torch.Generator,
+        step: int | None = None,
+        answer: Answer | None = None,
+    ) -> Terms:
+        """Negative log-likelihood (``objects``) and divergence (``what``) of the crops: sums over pixels and latents,
+        means over crops; 0 where the detector finds nothing. Nothing changes with ``step``.
+
+        Args:
+            images, generator, step: as for every baseline.
+            answer: what the detector says of the images, where it is known already; then it is not asked.
+        """
+        with torch.no_grad():
+            found = self._find(images, answer, self.config.present_threshold, "config", None)
+        boxes, image_index = found.boxes, found.image_index
+        health = {"present_per_image": len(found) / max(len(images), 1)}
+        if self.config.crops is not None and len(boxes) > self.config.crops:
+            order = torch.randperm(len(boxes), generator=generator, device=generator.device)
+            chosen = order[: self.config.crops].sort().values.to(boxes.device)
+            boxes, image_index = boxes[chosen], image_index[chosen]
+        return Terms(self.crop_losses(images, boxes, image_index, generator), health)
+
+    def crop_losses(
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        boxes: Float[Tensor, "m 4"],
+        image_index: Int[Tensor, " m"],
+        generator: torch.Generator,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The loss terms of the content of boxes (cxcywh in [0, 1]).
+
+        Pixels of a crop whose centre lies outside of the image are not scored, as in SSDIR.
+        """
+        number = normalizer(boxes.new_full((), len(boxes)))
+        if len(boxes) == 0:
+            nothing = torch.stack(
+                [item.flatten()[0] * 0 for item in self.parameters() if item.requires_grad]
+            ).sum()
+            return {"objects": nothing, "what": nothing}
+        crops = crop(wide(images), boxes, image_index, self.config.patch_size).clamp(0, 1)
+        posterior = self.encoder(crops)
+        what = normal_sample(posterior.mean, posterior.std, generator)
+        logits = self.decoder(what)
+        with torch.autocast(images.device.type, enabled=False):
+            rows, columns = pixels_inside(wide(boxes), self.config.patch_size)
+            scored = (rows[:, :, None] & columns[:, None, :]).to(crops.dtype)
+            surprise = (self._surprise(wide(logits), crops).sum(1) * scored).sum() / number
+            return {"objects": surprise, "what": normal_kl(posterior.mean, posterior.std).sum() / number}
+
+    def _surprise(
+        self, logits: Float[Tensor, "m 3 p p"], crops: Float[Tensor, "m 3 p p"]
+    ) -> Float[Tensor, "m 3 p p"]:
+        """-log p of each channel of each pixel, in nats."""
+        if self.config.likelihood == "bernoulli":
+            return functional.binary_cross_entropy_with_logits(logits, crops, reduction="none")
+        sigma = self.config.sigma
+        return ((crops - logits.sigmoid()) / sigma).square() / 2 + math.log(sigma * math.sqrt(2 * math.pi))
+
+    # -- objects ---------------------------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        images: Images,
+        present_threshold: float | None = None,
+        nms_iou: float | Literal["config"] | None = "config",
+        max_objects: int | None = None,
+        patches: bool = True,
+    ) -> Objects:
+        """The detector's objects with z_what of their crops, by image and then by falling presence.
+
+        As :meth:`Baseline.infer`, and as :meth:`ssdir.model.ssdir.SSDIR.infer` chooses: "config" takes the detector's
+        NMS, and ``max_objects`` None its limit. Only what is kept is encoded.
+        """
+        with self.evaluating():
+            batch = self.prepared(images)
+            threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
+            found = self._find(batch, None, threshold, nms_iou, max_objects)
+            return self._encoded(batch, found, patches)
+
+    def every_object(self, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
+        """All of the detector's predictions."""
+        return self._encoded(images, self._predictions(images, None), patches)
+
+    def describe(
+        self,
+        images: Images,
+        boxes: Float[Tensor, "m 4"],
+        image_index: Int[Tensor, " m"],
+        patches: bool = True,
+    ) -> Objects:
+        """The content of given boxes as objects, in their order, with presence 1; the detector is not asked.
+
+        Args:
+            images: as for :meth:`infer`.
+            boxes: cxcywh in [0, 1], of true objects for instance.
+            image_index: the image of each box, rising.
+            patches: whether to give patches.
+
+        Raises:
+            DataError: an image cannot be read, or the tensor is not what it should be.
+        """
+        with self.evaluating():
+            batch = self.prepared(images)
+            boxes, image_index = boxes.to(batch), image_index.to(batch.device)
+            given = Objects(boxes, torch.ones_like(boxes[:, 0]), None, None, image_index, len(batch))
+            return self._encoded(batch, given, patches)
+
+    def _predictions(self, images: Float[Tensor, "b 3 s s"], answer: Answer | None) -> Objects:
+        """Boxes and presence of all predictions."""
+        if answer is None:
+            answer = self.detector.answer(laid_out(images), maps=False)
+        output = DetectorOutput(answer.offsets, answer.logits)
+        present = self.detector.presence(output)
+        each = torch.arange(len(images), device=present.device).repeat_interleave(present.shape[1])
+        boxes = self.detector.boxes(output)
+        return Objects(boxes.flatten(0, 1), present.flatten(), None, None, each, len(images))
+
+    def _find(
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        answer: Answer | None,
+        threshold: float,
+        nms_iou: float | Literal["config"] | None,
+        max_objects: int | None,
+    ) -> Objects:
+        """Boxes and presence of the objects; see :meth:`infer`."""
+        config = self.detector.config
+        iou = config.nms_iou if nms_iou == "config" else nms_iou
+        most = config.max_detections if max_objects is None else max_objects
+        return select(self._predictions(images, answer), threshold, iou, most)
+
+    def _encoded(self, images: Float[Tensor, "b 3 s s"], objects: Objects, patches: bool) -> Objects:
+        """The objects with the posterior means of their crops, and their patches where asked for."""
+        crops = crop(wide(images), objects.boxes, objects.image_index, self.config.patch_size).clamp(0, 1)
+        objects = dataclasses.replace(objects, what=self.encoder(crops).mean)
+        return self.with_patches(objects) if patches else objects
+
+    # -- painting --------------------------------------------------------------------------------------------------
+
+    def decode(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
+        """Patches in [0, 1] for vectors of z_what."""
+        return wide(self.decoder(what)).sigmoid()
+
+    def with_patches(self, objects: Objects) -> Objects:
+        """Patches decoded from ``what``; they have no opacity of their own."""
+        assert objects.what is not None
+        return dataclasses.replace(objects, patches=self.decode(objects.what))
+
+    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
+        """The objects that :meth:`infer` finds, painted back on black."""
+        with torch.no_grad():
+            return self.render(self.infer(images), self.image_size if size is None else size)
+
+    def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
+        """The objects on black, where they overlap their mean.
+
+        Objects without patches are decoded from ``what`` first.
+
+        Raises:
+            ObjectsError: the objects have neither patches nor a ``what`` of this model's size.
+        """
+        objects.require_paintable(self.config.z_what_size, depth=False)
+        if objects.patches is None:
+            objects = self.with_patches(objects)
+        assert objects.patches is not None
+        level = torch.zeros_like(objects.present)
+        merged = occlusion_merge(
+            objects.patches, objects.boxes, level, objects.image_index, objects.n_images, size
+        )
+        return merged.images
+
+    # -- model folders ---------------------------------------------------------------------------------------------
+
+    def described(self) -> dict[str, Any]:
+        """The detector's settings and its own."""
+        return {"detector": to_dict(self.detector.config), **super().described()}
+
+    @classmethod
+    def built(cls, config: Mapping[str, Any], file: Path) -> CropVAE:
+        """An untrained model, its detector included, as ``config.json`` describes it.
+
+        Raises:
+            DataError: an entry is missing or refused; the message names ``file``.
+        """
+        detector = Detector(pretrained.config_part(DetectorConfig, config, "detector", file))
+        return cls(detector, pretrained.config_part(CropVAEConfig, config, cls.kind, file))
+
+
+def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    groups = math.gcd(8, outputs)
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(groups, outputs), nn.ReLU(inplace=True)]

@@ -1,0 +1,297 @@
+"""The command line: ``ssdir quickstart``, ``data``, ``train``, ``evaluate``, ``compare``, ``infer``, ``info``.
+
+Every command is a frozen dataclass whose fields are its options and whose docstring is its help; nested
+configurations come from :mod:`ssdir.config`. Only the command that is asked for is built, and torch is imported
+only when one runs, so that ``--help`` answers at once.
+
+Exit codes: 0 done, 1 it failed (the reason is on standard error), 2 the command line was wrong, 130 interrupted,
+141 the reader of its output went away.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+from tyro.conf import Positional
+
+import ssdir
+from ssdir.cli.data import data_commands
+from ssdir.cli.search import Ablate, tune_commands
+from ssdir.cli.train import train_commands
+from ssdir.cli.tree import Node, leaf
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """From digits to per-object vectors: generate scenes, train, evaluate, report.
+
+    Everything runs offline from digits inside the package, on the CPU, in about ten minutes. Look at
+    OUT/report.html afterwards.
+    """
+
+    out: Path | None = None
+    """Folder for data, runs, figures and report (default: out/quickstart, or out/quickstart-pretrained)."""
+    pretrained: bool = False
+    """Skip training: use the small weights that ship in the package (about a minute)."""
+    workers: int | None = None
+    """Processes that generate scenes (default: one per core)."""
+
+    def run(self) -> int:
+        from ssdir.cli.quickstart import quickstart
+
+        quickstart(out=self.out, pretrained=self.pretrained, workers=self.workers)
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run on a dataset: detection, reconstruction, and what a linear probe reads from the vectors."""
+
+    model: Positional[Path | None] = None
+    """Run folder of a detector, of SSDIR or of a baseline."""
+    pretrained: bool = False
+    """Evaluate the weights that ship in the package instead of a run."""
+    data: Path | None = None
+    """Dataset folder (default: the one that the run was trained on)."""
+    out: Path | None = None
+    """Folder for metrics.json and figures (default: RUN/evaluation, or out/evaluation)."""
+    probe_data: Path | None = None
+    """Dataset folder whose train split the probe learns from, where it is another one than --data. It must have the
+    same attributes and categories, by name."""
+    batch_size: int = 32
+    """Images at a time."""
+    device: str = "auto"
+    """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+
+    def run(self) -> int:
+        from ssdir.cli.quickstart import evaluate_run
+
+        evaluate_run(
+            self.model, self.pretrained, self.data, self.out, self.batch_size, self.device, self.probe_data
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Measure several runs in the same way, on the same images: one table and one figure.
+
+    Runs that differ in their seeds alone are put together: mean and range. An evaluation that was made before, in OUT
+    or in the run, is taken where weights, data and settings are the same.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders of detectors, of SSDIR and of baselines."""
+    data: Path
+    """Dataset folder."""
+    out: Path
+    """Folder for comparison.md, .csv, .tex, .json, .png and the evaluations."""
+    name: tuple[str, ...] = ()
+    """NAME=RUN ...: what runs are called in the table (default: their kind of model)."""
+    true_boxes: tuple[Path, ...] = ()
+    """Runs that are given the true boxes, as a ceiling (the crop VAE)."""
+    split: str | None = None
+    """Split to report on (default: the first that exists of test, val, train)."""
+    probe_data: Path | None = None
+    """Dataset folder whose train split the probes learn from (default: --data)."""
+    limit: int | None = None
+    """Most images of the split (default: all)."""
+    resamples: int = 1_000
+    """Resamples of the images for the confidence intervals."""
+    seed: int = 0
+    """Of the resamples."""
+    batch_size: int = 32
+    """Images at a time."""
+    device: str = "auto"
+    """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+
+    def run(self) -> int:
+        from ssdir.cli.quickstart import require_evaluation
+        from ssdir.common.console import progress_bar
+        from ssdir.compare.contenders import contenders_of
+        from ssdir.compare.run import CompareConfig, compare
+        from ssdir.evaluation.settings import EvaluationConfig
+
+        require_evaluation()
+        settings = EvaluationConfig(
+            split=self.split, batch_size=self.batch_size, limit=self.limit, probe_data=self.probe_data
+        )
+        config = CompareConfig(settings, self.resamples, self.seed, self.device)
+        contenders = contenders_of(self.runs, self.name, self.true_boxes)
+        compare(contenders, self.data, self.out, config, progress_bar)
+        print((self.out / "comparison.md").read_text(), end="")
+        print(f"\nLook at {self.out / 'comparison.png'}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Infer:
+    """Find, encode and paint the objects of images: JSON, overlay and patches for each.
+
+    An image that cannot be read is named on standard error and in OUT/index.json; the others are done all the same,
+    and the exit code is 1. Images that were done before, with the same model and settings, are passed over, so that a
+    killed run continues where it stopped when the same command is given again.
+    """
+
+    images: Positional[tuple[Path, ...]]
+    """Image files, or folders that are searched with their subfolders; a path that does not exist stops before anything
+    is done."""
+    out: Path
+    """Folder for the results: new, empty, or with earlier results."""
+    model: Path | None = None
+    """Run folder of SSDIR or of a baseline (default: the weights that ship in the package)."""
+    present: float | None = None
+    """Keep objects whose presence exceeds this (default: the model's 0.5)."""
+    device: str = "auto"
+    """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
+
+    def run(self) -> int:
+        from ssdir.common.console import progress_bar
+        from ssdir.inference.predict import predict
+
+        results = predict(self.images, self.out, self.model, self.present, self.device, progress_bar)
+        read = [result for result in results if "error" not in result]
+        found = sum(result["objects"] for result in read)
+        print(f"{found} objects in {len(read)} images; see {self.out}")
+        if len(read) < len(results):
+            print(
+                f"error: {len(results) - len(read)} of {len(results)} images failed (see above)",
+                file=sys.stderr,
+            )
+        return 0 if len(read) == len(results) else 1
+
+
+@dataclass(frozen=True)
+class Info:
+    """This environment, for bug reports; or a preset's networks, layer by layer."""
+
+    preset: str | None = None
+    """Print this preset's model: layers, output shapes, numbers of parameters. For a baseline KIND/PRESET, such as
+    space/mnist."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from ssdir.cli.info import print_environment, print_preset
+
+        if self.preset is None:
+            print_environment(as_json=self.json)
+        else:
+            print_preset(self.preset, as_json=self.json)
+        return 0
+
+
+def _commands() -> Node:
+    return Node(
+        "SSDIR: one vector per object of an image. Start with: ssdir quickstart",
+        words={
+            "quickstart": leaf(Quickstart),
+            "data": Node("Make, check and look at datasets.", words=data_commands()),
+            "train": Node(
+                "Train a detector, then SSDIR on it (with a teacher in between, if you like); or a baseline.",
+                words=train_commands(),
+            ),
+            "tune": tune_commands(),
+            "ablate": leaf(Ablate),
+            "evaluate": leaf(Evaluate),
+            "compare": leaf(Compare),
+            "infer": leaf(Infer),
+            "info": leaf(Info),
+        },
+    )
+
+
+def _stub(text: str) -> Callable[[], None]:
+    """What stands for a command that was not asked for: its one line of help."""
+
+    def command() -> None: ...
+
+    command.__doc__ = text
+    return command
+
+
+def _refuse(message: str, program: Sequence[str]) -> NoReturn:
+    print(f"error: {message}\n       {' '.join(program)} --help lists them", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The command that ``arguments`` ask for, as an instance of its dataclass.
+
+    >>> words = "train detector quickstart --data DIR --out RUN --training.steps 7".split()
+    >>> parse(words).run_config.training.steps
+    7
+    """
+    node, program, rest = _commands(), ["ssdir"], list(arguments)
+    if rest == ["--version"]:
+        print(f"ssdir {ssdir.__version__}")
+        raise SystemExit(0)
+    while node.command is None:
+        if rest and rest[0] in node.words:
+            node = node.words[rest[0]]
+            program.append(rest.pop(0))
+            continue
+        if rest and not rest[0].startswith("-"):
+            close = difflib.get_close_matches(rest[0], list(node.words), n=1)
+            hint = f"; perhaps you meant {close[0]!r}" if close else ""
+            _refuse(f"{' '.join(program)} has no {node.noun} {rest[0]!r}{hint}", program)
+        if rest and rest[0] not in ("-h", "--help"):
+            words = " ".join([*program, next(iter(node.words)), *rest])
+            advice = f"\n       {node.advice}" if node.advice else ""
+            _refuse(f"name a {node.noun} first, such as: {words}{advice}", program)
+        stubs = {name: _stub(word.help) for name, word in node.words.items() if word.listed}
+        tyro.extras.subcommand_cli_from_dict(
+            stubs, prog=" ".join(program), description=node.help, args=rest or ["--help"]
+        )
+        raise SystemExit(2)
+    return tyro.cli(node.command(), prog=" ".join(program), args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    from ssdir.common.errors import UserError
+
+    command = None
+    as_usual = warnings.formatwarning
+    warnings.formatwarning = _warning_line
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        code = int(command.run())
+        sys.stdout.flush()  # here, where a closed pipe is still answered
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if command is None else 1  # 2: a value on the command line that its setting refuses
+    except ModuleNotFoundError as error:
+        if "pip install" not in str(error):  # not an optional dependency, for which we tell what to install
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (ssdir ... | head); point stdout elsewhere so that exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell gives for a program that the closed pipe ended
+    finally:
+        warnings.formatwarning = as_usual
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as users are told it: without the line of code that gave it."""
+    return f"warning: {message}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What the command line is built of: words that lead to commands, and configurations whose fields become options."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from ssdir.config.presets import laptop_first, who_trains
+
+Configuration = TypeVar("Configuration")
+Unprefixed = Annotated[Configuration, tyro.conf.arg(name="")]
+"""A nested configuration whose options carry its own fields' names only: --training.steps, not --run.training.steps."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A word of the command line: a command, or a group of further words."""
+
+    help: str
+    command: Callable[[], Any] | None = None
+    """Gives the tyro type of a command (built only when it is asked for)."""
+    words: Mapping[str, Node] = field(default_factory=dict)
+    noun: str = "command"
+    """What the further words are."""
+    advice: str = ""
+    """What to know before one of them is chosen."""
+    listed: bool = True
+    """Whether the help of the word before names it; where many are alike, that help tells their pattern instead."""
+
+
+def preset_choice(help: str, presets: Mapping[str, Node]) -> Node:
+    """A word after which one of SSDIR's or a baseline's presets is named: those for a laptop come first."""
+    words = {name: presets[name] for name in laptop_first(presets)}
+    return Node(help, words=words, noun="preset", advice=who_trains(words))
+
+
+def leaf(kind: type) -> Node:
+    return Node((kind.__doc__ or "").strip().split("\n")[0], command=lambda: kind)
+
+
+def with_defaults(kind: type, **defaults: Any) -> Callable[[], Any]:
+    """``kind`` with other defaults for its configuration fields, as a type of its own for tyro."""
+
+    def build() -> Any:
+        annotated = {
+            item.name: (
+                item.name,
+                _annotation(kind, item.name),
+                dataclasses.field(default=defaults[item.name]),
+            )
+            for item in dataclasses.fields(kind)
+            if item.name in defaults
+        }
+        return dataclasses.make_dataclass(
+            kind.__name__,
+            list(annotated.values()),
+            bases=(kind,),
+            frozen=True,
+            kw_only=True,
+            namespace={"__doc__": kind.__doc__},
+        )
+
+    return build
+
+
+def _annotation(kind: type, name: str) -> Any:
+    return typing.get_type_hints(kind, include_extras=True)[name]

@@ -1,0 +1,1 @@
+"""CLEVR: its geometry and scene files, conversion, and scenes rendered like it."""

@@ -1,0 +1,1 @@
+"""Annotation formats: COCO and YOLO."""

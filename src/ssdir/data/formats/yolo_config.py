@@ -1,0 +1,190 @@
+"""``data.yaml`` of a YOLO folder: names of the classes, and where the images of each split lie."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssdir.common.storage import DataError
+from ssdir.data.images import IMAGE_SUFFIXES
+
+_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class YoloConfig:
+    """What a ``data.yaml`` says."""
+
+    file: Path
+    names: tuple[str, ...]
+    """Of the classes 0..C-1."""
+    places: dict[str, tuple[Path, ...]]
+    """Split -> folders of images and lists of images; they need not exist."""
+    keypoint_numbers: int = 0
+    """Numbers that follow each box."""
+
+    def images(self, split: str) -> tuple[list[Path], list[Path]]:
+        """The images of a split that are there, and those that a list names and that are not.
+
+        Raises:
+            DataError: a folder or list does not exist, or a folder holds no image.
+        """
+        found: list[Path] = []
+        missing: list[Path] = []
+        for place in self.places[split]:
+            if place.is_dir():
+                inside = _images_in(place)
+                if not inside:
+                    raise DataError(f"{self.file}: {split}: there is no image in {place}")
+                found += inside
+            elif place.is_file() and place.suffix.lower() == ".txt":
+                for path in self._listed(place):
+                    (found if path.is_file() else missing).append(path)
+            elif place.is_file():
+                raise DataError(
+                    f"{self.file}: {split}: {place} is neither a folder nor a .txt list of images"
+                )
+            else:
+                raise DataError(
+                    f"{self.file}: {split}: {place} does not exist; correct the path (relative paths start at the "
+                    "folder of the YAML file, or at its `path`)"
+                )
+        return found, missing
+
+    def _listed(self, file: Path) -> list[Path]:
+        """The images of a list: relative ones start at the list, or at the folder of the YAML file."""
+        try:
+            lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} cannot be read as a list of images ({error})") from error
+        listed = [Path(line) for line in lines if line]
+        return [
+            next(
+                (base / path for base in (file.parent, self.file.parent) if (base / path).is_file()),
+                file.parent / path,
+            )
+            for path in listed
+        ]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def find_config(folder: Path) -> Path | None:
+    """The YAML file of a YOLO folder: ``data.yaml``, or the only one that has ``names``; None where there is none.
+
+    Raises:
+        DataError: several could be meant.
+    """
+    for name in _NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path for path in folder.glob("*.y*ml") if path.is_file() and _has_names(path))
+    if len(others) > 1:
+        raise DataError(
+            f"{folder} holds several YAML files that name classes ({', '.join(path.name for path in others)}); call "
+            "the one that is meant data.yaml"
+        )
+    return others[0] if others else None
+
+
+def _has_names(path: Path) -> bool:
+    return re.search(rb"^names\s*:", path.read_bytes(), re.MULTILINE) is not None
+
+
+def read_config(path: Path) -> YoloConfig:
+    """What a ``data.yaml`` says.
+
+    Raises:
+        DataError: it is not YAML, or lacks names or splits, or has them in a form that is not known; the message
+            names file and key.
+    """
+    try:
+        # As text alone, so that classes called yes or 1.0 keep their names.
+        value = yaml.load(path.read_text("utf-8-sig"), yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is not valid YAML ({_one_line(error)}); correct it") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold keys and values: names, train, val")
+    names = _names(path, value)
+    places: dict[str, tuple[Path, ...]] = {}
+    for key, split in _SPLIT_KEYS.items():
+        if not _absent(value.get(key)) and split not in places:
+            places[split] = _places(path, value, key)
+    if not places:
+        raise DataError(f"{path} names no images: give folders of them as `train:` and `val:`")
+    return YoloConfig(path, names, places, _keypoint_numbers(path, value))
+
+
+def _names(path: Path, value: dict[str, Any]) -> tuple[str, ...]:
+    names = value.get("names")
+    if isinstance(names, dict):
+        if set(names) != {str(number) for number in range(len(names))}:
+            raise DataError(
+                f"{path}: names must number the classes 0 to {len(names) - 1}, not {', '.join(names)}"
+            )
+        names = [names[str(number)] for number in range(len(names))]
+    if not (isinstance(names, list) and names):
+        raise DataError(f"{path}: names is missing; give the names of the classes as a list, class 0 first")
+    if not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"{path}: names must be a list of names, not {names}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}: names has {repeated[0]!r} more than once; rename one")
+    if not _absent(value.get("nc")) and value["nc"] != str(len(names)):
+        raise DataError(
+            f"{path}: nc is {value['nc']}, but there are {len(names)} names; correct one, or drop nc"
+        )
+    return tuple(names)
+
+
+def _places(path: Path, value: dict[str, Any], key: str) -> tuple[Path, ...]:
+    given = value[key] if isinstance(value[key], list) else [value[key]]
+    if not given or not all(isinstance(item, str) and item for item in given):
+        raise DataError(
+            f"{path}: {key} must be a folder, a .txt list, or a list of these, not {value[key]!r}"
+        )
+    root = value.get("path")
+    if not (_absent(root) or isinstance(root, str)):
+        raise DataError(f"{path}: path must be a folder, not {root!r}")
+    bases = [path.parent / root] if isinstance(root, str) and not _absent(root) else []
+    return tuple(_place(item, [*bases, path.parent]) for item in given)
+
+
+def _place(item: str, bases: list[Path]) -> Path:
+    """The first that exists. Roboflow writes ``../train/images`` for a folder beside the YAML file; and ``path`` is
+    often a folder of another machine."""
+    tried = [base / item for base in bases]
+    if item.startswith("../"):
+        tried += [base / item.removeprefix("../") for base in bases]
+    return next((path for path in tried if path.exists()), tried[0])
+
+
+def _keypoint_numbers(path: Path, value: dict[str, Any]) -> int:
+    shape = value.get("kpt_shape")
+    if _absent(shape):
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and all(str(item).isdecimal() for item in shape)):
+        raise DataError(f"{path}: kpt_shape must be [points, 2 or 3], not {shape!r}")
+    return int(shape[0]) * int(shape[1])
+
+
+def _absent(value: Any) -> bool:
+    """Whether a key is missing or has nothing after it."""
+    return value is None or value in ("", "~", "null")
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())

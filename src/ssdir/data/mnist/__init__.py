@@ -1,0 +1,1 @@
+"""Multi-scale scattered MNIST: digits, scenes, scenes on the fly."""

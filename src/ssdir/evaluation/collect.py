@@ -1,0 +1,268 @@
+"""One pass of a model over a split: what it found, how well it painted, what its latents say."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ssdir.boxes import cxcywh_to_xyxy
+from ssdir.config import MATCH_IOU
+from ssdir.data.batch import Batch
+from ssdir.evaluation.labels import CATEGORY
+from ssdir.evaluation.matching import Matches, match_objects
+from ssdir.evaluation.memory import peak_of
+from ssdir.evaluation.predictions import NMS_IOU, boxes_of, described, device_of, objects_of, suppresses
+from ssdir.evaluation.reconstruction import (
+    black_errors,
+    image_errors,
+    object_errors,
+    object_pictures,
+    painter,
+)
+from ssdir.model.latents import Objects
+from ssdir.plots.sheet import Scene
+
+T = TypeVar("T")
+
+
+class MatchedLatents(NamedTuple):
+    """Objects that are matched, one row each."""
+
+    what: Float[np.ndarray, "k d"]
+    """z_what."""
+    boxes: Float[np.ndarray, "k 4"]
+    """Their own boxes, cxcywh."""
+    labels: dict[str, Int[np.ndarray, " k"]]
+    """Class and attributes of the true objects that they are matched with."""
+
+    def rows(self, chosen: Int[np.ndarray, " r"] | slice) -> MatchedLatents:
+        """Some of the objects, in the order given."""
+        labels = {name: values[chosen] for name, values in self.labels.items()}
+        return MatchedLatents(self.what[chosen], self.boxes[chosen], labels)
+
+
+@dataclass
+class FoundBoxes:
+    """All boxes of a pass above the low threshold."""
+
+    boxes: list[Tensor] = field(default_factory=list)
+    """Corners, clipped to the image."""
+    scores: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    """Classes, of a class-aware detector only."""
+    image: list[Tensor] = field(default_factory=list)
+    """Of each box, counted over the whole split."""
+
+    def add(self, found: Objects, labels: Int[Tensor, " m"] | None, n_before: int) -> None:
+        self.boxes.append(found.boxes_xyxy.clamp(0, 1).cpu())
+        self.scores.append(found.present.cpu())
+        self.image.append(found.image_index.cpu() + n_before)
+        if labels is not None:
+            self.labels.append(labels.cpu())
+
+
+@dataclass
+class Collected:
+    """What is kept of a pass over a split: a few numbers for each box and image, and some scenes to show."""
+
+    n_images: int = 0
+    image_ids: list[int] = field(default_factory=list)
+    boxes: FoundBoxes | None = None
+    """With the protocol's NMS; None where none were asked for."""
+    free_boxes: FoundBoxes | None = None
+    """Without any NMS, of models that have none of their own."""
+    truth: list[Tensor] = field(default_factory=list)
+    """Corners of the true boxes."""
+    truth_image: list[Tensor] = field(default_factory=list)
+    truth_labels: dict[str, list[Tensor]] = field(default_factory=dict)
+    object_boxes: list[Tensor] = field(default_factory=list)
+    """cxcywh of every object found."""
+    object_image: list[Tensor] = field(default_factory=list)
+    """Image of every object found."""
+    what: list[Tensor] = field(default_factory=list)
+    """z_what of every object found."""
+    matches: list[Matches] = field(default_factory=list)
+    """Rows of the objects found and of the true ones, counted over the whole split."""
+    image_mse: list[Tensor] = field(default_factory=list)
+    image_mse_black: list[Tensor] = field(default_factory=list)
+    """What a model that paints nothing would score."""
+    object_mse: list[Tensor] = field(default_factory=list)
+    object_mse_true_box: list[Tensor] = field(default_factory=list)
+    """Of the matched objects."""
+    seconds_infer: list[float] = field(default_factory=list)
+    """Of each batch, for one image."""
+    seconds_render: list[float] = field(default_factory=list)
+    peak_mib: float | None = None
+    """Most memory that finding and painting the objects of the first batch took (:mod:`ssdir.evaluation.memory`)."""
+    scenes: list[Scene] = field(default_factory=list)
+    """Some images with their objects, to show."""
+    n_objects: int = 0
+    n_truth: int = 0
+
+    def matched(self) -> Matches:
+        """All pairs."""
+        return Matches(
+            predicted=joined([m.predicted for m in self.matches], torch.int64),
+            truth=joined([m.truth for m in self.matches], torch.int64),
+            iou=joined([m.iou for m in self.matches]),
+        )
+
+    def matched_latents(self) -> MatchedLatents | None:
+        """What the model says of the objects that are matched; None where it gives no z_what."""
+        if not self.what:
+            return None
+        pairs = self.matched()
+        return MatchedLatents(
+            what=torch.cat(self.what)[pairs.predicted].numpy(),
+            boxes=torch.cat(self.object_boxes)[pairs.predicted].numpy(),
+            labels={
+                name: joined(values, torch.int64)[pairs.truth].numpy()
+                for name, values in self.truth_labels.items()
+            },
+        )
+
+
+def collect(
+    model: Any,
+    batches: Iterable[Batch],
+    *,
+    whole: bool = True,
+    true_boxes: bool = False,
+    choose_scenes: Callable[[Batch], list[int]] | None = None,
+) -> Collected:
+    """Run a model over batches and keep what the figures of the protocol need.
+
+    The first batch is run once more before, so that what happens only once is neither timed nor measured.
+
+    Args:
+        model: a detector, or anything with ``infer``, in eval mode.
+        batches: of the model's image side.
+        whole: also collect boxes for average precision, paint, and measure time and memory; else only objects.
+        true_boxes: give the model the true boxes to describe, instead of having it find objects.
+        choose_scenes: which images of the first batch to keep for pictures.
+    """
+    found = Collected()
+    if whole and not true_boxes:
+        found.boxes = FoundBoxes()
+        found.free_boxes = None if hasattr(model, "detect") or suppresses(model) else FoundBoxes()
+    device = device_of(model)
+    ask = _Asking(model, whole, true_boxes)
+    with torch.inference_mode():
+        for batch in batches:
+            batch = batch.to(device)
+            if whole and found.n_images == 0:
+                ask.find_and_paint(batch)
+                found.peak_mib = peak_of(functools.partial(ask.find_and_paint, batch), device)
+            _add(found, ask, batch, choose_scenes)
+    return found
+
+
+def joined(parts: list[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The concatenation, also of nothing."""
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """A model and what it is asked."""
+
+    model: Any
+    whole: bool
+    true_boxes: bool
+
+    def find(self, batch: Batch) -> Objects:
+        if self.true_boxes:
+            return described(self.model, batch.images, batch.boxes, batch.image_index, patches=self.whole)
+        return objects_of(self.model, batch.images, patches=self.whole)
+
+    def find_and_paint(self, batch: Batch) -> None:
+        paint = painter(self.model, batch.images, self.find(batch))
+        if paint is not None:
+            paint()
+
+
+def _add(
+    found: Collected, ask: _Asking, batch: Batch, choose_scenes: Callable[[Batch], list[int]] | None
+) -> None:
+    """Add one batch."""
+    objects, seconds = _timed(lambda: ask.find(batch), batch.images.device)
+    found.seconds_infer.append(seconds / max(1, len(batch)))
+    for kept, iou in ((found.boxes, NMS_IOU), (found.free_boxes, None)):
+        if kept is not None:
+            kept.add(*boxes_of(ask.model, batch.images, iou), found.n_images)
+    truth = cxcywh_to_xyxy(batch.boxes)
+    pairs = match_objects(
+        objects.boxes_xyxy.clamp(0, 1).cpu(),
+        objects.image_index.cpu(),
+        truth.cpu(),
+        batch.image_index.cpu(),
+        len(batch),
+        MATCH_IOU,
+    )
+    if ask.whole:
+        _measure_painting(found, ask.model, batch, objects, pairs, choose_scenes)
+    found.truth.append(truth.cpu())
+    found.truth_image.append(batch.image_index.cpu() + found.n_images)
+    for name, values in {CATEGORY: batch.labels, **getattr(batch, "attributes", {})}.items():
+        found.truth_labels.setdefault(name, []).append(values.cpu())
+    found.object_boxes.append(objects.boxes.float().cpu())
+    found.object_image.append(objects.image_index.cpu() + found.n_images)
+    if objects.what is not None:
+        found.what.append(objects.what.float().cpu())
+    found.matches.append(Matches(pairs.predicted + found.n_objects, pairs.truth + found.n_truth, pairs.iou))
+    found.image_ids.extend(batch.image_ids)
+    found.n_images += len(batch)
+    found.n_objects += len(objects)
+    found.n_truth += len(truth)
+
+
+def _measure_painting(
+    found: Collected,
+    model: Any,
+    batch: Batch,
+    objects: Objects,
+    pairs: Matches,
+    choose_scenes: Callable[[Batch], list[int]] | None,
+) -> None:
+    """Measure what the model paints, image by image and object by object; keep scenes of the first batch."""
+    images = batch.images
+    target = getattr(batch, "target", None)
+    target = images if target is None else target.to(images.device)
+    painted = None
+    paint = painter(model, images, objects)
+    if paint is not None:
+        painted, seconds = _timed(paint, images.device)
+        found.seconds_render.append(seconds / max(1, len(batch)))
+        found.image_mse.append(image_errors(painted, target).cpu())
+        found.image_mse_black.append(black_errors(target).cpu())
+    pictures = object_pictures(model, images, objects)
+    if pictures is not None:
+        found.object_mse.append(object_errors(pictures, target, objects.boxes, objects.image_index).cpu())
+        predicted, true = pairs.predicted.to(images.device), pairs.truth.to(images.device)
+        errors = object_errors(pictures[predicted], target, batch.boxes[true], batch.image_index[true])
+        found.object_mse_true_box.append(errors.cpu())
+    if choose_scenes is not None and found.n_images == 0:
+        shown = replace(objects, patches=pictures).to("cpu")
+        found.scenes = [
+            Scene(images[i].cpu(), None if painted is None else painted[i].cpu(), shown.of_image(i))
+            for i in choose_scenes(batch)
+        ]
+
+
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """The result and its wall-clock seconds."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - began

@@ -1,0 +1,281 @@
+"""The protocol: the same measurements, in the same way, for every model and dataset.
+
+What each figure means is told in ``docs/evaluation.md``. Nothing that is reported here is chosen on what it is
+reported for.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ssdir.common.console import Progress
+from ssdir.common.ownership import claim, require_free
+from ssdir.common.storage import DataError, write_json
+from ssdir.config import PRESENT_THRESHOLD, ConfigError
+from ssdir.data.batch import Batch
+from ssdir.data.cache import CachedDataset
+from ssdir.data.folder import splits
+from ssdir.evaluation.collect import Collected, FoundBoxes, collect, joined
+from ssdir.evaluation.detection import DetectionScores, average_precision, count_accuracy
+from ssdir.evaluation.downstream import asked_attributes, measure_downstream, train_labels
+from ssdir.evaluation.labels import CATEGORY, Labels, labelled_batches, read_labels
+from ssdir.evaluation.memory import what_is_measured
+from ssdir.evaluation.predictions import device_of, image_side
+from ssdir.evaluation.provenance import provenance, record_of, write_per_image
+from ssdir.evaluation.samples import samples_of
+from ssdir.evaluation.settings import EvaluationConfig
+from ssdir.plots.gallery import draw_figures
+
+
+def evaluate(
+    model: Any,
+    data: Path,
+    out: Path | None = None,
+    config: EvaluationConfig | None = None,
+    progress: Progress | None = None,
+    model_path: Path | str | None = None,
+) -> dict[str, Any]:
+    """Measure a model on a dataset folder.
+
+    Args:
+        model: a detector (``detect``), or any model with ``infer`` and ``render``; it is put into eval mode.
+        data: a dataset folder, with whatever splits, classes and image sizes it has.
+        out: where ``metrics.json``, ``per_image.csv``, ``samples.safetensors`` and then ``figures/`` go; None writes
+            nothing. A figure that cannot be drawn or written is left out, with a warning.
+        config: see :class:`EvaluationConfig`.
+        progress: shows how far it is (:func:`ssdir.common.console.progress_bar`); None keeps quiet.
+        model_path: where the model came from, for the record.
+
+    Returns:
+        What ``metrics.json`` holds (``docs/evaluation.md``). Figures that do not exist, for this model or on this
+        data, are None, and ``downstream.reason`` says why the probe was left out.
+
+    Raises:
+        DataError: ``out`` holds files that ssdir did not write; the data cannot be read, or has no annotated split; the
+            probe's data has other attributes or
+            categories.
+        ConfigError: there is no split of the name asked for; the model takes no true boxes.
+        ModuleNotFoundError: without the extra ``eval``.
+    """
+    config = config or EvaluationConfig()
+    data = Path(data)
+    if out is not None:
+        require_free(out)
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    if config.true_boxes and not hasattr(model, "describe"):
+        raise ConfigError(f"{type(model).__name__} finds objects itself; it cannot be given the true boxes")
+    clock = _Clock()
+    split = choose_split(data, config.split)
+    dataset = CachedDataset(data, split, image_side(model))
+    labels = read_labels(data, split)
+    other = config.probe_data
+    learned = None if other is None else train_labels(other, labels, strict=True)  # a misfit is told at once
+    found = _pass(model, dataset, labels, config, progress)
+    scores, free_scores = (_judge_boxes(found, boxes) for boxes in (found.boxes, found.free_boxes))
+    clock.lap("test_pass")
+    downstream = measure_downstream(model, dataset, labels, found, config, progress, learned)
+    clock.lap("probe")
+    metrics = {
+        "detection": _detection(found, scores, free_scores),
+        **_summarise(found),
+        "downstream": downstream.figures,
+        "provenance": provenance(model, model_path, data, split, config.seed)
+        | {
+            "probe_data": None if other is None else str(other),
+            "categories": list(dataset.categories),
+            "attributes": asked_attributes(labels),
+        },
+        "memory": {"peak_mib": found.peak_mib, "is": what_is_measured(device_of(model))},
+        "record": record_of(model, data, split, config),
+    }
+    metrics["seconds"] |= clock.laps | {"evaluation": clock.total()}
+    if out is not None:
+        claim(out, "evaluate")
+        write_per_image(found, out / "per_image.csv")
+        samples_of(found, downstream.learned).save(out)
+        write_json(out / "metrics.json", metrics)
+    if out is not None and config.figures:
+        _draw(out / "figures", model, found, scores, dataset.categories, config.seed)
+        clock.lap("figures")
+        metrics["seconds"] |= clock.laps | {"evaluation": clock.total()}
+        write_json(out / "metrics.json", metrics)  # once more, with the time that the figures took
+    return metrics
+
+
+def _pass(
+    model: Any,
+    dataset: CachedDataset,
+    labels: Labels,
+    config: EvaluationConfig,
+    progress: Progress | None,
+) -> Collected:
+    """The model's pass over the split."""
+    n_images = len(dataset) if config.limit is None else min(config.limit, len(dataset))
+    split, side = dataset.split.name, config.target_side
+    targets = None
+    if side is not None and side != dataset.image_size:
+        targets = CachedDataset(dataset.folder, split, side)
+    batches = labelled_batches(
+        dataset,
+        labels,
+        np.arange(n_images),
+        config.batch_size,
+        progress,
+        f"evaluating on {split}",
+        targets,
+    )
+    return collect(model, batches, true_boxes=config.true_boxes, choose_scenes=various)
+
+
+def choose_split(data: Path, wanted: str | None) -> str:
+    """The split to report on.
+
+    Raises:
+        ConfigError: the wanted one does not exist.
+        DataError: there is none.
+    """
+    present = splits(data)
+    if wanted is not None:
+        if wanted not in present:
+            raise ConfigError(f"{data} has no split {wanted!r}; it has {', '.join(present) or 'none'}")
+        return wanted
+    for name in ("test", "val", "train", *present):
+        if name in present:
+            return name
+    raise DataError(f"{data} has no annotated split; `ssdir data check {data}` tells what is missing")
+
+
+def various(batch: Batch, most: int = 6) -> list[int]:
+    """Images of a batch from the emptiest to the fullest, evenly spaced in rank of their number of objects; those
+    without any only when there are no others."""
+    counts = batch.counts().cpu()
+    order = counts.argsort(stable=True).tolist()
+    order = [i for i in order if counts[i] > 0] or order
+    if len(order) <= most:
+        return order
+    return [order[round(k)] for k in np.linspace(0, len(order) - 1, most)]
+
+
+def _judge_boxes(found: Collected, boxes: FoundBoxes | None) -> DetectionScores | None:
+    if boxes is None:
+        return None
+    labels = truth_labels = None
+    if boxes.labels:
+        labels, truth_labels = torch.cat(boxes.labels), torch.cat(found.truth_labels[CATEGORY])
+    return average_precision(
+        joined(boxes.boxes).reshape(-1, 4),
+        joined(boxes.scores),
+        joined(boxes.image, torch.int64),
+        joined(found.truth).reshape(-1, 4),
+        joined(found.truth_image, torch.int64),
+        found.n_images,
+        labels=labels,
+        truth_labels=truth_labels,
+    )
+
+
+def _detection(
+    found: Collected, scores: DetectionScores | None, free_scores: DetectionScores | None
+) -> dict[str, Any]:
+    """Figures of the boxes; None where the boxes were given, or, without NMS, where the model has one of its own."""
+    names = ("AP", "AP50", "AP75", "AR100", "count_accuracy")
+    if scores is None or found.boxes is None:
+        return dict.fromkeys((*names, "class_aware", "without_nms"))
+    return {
+        **scores.figures(),
+        "count_accuracy": _right_counts(found, joined(found.object_image, torch.int64)),
+        "class_aware": bool(found.boxes.labels),
+        "without_nms": None
+        if free_scores is None or found.free_boxes is None
+        else {
+            **free_scores.figures(),
+            "count_accuracy": _right_counts(
+                found,
+                joined(found.free_boxes.image, torch.int64)[
+                    joined(found.free_boxes.scores) > PRESENT_THRESHOLD
+                ],
+            ),
+        },
+    }
+
+
+def _right_counts(found: Collected, image: Int[Tensor, " m"]) -> float | None:
+    return count_accuracy(image, joined(found.truth_image, torch.int64), found.n_images)
+
+
+def _summarise(found: Collected) -> dict[str, Any]:
+    """The other figures of the pass over the split."""
+    return {
+        "reconstruction": {
+            "image_mse": _mean(found.image_mse),
+            "image_mse_black": _mean(found.image_mse_black),
+            "object_mse": _mean(found.object_mse),
+            "object_mse_true_box": _mean(found.object_mse_true_box),
+        },
+        "counts": {
+            "images": found.n_images,
+            "true_objects": found.n_truth,
+            "found_objects": found.n_objects,
+            "matched_objects": len(found.matched()),
+        },
+        "seconds": {
+            "inference_per_image": _typical(found.seconds_infer),
+            "rendering_per_image": _typical(found.seconds_render),
+        },
+    }
+
+
+def _draw(
+    folder: Path,
+    model: Any,
+    found: Collected,
+    scores: DetectionScores | None,
+    categories: tuple[str, ...],
+    seed: int,
+) -> None:
+    latents = found.matched_latents()
+    draw_figures(
+        folder,
+        model=model,
+        scenes=found.scenes,
+        precision=None if scores is None else scores.precision,
+        what=None if latents is None else latents.what,
+        labels=None if latents is None else latents.labels[CATEGORY],
+        categories=categories,
+        seed=seed,
+    )
+
+
+def _mean(parts: list[Tensor]) -> float | None:
+    """Mean over what is defined, in float64; None where nothing is."""
+    values = joined(parts).double()
+    values = values[~values.isnan()]
+    return float(values.mean()) if len(values) else None
+
+
+def _typical(seconds: list[float]) -> float | None:
+    """The median, which the first batch's preparations do not move."""
+    return float(np.median(seconds)) if seconds else None
+
+
+class _Clock:
+    """Wall-clock seconds of named parts."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.began = self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def total(self) -> float:
+        return time.perf_counter() - self.began

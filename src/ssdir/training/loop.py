@@ -1,0 +1,447 @@
+"""The loop of training, the same for every model, on Hugging Face Accelerate.
+
+:func:`train` shows a run from top to bottom. What is trained is a :class:`~ssdir.training.tasks.base.Task` (a network and its
+loss); :mod:`ssdir.training.start` builds those of all models.
+
+Order of images and initial weights are pure functions of seed and step, noise is one of process and micro-batch too.
+So a checkpoint needs no generator state, and a run killed at any moment goes on exactly: on the CPU, with the same
+threads and versions, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, runtime_checkable
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from ssdir.common.machine import choose_device, computes_in_bf16, keep_freed_memory
+from ssdir.common.ownership import locked
+from ssdir.common.randomness import generator_of
+from ssdir.common.storage import atomic_open, write_json
+from ssdir.config import AugmentationConfig, ConfigError, DetectorRun, TrainingConfig, to_dict
+from ssdir.data.cache import CachedDataset
+from ssdir.data.mnist.streaming import Images, StreamedScenes
+from ssdir.detector.feature_cache import CacheSettings, FeatureCache, require_memory
+from ssdir.model.loss_output import Terms
+from ssdir.training.checkpoint import RunState
+from ssdir.training.health import Row
+from ssdir.training.loader import Feed, describe_images, open_images
+from ssdir.training.metrics import Clock, FiniteGuard, Window
+from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
+from ssdir.training.run_folder import check_run, remove_leftovers
+from ssdir.training.tasks.base import Task
+from ssdir.training.tracking import Recorder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+VERSION = 2
+"""Of the run folder's ``config.json``; since 2 it tells ``data.image_files``."""
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """All settings of a run: a frozen dataclass with at least this section."""
+
+    @property
+    def training(self) -> TrainingConfig: ...
+
+
+class LoopOptions(TypedDict, total=False):
+    """What :func:`train` may be told besides settings, data and folder; whatever calls it passes these on."""
+
+    validation: Path | None
+    """For scenes on the fly, a data set folder whose val split validates; default their own val scenes."""
+    resume: bool
+    """Go on where the last checkpoint stands, exactly; without any checkpoint, start."""
+    allow_changed: Iterable[str]
+    """Settings that may differ from the resumed run's, such as ``training.steps``."""
+    track: Iterable[str]
+    """``tensorboard`` and ``wandb``, beside metrics.csv."""
+    console: Console | None
+    """Where progress goes; default the standard output."""
+    device: str
+    """Where to train: ``auto`` (a GPU where there is one, else the CPU), or a device's name, as
+    :func:`ssdir.common.machine.choose_device` takes it. Of several processes each takes a GPU of its own, or all the CPU."""
+    observe: Callable[[int, Row], None] | None
+    """Is told the finished steps and the line of metrics of each validation, in the first process; what it raises ends
+    the run."""
+
+
+def train(
+    task: Task,
+    run_config: Settings,
+    dataset: Path | StreamedScenes,
+    out: Path,
+    **options: Unpack[LoopOptions],
+) -> Path:
+    """Train a task's network and write the run folder ``out``; returns it.
+
+    On a CPU under Linux the process keeps the memory that it frees (:func:`~ssdir.common.machine.keep_freed_memory`).
+
+    Args:
+        task: the network and its loss; trained in place.
+        run_config: all settings of the run; they are saved with it.
+        dataset: a data set folder with a train split, and a val split for validation; or scenes on the fly, drawn
+            at the task's image size.
+        out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model. Several
+            machines must see the same one: the first process writes it, all read it when they resume.
+        options: see :class:`LoopOptions`.
+
+    Raises:
+        ConfigError: a device that is not here, a folder that holds another run, changed settings, a batch that
+            processes cannot share.
+        DataError: a data set or checkpoint that cannot be read, a full disk; another training writes into ``out``.
+        TrainingError: a loss or gradient that is not finite.
+    """
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that share the training
+    with locked(out, "training") if first else nullcontext():
+        return _train(task, run_config, dataset, out, **options)
+
+
+def _train(
+    task: Task,
+    run_config: Settings,
+    dataset: Path | StreamedScenes,
+    out: Path,
+    *,
+    validation: Path | None = None,
+    resume: bool = False,
+    allow_changed: Iterable[str] = (),
+    track: Iterable[str] = (),
+    console: Console | None = None,
+    device: str = "auto",
+    observe: Callable[[int, Row], None] | None = None,
+) -> Path:
+    """:func:`train`, in a folder that no other training writes into."""
+    settings = run_config.training
+    augmentation = run_config.augmentation if isinstance(run_config, DetectorRun) else AugmentationConfig()
+    accelerator = _accelerator(settings, device)
+    place, writes = accelerator.device, accelerator.is_main_process
+    if place.type == "cpu":
+        keep_freed_memory()
+    # The first process of every machine builds the cache, the others find it. Machines may have disks of their own;
+    # where they share one, each writes the same file under a name of its own first.
+    with accelerator.local_main_process_first():
+        images, held_out = open_images(dataset, validation, task.image_size, settings.validation_images)
+    cache = _cache_settings(task, images, accelerator, settings)
+    description = _describe(task, run_config, images, held_out)
+    checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)
+    accelerator.wait_for_everyone()
+    if writes:
+        remove_leftovers(out)
+        write_json(out / "config.json", description)
+
+    if accelerator.num_processes > 1 and place.type == "cuda":  # torch has it for no CPU
+        for part in task.image_networks():
+            nn.SyncBatchNorm.convert_sync_batchnorm(part)
+    if settings.channels_last:
+        torch.nn.utils.convert_conv2d_weight_memory_format(task.model, torch.channels_last)
+    if settings.compile:
+        for part in task.image_networks():
+            part.compile()
+    task.to(place)
+    network, optimizer = accelerator.prepare(
+        task, make_optimizer(task.model, settings, place, task.optimizer_groups())
+    )
+    average = MovingAverage(task.model, settings.ema_decay)
+    window = Window()
+    run = RunState(out, task, optimizer, average, window, settings, description)
+    start = run.load(checkpoint) if checkpoint is not None else 0
+    source = images if cache is None else _with_answers(task, images, accelerator, cache)
+    guard = FiniteGuard(out, accelerator.num_processes)
+    clock = Clock(run.seconds)
+
+    console = console or Console()
+    with (
+        Feed(source, settings, accelerator, augmentation) as feed,
+        Recorder(
+            out,
+            settings.steps,
+            start,
+            task.weights,
+            console,
+            track=track,
+            config=description,
+            active=writes,
+        ) as recorder,
+    ):
+        for line in _opening(task, settings, images, held_out, accelerator, start, run.notes):
+            recorder.display.say(line)
+        if augmentation.active:
+            recorder.display.say(_how_augmented(augmentation))
+        task.train()
+        for step in range(start, settings.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, step) * group["lr_scale"]
+
+            micro_terms: list[Terms] = []
+            image_ids: list[int] = []
+            for micro, batch in enumerate(feed.micro_batches(step)):
+                noise = generator_of(settings.seed, step, accelerator.process_index, micro, device=place)
+                with accelerator.accumulate(network):
+                    terms = network(batch, noise, step)
+                    accelerator.backward(task.weighted(terms.losses))
+                micro_terms.append(terms)
+                image_ids.extend(batch.image_ids)
+            grad_norm = accelerator.clip_grad_norm_(run.trained, settings.clip_norm or math.inf)
+
+            done = step + 1
+            ends = done == settings.steps
+            validates = ends or (settings.validate_every > 0 and done % settings.validate_every == 0)
+            saves = ends or done % settings.checkpoint_every == 0
+            logs = validates or done % settings.log_every == 0
+
+            # On the CPU a non-finite number stops the run before it reaches the weights. Elsewhere looking at it
+            # would make the processor wait in every step; there the run stops at the next line of metrics, and
+            # before anything is saved.
+            values = window.add(micro_terms, grad_norm)
+            guard.note(done, values, image_ids)
+            if place.type == "cpu" or logs or saves:
+                guard.check()
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update(step)
+            clock.count(settings.batch_size)
+            recorder.display.step(done)
+
+            if logs:
+                row, columns = _row(task, settings, images, step, window.take(accelerator), clock)
+                if validates and writes:
+                    with clock.paused():
+                        row |= _validate(task, average, held_out, images, settings, out, done, recorder)
+                recorder.row(row, columns, clock.seconds_left(settings.steps - done))
+                if validates and writes and observe is not None:
+                    observe(done, row)
+            if saves:
+                window.share(accelerator)
+            if saves and writes:
+                with clock.paused():
+                    recorder.sync()
+                    run.save(done, clock.total())
+            if validates or saves:
+                accelerator.wait_for_everyone()
+
+        if writes:
+            with average.applied():
+                task.save(out / "model")
+            recorder.display.say(f"the trained model is in {out / 'model'}")
+    accelerator.wait_for_everyone()
+    return out
+
+
+# -- devices, data and settings ----------------------------------------------------------------------------------
+
+
+def _accelerator(settings: TrainingConfig, device: str = "auto") -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import patch_environment
+
+    shared = "LOCAL_RANK" in os.environ
+    named = _named_device(device, shared)
+    # Accelerate's state outlives a run and pins its precision and device; the next run in this process may have others.
+    # Processes that share a training keep theirs, which holds the connection between them.
+    AcceleratorState._reset_state(reset_partial_state=not shared)
+    with patch_environment(**({} if named is None else {"ACCELERATE_TORCH_DEVICE": named})):
+        accelerator = Accelerator(
+            # Of processes that torchrun starts, Accelerate tells none of the others unless it is told that there is no
+            # GPU, or that none is wanted.
+            cpu=device == "cpu" or (shared and not torch.accelerator.is_available()),
+            mixed_precision="bf16" if computes_in_bf16(settings.precision, device) else "no",
+            gradient_accumulation_steps=settings.accumulate,
+        )
+    parts = accelerator.num_processes * settings.accumulate
+    if settings.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size {settings.batch_size} cannot be shared by {accelerator.num_processes} processes with "
+            f"training.accumulate {settings.accumulate}; take a multiple of {parts}"
+        )
+    return accelerator
+
+
+def _named_device(device: str, shared: bool) -> str | None:
+    """The device for Accelerate to take, or None where it chooses; ``shared``: processes share the training.
+
+    Raises:
+        ConfigError: it is not here; or one device is named, and several processes would all take it.
+    """
+    if device == "auto":
+        return None
+    if shared:
+        if device not in ("cpu", "cuda"):
+            raise ConfigError(
+                f"--device {device} names one device, and every process of a training takes its own; give cpu or cuda, "
+                "and choose among GPUs by CUDA_VISIBLE_DEVICES"
+            )
+        if device == "cuda" and not torch.cuda.is_available():
+            choose_device(device)
+        return None
+    chosen = choose_device(device)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # where kernels are launched
+    return device
+
+
+def _cache_settings(
+    task: Task, images: Images, accelerator: Accelerator, settings: TrainingConfig
+) -> CacheSettings | None:
+    """How the feature cache is made, or None without one; refused before anything is written.
+
+    Raises:
+        ConfigError: nothing is frozen, the images are not those of a data set folder, or there is too little memory.
+    """
+    if settings.feature_cache == "off":
+        return None
+    frozen = task.frozen()
+    if frozen is None:
+        raise ConfigError(
+            f"training.feature_cache {settings.feature_cache} keeps what a frozen detector says, and in training a "
+            f"{task.kind} none is frozen; set it to off"
+        )
+    if not isinstance(images, CachedDataset):
+        raise ConfigError(
+            f"training.feature_cache {settings.feature_cache} needs the images of a data set folder, which come again; "
+            "scenes that are drawn on the fly never do: set it to off, or write the scenes to a folder"
+        )
+    detector, maps = frozen
+    cache = CacheSettings(
+        settings.feature_cache,
+        maps,
+        bf16=accelerator.mixed_precision == "bf16",
+        channels_last=settings.channels_last,
+        batch_size=settings.batch_size // (accelerator.num_processes * settings.accumulate),
+        memory_gb=settings.feature_cache_gb,
+    )
+    require_memory(images, detector, cache)
+    return cache
+
+
+def _with_answers(task: Task, images: Images, accelerator: Accelerator, cache: CacheSettings) -> FeatureCache:
+    """The images with what the detector says of them; the first process of a machine writes it to the disk for all."""
+    frozen = task.frozen()
+    assert frozen is not None and isinstance(images, CachedDataset)  # _cache_settings refuses all else
+    if cache.place == "memory":
+        return FeatureCache(images, frozen[0], cache)
+    with accelerator.local_main_process_first():
+        return FeatureCache(images, frozen[0], cache)
+
+
+def _describe(task: Task, run_config: Any, images: Images, validation: Images | None) -> dict[str, Any]:
+    """What ``config.json`` of the run says, and what resuming compares."""
+    return {
+        "kind": task.kind,
+        "version": VERSION,
+        "config": to_dict(run_config),
+        **task.identity(),
+        "data": describe_images(images, validation),
+    }
+
+
+def _opening(
+    task: Task,
+    settings: TrainingConfig,
+    images: Images,
+    validation: Images | None,
+    accelerator: Accelerator,
+    start: int,
+    notes: Sequence[str],
+) -> Iterator[str]:
+    """What a run says before its first step."""
+    trained = sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    passes = f"{settings.steps * settings.batch_size / len(images):.1f} passes over {len(images):,}"
+    if isinstance(images, StreamedScenes):
+        passes = "scenes drawn on the fly, each once"
+    processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    yield (
+        f"training {task.kind}: {trained:,} parameters, {settings.steps:,} steps of {settings.batch_size} images "
+        f"({passes}), "
+        f"{accelerator.device.type} {precision}{processes}"
+    )
+    if isinstance(images, CachedDataset) and len(images.split.labels) == 0:
+        yield f"no image of the train split has an annotated object: training a {task.kind} needs none"
+    if validation is None:
+        yield "the data set has no val split: no validation"
+    if start >= settings.steps > 0:
+        yield f"the run was finished at step {start}"
+    elif start:
+        yield f"going on after step {start}"
+    yield from notes
+
+
+def _how_augmented(augmentation: AugmentationConfig) -> str:
+    """
+    >>> _how_augmented(AugmentationConfig(flip=0.5, crop=0.25))
+    'images are augmented, by these shares: flip 50 %, crop 25 %'
+    """
+    shares = {name: getattr(augmentation, name) for name in ("flip", "colour", "zoom_out", "crop")}
+    told = ", ".join(f"{name} {100 * share:.3g} %" for name, share in shares.items() if share > 0)
+    return f"images are augmented, by these shares: {told}"
+
+
+# -- lines of metrics ------------------------------------------------------------------------------------------
+
+
+def _row(
+    task: Task,
+    settings: TrainingConfig,
+    images: Images,
+    step: int,
+    means: Mapping[str, float],
+    clock: Clock,
+) -> tuple[Row, list[str]]:
+    """A line of metrics.csv, and all columns that the file has."""
+    losses = {name: value for name, value in means.items() if name.startswith("loss/")}
+    weighted = {
+        f"weighted/{name.removeprefix('loss/')}": task.weights[name.removeprefix("loss/")] * value
+        for name, value in losses.items()
+    }
+    row = {
+        "step": float(step + 1),
+        "epoch": (step + 1) * settings.batch_size / len(images),
+        "lr": learning_rate(settings, step),
+        "loss": math.fsum(weighted.values()),
+        **losses,
+        **weighted,
+        **{name: value for name, value in means.items() if name.startswith("health/")},
+        "grad_norm": means["grad_norm"],
+        "images_per_second": clock.images_per_second(),
+        "seconds": clock.total(),
+    }
+    return row, [*row, *(f"val/{name}" for name in task.validation_columns)]
+
+
+def _validate(
+    task: Task,
+    average: MovingAverage,
+    validation: Images | None,
+    images: Images,
+    settings: TrainingConfig,
+    out: Path,
+    done: int,
+    recorder: Recorder,
+) -> Row:
+    """Measure and draw with the averaged weights; the cells ``val/...`` of the line of metrics."""
+    values: dict[str, float] = {}
+    task.eval()
+    with average.applied(), torch.no_grad():
+        if validation is not None:
+            values = task.validate(validation, settings.validation_images)
+        picture = task.picture(validation if validation is not None else images)
+    task.train()
+    path = out / "pictures" / f"step_{done:06d}.png"
+    with atomic_open(path) as file:
+        picture.save(file, "PNG")
+    recorder.picture(done, path)
+    if values:
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        recorder.display.say(f"validation at step {done}: {shown}")
+    return {f"val/{name}": value for name, value in values.items()}

@@ -1,0 +1,178 @@
+"""Training of each kind of model: its networks and its task, for the loop of :mod:`ssdir.training.loop`.
+
+:func:`train_detector` and :func:`train_ssdir` are the two steps of the paper, :func:`train_teacher` a third that gives
+SSDIR a warm start, and :func:`train_baseline` trains any of the models that SSDIR is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
+
+from ssdir.baselines.base import Baseline
+from ssdir.baselines.kinds import baseline
+from ssdir.common.machine import computes_in_bf16
+from ssdir.common.randomness import seeded
+from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun
+from ssdir.config.baseline import BaselineRun
+from ssdir.data.folder import open_split
+from ssdir.data.mnist.streaming import StreamedScenes
+from ssdir.data.split import require_objects
+from ssdir.training.loop import LoopOptions, train
+from ssdir.training.run_folder import checkpoints
+from ssdir.training.tasks.base import DetectorTask, SSDIRTask
+
+__all__ = ["computes_in_bf16", "train", "train_baseline", "train_detector", "train_ssdir", "train_teacher"]
+
+
+def train_detector(
+    run: DetectorRun,
+    data: Path | StreamedScenes,
+    out: Path,
+    *,
+    imagenet: Path | None = None,
+    imagenet_download: bool = False,
+    **options: Unpack[LoopOptions],
+) -> Path:
+    """Train an SSD detector on a data set; returns the run folder ``out``.
+
+    The number of classes is the data set's, where the detector is not class-agnostic.
+
+    Args:
+        run: detector, loss and training settings.
+        data: data set folder, or scenes on the fly.
+        out: run folder; ``options`` as for :func:`~ssdir.training.loop.train`.
+        imagenet: file of the official ImageNet weights of VGG11-BN to start from; a resumed run needs it named again
+            (it is read where no checkpoint is there yet).
+        imagenet_download: fetch that file (507 MiB) into the cache, checked by its hash.
+
+    Raises:
+        DataError: no image of the train split has an object; and see :func:`train`.
+        ConfigError, TrainingError: see :func:`train`.
+    """
+    from ssdir.detector.ssd import Detector
+
+    source = data if isinstance(data, StreamedScenes) else open_split(data, "train")
+    if not isinstance(source, StreamedScenes):
+        require_objects(source)
+    categories = source.categories
+    if not run.detector.class_agnostic:
+        run = replace(run, detector=replace(run.detector, n_classes=len(categories)))
+    with seeded(run.training.seed):
+        detector = Detector(run.detector)
+    from_imagenet = imagenet is not None or imagenet_download
+    if from_imagenet and not (options.get("resume", False) and checkpoints(out)):
+        detector.backbone.load_imagenet_weights(imagenet)
+    # One file only passes for these weights (its hash is checked), so that its name identifies them.
+    task = DetectorTask(detector, run.loss, categories, "imagenet" if from_imagenet else None)
+    return train(task, run, data, out, **options)
+
+
+def train_teacher(
+    run: TeacherRun,
+    detector: Path,
+    data: Path | StreamedScenes,
+    out: Path,
+    **options: Unpack[LoopOptions],
+) -> Path:
+    """Train a teacher on what a trained, frozen detector finds; returns the run folder ``out``.
+
+    Args:
+        run: teacher and training settings, and the model that it will teach.
+        detector: run folder (or saved model) of the detector.
+        data: data set folder, or scenes on the fly; boxes and labels are not used.
+        out: run folder; ``options`` as for :func:`~ssdir.training.loop.train`.
+
+    Raises:
+        ConfigError, DataError, TrainingError: see :func:`train`.
+    """
+    from ssdir.model.pretrained import load_detector
+    from ssdir.model.teacher import Teacher
+    from ssdir.training.tasks.teacher import TeacherTask
+
+    with seeded(run.training.seed):
+        teacher = Teacher(run.teacher, run.model)
+    task = TeacherTask(load_detector(detector), teacher, run.model.present_threshold)
+    return train(task, run, data, out, **options)
+
+
+def train_ssdir(
+    run: SSDIRRun,
+    detector: Path,
+    data: Path | StreamedScenes,
+    out: Path,
+    *,
+    teacher: Path | None = None,
+    **options: Unpack[LoopOptions],
+) -> Path:
+    """Train SSDIR on a trained detector, which stays frozen; returns the run folder ``out``.
+
+    Args:
+        run: model, objective and training settings.
+        detector: run folder (or saved model) of the detector.
+        data: data set folder, or scenes on the fly; boxes and labels are not used.
+        out: run folder; ``options`` as for :func:`~ssdir.training.loop.train`.
+        teacher: run folder of a teacher: the decoder starts as its, and ``objective.teacher`` weighs its codes.
+
+    Raises:
+        ConfigError, DataError, TrainingError: see :func:`train`.
+    """
+    from ssdir.model.pretrained import categories_of, load_detector
+    from ssdir.model.ssdir import SSDIR
+    from ssdir.training.tasks.teacher import load_teacher
+
+    if teacher is None and run.objective.teacher > 0:
+        raise ConfigError(
+            "objective.teacher weighs a teacher's codes, but there is no teacher; train one (ssdir train teacher) "
+            "and name its run with --teacher, or set --objective.teacher 0"
+        )
+
+    with seeded(run.training.seed):
+        model = SSDIR(load_detector(detector), run.model)
+    model.categories = categories_of(detector)
+    guide = None if teacher is None else load_teacher(teacher, run.model)
+    if guide is not None:
+        model.decoder.load_state_dict(guide.decoder.state_dict())
+    task = SSDIRTask(model, run.objective, guide)
+    return train(task, run, data, out, **options)
+
+
+def train_baseline(
+    kind: str,
+    run: BaselineRun,
+    data: Path | StreamedScenes,
+    out: Path,
+    *,
+    detector: Path | None = None,
+    **options: Unpack[LoopOptions],
+) -> Path:
+    """Train a baseline; returns the run folder ``out``.
+
+    Args:
+        kind: which one, a key of :data:`ssdir.baselines.kinds.BASELINES`.
+        run: model and training settings, of that kind.
+        data: data set folder, or scenes on the fly; boxes and labels are only used to monitor AP50 in validations.
+        out: run folder; ``options`` as for :func:`~ssdir.training.loop.train`.
+        detector: run folder (or saved model) of the detector, for the kinds that stand on one; it stays frozen.
+
+    Raises:
+        ConfigError: an unknown kind; a detector is missing or of no use; and see :func:`train`.
+        DataError, TrainingError: see :func:`train`.
+    """
+    from ssdir.model.pretrained import load_detector
+    from ssdir.training.tasks.baseline import BaselineTask
+
+    known = baseline(kind)
+    if known.needs_detector and detector is None:
+        raise ConfigError(f"{kind} stands on a trained detector; name its run with --detector")
+    if detector is not None and not known.needs_detector:
+        raise ConfigError(f"{kind} finds its objects itself; leave --detector out")
+    build: Callable[..., Baseline] = known.load_class()
+    parts = [] if detector is None else [load_detector(detector)]
+    with seeded(run.training.seed):
+        model = build(*parts, run.model)
+    source = data if isinstance(data, StreamedScenes) else open_split(data, "train")
+    model.categories = tuple(source.categories)
+    return train(BaselineTask(model), run, data, out, **options)

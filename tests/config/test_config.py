@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from ssdir.config import (
+    AugmentationConfig,
+    ConfigError,
+    DetectorConfig,
+    DetectorLossConfig,
+    DetectorRun,
+    ModelConfig,
+    ObjectiveConfig,
+    ScenesConfig,
+    TeacherConfig,
+    TrainingConfig,
+    from_dict,
+    to_dict,
+)
+from ssdir.config.presets import PRESETS, Preset, preset
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_configuration_survives_json(name: str) -> None:
+    config = preset(name)
+    assert from_dict(Preset, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_missing_keys_take_their_defaults() -> None:
+    assert from_dict(TrainingConfig, {"steps": 5}) == TrainingConfig(steps=5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (DetectorRun, {"training": {"stepz": 3}}, r"DetectorRun.training has no setting 'stepz'; .*'steps'"),
+        (TrainingConfig, {"steps": "3"}, r"TrainingConfig.steps is '3'; it must be int"),
+        (TrainingConfig, {"steps": True}, r"steps is True; it must be int"),
+        (TrainingConfig, {"schedule": "linear"}, r"schedule is 'linear'; it must be one of 'constant'"),
+        (TrainingConfig, {"betas": [0.9]}, r"betas must have 2 entries, not 1"),
+        (DetectorConfig, {"maps": 3}, r"maps must be a list"),
+        (DetectorRun, {"detector": 3}, r"detector must be an object"),
+    ],
+)
+def test_unusable_values_are_named(kind: type, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(kind, values)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (ScenesConfig(), {"digit_min": 400}, "digit_min=400"),
+        (ScenesConfig(), {"grids": ()}, "grids is empty"),
+        (ScenesConfig(), {"grids": ((0, 2),)}, "rows and columns"),
+        (ScenesConfig(), {"delta_position": 1.5}, "delta_position"),
+        (DetectorConfig(), {"maps": (3, 2)}, "increasing"),
+        (DetectorConfig(), {"min_sizes": (1.0,)}, "one positive entry for each of the 5 maps"),
+        (DetectorConfig(), {"aspect_ratios": (), "max_sizes": ()}, "each cell needs a prior"),
+        (DetectorConfig(), {"width": 0.0}, "width must be positive"),
+        (ModelConfig(), {"present_threshold": 1.0}, "present_threshold"),
+        *(
+            (AugmentationConfig(), {name: 1.5}, f"augmentation.{name} is 1.5; it must lie in")
+            for name in ("flip", "colour", "brightness", "contrast", "saturation", "hue", "zoom_out", "crop")
+        ),
+        (AugmentationConfig(), {"zoom_out_max_side": 0.5}, "zoom_out_max_side is 0.5; it must be at least 1"),
+        (AugmentationConfig(), {"crop_max_aspect": 0.5}, "crop_max_aspect is 0.5; it must be at least 1"),
+        (AugmentationConfig(), {"crop_min_side": 0.0}, "crop_min_side is 0.0; it must lie in"),
+        (AugmentationConfig(), {"crop_min_iou": ()}, "list at least one IoU"),
+        (AugmentationConfig(), {"crop_min_iou": (0.5, 1.0)}, r"crop_min_iou is \(0.5, 1.0\)"),
+        (AugmentationConfig(), {"flip": math.nan}, "augmentation.flip is nan; it must be finite"),
+        (TrainingConfig(), {"accumulate": 5}, "multiple of training.accumulate"),
+        (TrainingConfig(), {"learning_rate": 0.0}, "learning_rate"),
+        (ScenesConfig(), {"delta_position": math.nan}, "scenes.delta_position is nan; it must be finite"),
+        (DetectorConfig(), {"max_detections": 0}, "detector.max_detections is 0; it must be at least 1"),
+        (DetectorConfig(), {"aspect_ratios": (math.inf,)}, "detector.aspect_ratios"),
+        (DetectorLossConfig(), {"positive_weight": math.inf}, "loss.positive_weight is inf"),
+        (ModelConfig(), {"what_width": 0}, "model.what_width is 0; it must be at least 1"),
+        (ModelConfig(), {"decoder_channels": ()}, "decoder_channels"),
+        (ModelConfig(), {"decoder_channels": (16, 0)}, "decoder_channels is .*each at least 1"),
+        (ModelConfig(), {"sigma_what": -0.1}, "model.sigma_what is -0.1; it must not be negative"),
+        *(
+            (ObjectiveConfig(), {name: -1.0}, f"objective.{name} is -1.0; it must not be negative")
+            for name in ("image", "objects", "what", "depth", "teacher")
+        ),
+        (ObjectiveConfig(), {"what": math.nan}, "objective.what is nan; it must be finite"),
+        *(
+            (TrainingConfig(), {name: 0}, f"training.{name} is 0; it must be at least 1")
+            for name in ("batch_size", "accumulate", "log_every", "keep_checkpoints", "checkpoint_every")
+        ),
+        *(
+            (TrainingConfig(), {name: -1}, f"training.{name} is -1; it must not be negative")
+            for name in (
+                "steps",
+                "seed",
+                "warmup_steps",
+                "validate_every",
+                "validation_images",
+            )
+        ),
+        (TrainingConfig(), {"learning_rate": math.inf}, "training.learning_rate is inf; it must be finite"),
+        (TrainingConfig(), {"weight_decay": -0.1}, "training.weight_decay is -0.1; it must not be negative"),
+        (TeacherConfig(), {"context": 0.9}, "teacher.context"),
+        (TrainingConfig(), {"clip_norm": 0.0}, "training.clip_norm is 0.0; it must be positive, or None"),
+        (TrainingConfig(), {"betas": (0.9, 1.0)}, "training.betas"),
+        (TrainingConfig(), {"betas": (-0.1, 0.9)}, "training.betas"),
+        *(
+            (TeacherConfig(), {name: 0}, f"teacher.{name}")
+            for name in ("side", "crops", "width", "projector_hidden", "projector_size")
+        ),
+        *(
+            (TeacherConfig(), {name: -0.1}, f"teacher.{name} is -0.1; it must not be negative")
+            for name in ("invariance", "rotation", "shear", "scale", "shift", "noise")
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(config: object, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(config, **change)
