@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssdir.common.storage import DataError, write_json
+from ssdir.common.errors import DataError
+from ssdir.common.storage import write_json
 from ssdir.config import DetectorConfig, ModelConfig, TeacherConfig, to_dict
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained

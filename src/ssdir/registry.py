@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ssdir.baselines.kinds import BASELINES
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.model.pretrained import CONFIG, find_folder, load_detector, read_config
 from ssdir.model.ssdir import SSDIR
 

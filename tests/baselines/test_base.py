@@ -14,7 +14,8 @@ from PIL import Image
 
 from ssdir.baselines.base import select
 from ssdir.boxes import iou_matrix
-from ssdir.common.storage import DataError, read_json, write_json
+from ssdir.common.errors import DataError
+from ssdir.common.storage import read_json, write_json
 from ssdir.model.latents import Objects
 
 

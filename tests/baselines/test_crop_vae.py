@@ -15,9 +15,10 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from ssdir.baselines.crop_vae import CropEncoder, CropVAE
 from ssdir.boxes import iou_matrix
+from ssdir.common.errors import ConfigError
 from ssdir.common.randomness import seeded
 from ssdir.common.storage import load_tensors
-from ssdir.config import ConfigError, DetectorConfig
+from ssdir.config import DetectorConfig
 from ssdir.config.crop_vae import CROP_VAE_PRESETS, CropVAEConfig
 from ssdir.config.presets import PRESETS
 from ssdir.data.batch import Batch

@@ -15,8 +15,8 @@ from torch.nn import functional
 from ssdir.baselines.slot_attention.mixture import mix
 from ssdir.baselines.slot_attention.model import SlotAttentionAutoencoder
 from ssdir.baselines.slot_attention.networks import Decoder, PositionEmbedding, SlotAttention, initialise
+from ssdir.common.errors import ConfigError
 from ssdir.common.randomness import seeded
-from ssdir.config import ConfigError
 from ssdir.config.slot_attention import SLOT_ATTENTION_PRESETS, SlotAttentionConfig
 
 TINY = SlotAttentionConfig(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ssdir.config import ConfigError, from_dict, to_dict
+from ssdir.common.errors import ConfigError
+from ssdir.config import from_dict, to_dict
 from ssdir.config.space import SPACE_PRESETS, SpaceConfig, SpaceRun
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError
 from ssdir.config.space import SPACE_PRESETS
 from ssdir.config.space_schedule import LinearRamp, SpaceSchedule
 

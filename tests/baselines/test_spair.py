@@ -11,7 +11,7 @@ from torch import Tensor, distributions
 
 from ssdir.baselines.spair.cells import draw_noise
 from ssdir.baselines.spair.model import SPAIR
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError
 from ssdir.config.spair import SPAIR_PRESETS, SPAIRConfig
 from ssdir.model.loss_output import Terms
 

@@ -11,7 +11,7 @@ import torch
 from ssdir.baselines.kinds import BASELINES
 from ssdir.cli.info import Networks, describe_preset, environment
 from ssdir.cli.main import main
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError
 from ssdir.config.presets import PRESETS, preset
 from ssdir.detector.ssd import Detector
 from ssdir.model.ssdir import SSDIR

@@ -19,17 +19,10 @@ from rich.console import Console
 
 from ssdir.cli.main import main
 from ssdir.cli.quickstart import _Stages, evaluate_run, quickstart
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.extras import how_to_install
-from ssdir.common.storage import DataError, read_json, write_json
-from ssdir.config import (
-    ConfigError,
-    DetectorConfig,
-    ModelConfig,
-    ScenesConfig,
-    SSDIRRun,
-    TeacherConfig,
-    TeacherRun,
-)
+from ssdir.common.storage import read_json, write_json
+from ssdir.config import DetectorConfig, ModelConfig, ScenesConfig, SSDIRRun, TeacherConfig, TeacherRun
 from ssdir.config.presets import PRESETS, Preset
 from ssdir.evaluation.settings import EvaluationConfig
 from ssdir.training.start import train_detector, train_ssdir, train_teacher

@@ -19,6 +19,7 @@ from PIL import Image
 
 import ssdir
 from ssdir.cli.main import main
+from ssdir.common.errors import DataError
 from ssdir.common.ownership import (
     MARK,
     claim,
@@ -30,7 +31,7 @@ from ssdir.common.ownership import (
     require_own_picture,
     sweep,
 )
-from ssdir.common.storage import DataError, atomic_folder, temporary_name, whole_folder, write_json
+from ssdir.common.storage import atomic_folder, temporary_name, whole_folder, write_json
 from ssdir.compare.contenders import Contender
 from ssdir.data.shards import Shard, making_lock
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import ssdir
+from ssdir.common.errors import DataError
 from ssdir.common.ownership import files_in
 from ssdir.common.storage import (
-    DataError,
     atomic_folder,
     atomic_open,
     atomic_write,

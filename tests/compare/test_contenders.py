@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ssdir.common.storage import DataError, write_json
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import write_json
 from ssdir.compare.contenders import Contender, contenders_of, describe
 from ssdir.compare.metrics import Figure, Model, grouped
-from ssdir.config import ConfigError
 
 
 def run_folder(folder: Path, seed: int = 0, rate: float = 0.1, **more: Any) -> Path:

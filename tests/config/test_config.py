@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from ssdir.common.errors import ConfigError
 from ssdir.config import (
     AugmentationConfig,
-    ConfigError,
     DetectorConfig,
     DetectorLossConfig,
     DetectorRun,

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ssdir.config import ConfigError, DetectorRun
+from ssdir.common.errors import ConfigError
+from ssdir.config import DetectorRun
 from ssdir.config.presets import preset, scenes_presets
 from ssdir.detector.ssd import Detector
 

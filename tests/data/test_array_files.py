@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssdir.common.storage import DataError, SpaceError
+from ssdir.common.errors import DataError
+from ssdir.common.storage import SpaceError
 from ssdir.data import array_files as module
 from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, new_array
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssdir.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
-from ssdir.config import AugmentationConfig, ConfigError, ScenesConfig
+from ssdir.common.errors import ConfigError
+from ssdir.config import AugmentationConfig, ScenesConfig
 from ssdir.data.augment import Plan, augment, augmented
 from ssdir.data.batch import Answer, Batch
 from ssdir.data.mnist.streaming import StreamedScenes

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data import array_files
 from ssdir.data import cache as module
 from ssdir.data.cache import CachedDataset, step_indices

@@ -16,8 +16,8 @@ from PIL import Image
 
 import ssdir
 from ssdir.cli.main import main
-from ssdir.common.storage import DataError, read_json
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import read_json
 from ssdir.data.check import check
 from ssdir.data.convert import convert, unique_names
 from ssdir.data.folder import open_split, splits

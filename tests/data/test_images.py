@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.images import image_size, open_image, read_header, read_image, squash
 
 GREY = np.array([[0, 10, 128], [200, 254, 255]], np.uint8)

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ssdir.common.storage import DataError, read_json, write_json
+from ssdir.common.errors import DataError
+from ssdir.common.storage import read_json, write_json
 from ssdir.config import ScenesConfig
 from ssdir.data import making
 from ssdir.data.check import check

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ssdir.cli.main import main
-from ssdir.common.storage import DataError, read_json
-from ssdir.config import ConfigError, ScenesConfig
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import read_json
+from ssdir.config import ScenesConfig
 from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.chunks import lacking

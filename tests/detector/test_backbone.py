@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssdir.common.storage import DataError
-from ssdir.config import ConfigError, DetectorConfig
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.config import DetectorConfig
 from ssdir.config.presets import PRESETS
 from ssdir.detector.backbone import Backbone, cells_of_maps, smallest_side
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.randomness import generator_of, seeded
-from ssdir.common.storage import DataError, load_tensors
+from ssdir.common.storage import load_tensors
 from ssdir.config import (
-    ConfigError,
     DetectorConfig,
     DetectorRun,
     ModelConfig,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssdir.boxes import cxcywh_to_xyxy, encode_offsets, iou_matrix
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config import DetectorConfig
 from ssdir.detector.ssd import IMAGENET_MEAN, IMAGENET_STD, Detections, Detector, DetectorOutput
 

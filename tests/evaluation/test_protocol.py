@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.common.console import progress_bar
-from ssdir.common.storage import DataError
-from ssdir.config import ConfigError, DetectorConfig, ModelConfig
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.config import DetectorConfig, ModelConfig
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detector
 from ssdir.evaluation.protocol import EvaluationConfig, evaluate, various

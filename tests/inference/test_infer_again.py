@@ -17,9 +17,10 @@ from PIL import Image
 
 import ssdir
 from ssdir.cli.main import main
+from ssdir.common.errors import DataError
 from ssdir.common.ownership import MARK, locked
 from ssdir.common.randomness import seeded
-from ssdir.common.storage import DataError, read_json, write_json
+from ssdir.common.storage import read_json, write_json
 from ssdir.config import DetectorConfig, ModelConfig
 from ssdir.detector.ssd import Detector
 from ssdir.inference.predict import predict

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import nn
 
 from ssdir.cli.main import main
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import MARK, files_in
 from ssdir.common.randomness import seeded
-from ssdir.common.storage import DataError, read_json
-from ssdir.config import ConfigError, DetectorConfig, ModelConfig
+from ssdir.common.storage import read_json
+from ssdir.config import DetectorConfig, ModelConfig
 from ssdir.data.images import read_image
 from ssdir.detector.ssd import Detector
 from ssdir.inference.predict import predict

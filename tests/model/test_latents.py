@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssdir.common.storage import DataError, save_tensors
+from ssdir.common.errors import DataError
+from ssdir.common.storage import save_tensors
 from ssdir.model.latents import CellLatents, Objects, ObjectsError
 
 

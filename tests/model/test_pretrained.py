@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssdir.common.storage import DataError, load_tensors, save_tensors
+from ssdir.common.errors import DataError
+from ssdir.common.storage import load_tensors, save_tensors
 from ssdir.config import DetectorConfig, ModelConfig
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config import DetectorConfig, ModelConfig, ObjectiveConfig
 from ssdir.config.presets import preset
 from ssdir.detector.ssd import Detector

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssdir.config import ConfigError, ModelConfig, TeacherConfig
+from ssdir.common.errors import ConfigError
+from ssdir.config import ModelConfig, TeacherConfig
 from ssdir.model.latents import Objects
 from ssdir.model.teacher import (
     MARGIN,

@@ -16,7 +16,8 @@ from PIL import Image
 
 import ssdir.search.ablate
 from ssdir.cli.main import parse
-from ssdir.config import ConfigError, DetectorConfig, ModelConfig, ScenesConfig, SSDIRRun
+from ssdir.common.errors import ConfigError
+from ssdir.config import DetectorConfig, ModelConfig, ScenesConfig, SSDIRRun
 from ssdir.config.presets import PRESETS, Preset
 from ssdir.search.ablate import AblationConfig, ablate, combinations, settings_of
 from ssdir.search.ablation_table import COLUMNS, comma_separated, figure, markdown

@@ -18,8 +18,7 @@ import pytest
 from optuna.exceptions import StorageInternalError
 
 from ssdir.cli.main import main
-from ssdir.common.storage import DataError
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.search.database import close, existing_study, open_storage
 from ssdir.search.engine import fewer_than, make_sampler, open_study, remember, require_ours, work
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.search.shared import exclusive, is_made, made_once
 
 

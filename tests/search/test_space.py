@@ -7,7 +7,8 @@ import shlex
 import pytest
 
 from ssdir.cli.main import parse
-from ssdir.config import ConfigError, SSDIRRun, TrainingConfig
+from ssdir.common.errors import ConfigError
+from ssdir.config import SSDIRRun, TrainingConfig
 from ssdir.config.presets import PRESETS
 from ssdir.search.space import TUNED, Between, OneOf, applied, default_space, make_space, options
 

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from ssdir.cli.main import main, parse
-from ssdir.common.storage import DataError
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.config import (
-    ConfigError,
     DetectorConfig,
     ModelConfig,
     ObjectiveConfig,

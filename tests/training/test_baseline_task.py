@@ -20,8 +20,9 @@ from rich.console import Console
 
 from ssdir.baselines.kinds import BASELINES, BaselineKind, baseline
 from ssdir.cli.main import main, parse
-from ssdir.common.storage import DataError, load_tensors
-from ssdir.config import ConfigError, TrainingConfig
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import load_tensors
+from ssdir.config import TrainingConfig
 from ssdir.data.batch import Batch
 from ssdir.model.loss_output import Terms
 from ssdir.registry import load_model

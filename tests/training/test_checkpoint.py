@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from ssdir.common.storage import DataError, load_tensors, read_json, save_tensors, write_json
-from ssdir.config import ConfigError, DetectorRun, TrainingConfig, to_dict
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import load_tensors, read_json, save_tensors, write_json
+from ssdir.config import DetectorRun, TrainingConfig, to_dict
 from ssdir.data.split import ImageEntry, Split
 from ssdir.model.pretrained import load_weights as fill_from_folder
 from ssdir.model.pretrained import save_folder

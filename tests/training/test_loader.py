@@ -12,15 +12,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from ssdir.common.storage import DataError, load_tensors, read_json, write_json
-from ssdir.config import (
-    AugmentationConfig,
-    ConfigError,
-    DetectorConfig,
-    DetectorRun,
-    ScenesConfig,
-    TrainingConfig,
-)
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import load_tensors, read_json, write_json
+from ssdir.config import AugmentationConfig, DetectorConfig, DetectorRun, ScenesConfig, TrainingConfig
 from ssdir.data.augment import augment
 from ssdir.data.cache import CachedDataset
 from ssdir.data.mnist.digits import load_digits, write_idx

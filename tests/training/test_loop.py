@@ -25,10 +25,10 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from ssdir.common.errors import ConfigError, DataError, TrainingError
 from ssdir.common.randomness import generator_of, seeded
-from ssdir.common.storage import DataError, load_tensors, read_json
+from ssdir.common.storage import load_tensors, read_json
 from ssdir.config import (
-    ConfigError,
     DetectorConfig,
     DetectorLossConfig,
     DetectorRun,
@@ -50,7 +50,7 @@ from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher
 from ssdir.training.loader import Feed
 from ssdir.training.loop import _accelerator
-from ssdir.training.metrics import FiniteGuard, TrainingError, Window
+from ssdir.training.metrics import FiniteGuard, Window
 from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.training.run_folder import load_run_config
 from ssdir.training.start import computes_in_bf16, train_detector, train_ssdir, train_teacher

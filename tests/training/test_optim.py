@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssdir.config import ConfigError, TrainingConfig
+from ssdir.common.errors import ConfigError
+from ssdir.config import TrainingConfig
 from ssdir.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from ssdir.training.optim import JointOptimizer, learning_rate, make_optimizer
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ssdir.boxes import cxcywh_to_xyxy
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.randomness import generator_of, seeded
-from ssdir.common.storage import DataError, load_tensors, read_json
+from ssdir.common.storage import load_tensors, read_json
 from ssdir.config import (
-    ConfigError,
     DetectorConfig,
     ModelConfig,
     ObjectiveConfig,

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.extras import how_to_install
-from ssdir.common.storage import DataError
-from ssdir.config import ConfigError
 from ssdir.training.health import health
 from ssdir.training.tracking import Display, MetricsFile, Recorder, make_trackers, read_metrics
 

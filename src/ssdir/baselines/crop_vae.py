@@ -22,7 +22,8 @@ from ssdir.baselines.base import Baseline, select
 from ssdir.baselines.distributions import normal_kl, normal_sample, positive_std, wide
 from ssdir.boxes import pixels_inside
 from ssdir.common.distributed import normalizer
-from ssdir.config import PRESENT_THRESHOLD, ConfigError, DetectorConfig, to_dict
+from ssdir.common.errors import ConfigError
+from ssdir.config import PRESENT_THRESHOLD, DetectorConfig, to_dict
 from ssdir.config.crop_vae import CropVAEConfig
 from ssdir.data.batch import Answer
 from ssdir.detector.backbone import laid_out

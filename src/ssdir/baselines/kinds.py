@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssdir.config import ConfigError, perhaps
+from ssdir.common.errors import ConfigError
+from ssdir.config import perhaps
 from ssdir.config.baseline import BaselinePreset
 from ssdir.config.crop_vae import CROP_VAE_PRESETS, CropVAERun
 from ssdir.config.slot_attention import SLOT_ATTENTION_PRESETS, SlotAttentionRun

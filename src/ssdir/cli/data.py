@@ -12,7 +12,8 @@ from typing import Literal
 from tyro.conf import Positional
 
 from ssdir.cli.tree import Node, Unprefixed, leaf, with_defaults
-from ssdir.config import ClevrLikeConfig, ConfigError, ScenesConfig
+from ssdir.common.errors import ConfigError
+from ssdir.config import ClevrLikeConfig, ScenesConfig
 from ssdir.config.presets import scenes_presets
 from ssdir.data.shards import Shard, parse_shard
 

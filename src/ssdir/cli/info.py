@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssdir.baselines.kinds import BASELINES, baseline
+from ssdir.common.errors import ConfigError
 from ssdir.common.machine import available_cores, computes_in_bf16
-from ssdir.config import ConfigError, perhaps
+from ssdir.config import perhaps
 from ssdir.config.presets import PRESETS, preset
 from ssdir.detector.ssd import Detector
 from ssdir.model.decoder import WhatDecoder

@@ -12,11 +12,12 @@ from typing import Any
 
 import ssdir
 from ssdir.common.console import progress_bar
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.extras import how_to_install
 from ssdir.common.machine import choose_device
 from ssdir.common.ownership import claim, require_free
-from ssdir.common.storage import DataError, read_json, write_json
-from ssdir.config import ConfigError, ScenesConfig
+from ssdir.common.storage import read_json, write_json
+from ssdir.config import ScenesConfig
 from ssdir.config.presets import Preset, preset
 from ssdir.data.mnist.scenes import generate
 from ssdir.evaluation.protocol import EvaluationConfig, evaluate

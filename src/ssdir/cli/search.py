@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from ssdir.cli.tree import Node, Unprefixed, preset_choice, with_defaults
+from ssdir.common.errors import ConfigError
 from ssdir.common.ownership import claim
-from ssdir.config import ConfigError, SSDIRRun
+from ssdir.config import SSDIRRun
 from ssdir.config.presets import PRESETS
 from ssdir.search.ablate import Scale
 from ssdir.search.database import GRACE_PERIOD, existing_study, outage_told

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from ssdir.baselines.kinds import BASELINES, BaselineKind
 from ssdir.cli.tree import Node, Unprefixed, preset_choice, with_defaults
-from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun
+from ssdir.common.errors import ConfigError
+from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
 from ssdir.config.presets import PRESETS, named_scenes
 
 Tracker = Literal["tensorboard", "wandb"]

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssdir.common.storage import DataError, read_json
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import read_json
 from ssdir.compare.metrics import Figure, Model
-from ssdir.config import ConfigError
 from ssdir.model.pretrained import read_config, weights_fingerprint
 from ssdir.training.run_folder import checkpoints
 

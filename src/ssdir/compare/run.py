@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ssdir.common.console import Progress
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.machine import choose_device
 from ssdir.common.ownership import claim, require_free
-from ssdir.common.storage import DataError, atomic_write, read_json, write_json
+from ssdir.common.storage import atomic_write, read_json, write_json
 from ssdir.compare.contenders import TITLES, Contender, describe, training_time
 from ssdir.compare.metrics import Figure, Group, Model, figures_of, grouped, probe_objects, rows_of
 from ssdir.compare.sheet import comparison_scenes
 from ssdir.compare.tables import Table, comma_separated, latex, markdown
-from ssdir.config import ConfigError
 from ssdir.evaluation.bootstrap import Resamples
 from ssdir.evaluation.predictions import image_side
 from ssdir.evaluation.protocol import choose_split, evaluate

@@ -10,13 +10,14 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-from ssdir.common.errors import UserError
+from ssdir.common.errors import ConfigError
 
 T = TypeVar("T")
 
-
-class ConfigError(UserError):
-    """A configuration that cannot be used; the message names the key and the remedy."""
+MATCH_IOU = 0.5
+"""A box found is the true one when their IoU reaches this, wherever anything is measured."""
+PRESENT_THRESHOLD = 0.5
+"""What is found counts as an object when its presence exceeds this, wherever anything is measured."""
 
 
 def require(condition: bool, message: str) -> None:

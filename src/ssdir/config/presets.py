@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ssdir.common.errors import ConfigError
 from ssdir.config import (
     AugmentationConfig,
-    ConfigError,
     DetectorConfig,
     DetectorLossConfig,
     DetectorRun,
@@ -334,7 +334,7 @@ def preset(name: str) -> Preset:
     >>> preset("mnits")
     Traceback (most recent call last):
     ...
-    ssdir.config.base.ConfigError: there is no preset 'mnits'; perhaps you meant 'mnist' (of clevr, mnist, ...)
+    ssdir.common.errors.ConfigError: there is no preset 'mnits'; perhaps you meant 'mnist' (of clevr, mnist, ...)
     """
     if name not in PRESETS:
         raise ConfigError(f"there is no preset {name!r}{perhaps(name, sorted(PRESETS))}")

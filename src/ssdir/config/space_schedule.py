@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError
 
 
 @dataclass(frozen=True)

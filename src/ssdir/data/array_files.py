@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from ssdir.common.storage import DataError, SpaceError, allocate, sync_handle, temporary_name
+from ssdir.common.errors import DataError
+from ssdir.common.storage import SpaceError, allocate, sync_handle, temporary_name
 
 Layout: TypeAlias = tuple[tuple[int, ...], Any]
 """Shape and type of an array: of its elements, anything that ``np.dtype`` takes."""

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
-from ssdir.config import AugmentationConfig, ConfigError
+from ssdir.common.errors import ConfigError
+from ssdir.config import AugmentationConfig
 from ssdir.data.batch import Batch, may_arrive_later
 from ssdir.data.mnist.streaming import Draft
 from ssdir.rendering.render import crop  # a later room, as in streaming; it needs none of this

@@ -21,8 +21,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ssdir.common.console import progress_bar
+from ssdir.common.errors import DataError
 from ssdir.common.machine import available_cores, user_cache_folder
-from ssdir.common.storage import DataError, SpaceError, require_free_space, temporary_name
+from ssdir.common.storage import SpaceError, require_free_space, temporary_name
 from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, Layout, new_array, tell_damage
 from ssdir.data.batch import Batch
 from ssdir.data.folder import annotations_digest, open_split

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ssdir.common.errors import DataError
 from ssdir.common.machine import available_cores
-from ssdir.common.storage import DataError, read_json
+from ssdir.common.storage import read_json
 from ssdir.data.chunks import lacking
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
 from ssdir.data.images import IMAGE_SUFFIXES, open_image

@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssdir.common.storage import DataError, read_json
+from ssdir.common.errors import DataError
+from ssdir.common.storage import read_json
 from ssdir.data.shards import NOTE, Shard
 
 MAKING = ".making"

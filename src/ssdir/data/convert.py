@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from ssdir.common.console import Progress, no_progress
-from ssdir.common.storage import DataError, atomic_open, atomic_write
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import atomic_open, atomic_write
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
 from ssdir.data.formats.coco import CocoFolder
 from ssdir.data.formats.yolo import YoloFolder

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssdir.common.storage import DataError, read_json
+from ssdir.common.errors import DataError
+from ssdir.common.storage import read_json
 from ssdir.data.chunks import MAKING
 from ssdir.data.formats.coco import CocoFolder
 from ssdir.data.formats.coco_files import annotation_files, has_annotations_folder
@@ -53,7 +54,7 @@ def nothing_known(folder: Path) -> str:
 def splits(folder: str | Path) -> list[str]:
     """Names of a dataset folder's splits: train, val and test first, then others by name; [] where there are none.
 
-    Raises :class:`~ssdir.common.storage.DataError` where the folder does not exist or is not finished.
+    Raises :class:`~ssdir.common.errors.DataError` where the folder does not exist or is not finished.
     """
     return open_folder(folder).splits()
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError
 
 TRAIN = "train"
 

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 
 ImageSource = str | Path | Image.Image | np.ndarray
 
@@ -55,7 +55,7 @@ def read_image(source: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
     Arrays may be (h, w), (h, w, 1), (h, w, 2: grey and alpha), (h, w, 3) or (h, w, 4: with alpha) of uint8,
     uint16, bool, or floating point in [0, 1].
 
-    Raises :class:`~ssdir.common.storage.DataError`, naming the file, where it is absent, not an image, damaged,
+    Raises :class:`~ssdir.common.errors.DataError`, naming the file, where it is absent, not an image, damaged,
     truncated or larger than Pillow's limit (179 megapixels).
 
     >>> read_image(np.full((1, 2), 0.5)).tolist()
@@ -106,7 +106,7 @@ def image_size(source: str | Path) -> tuple[int, int]:
 def require_decodable(data: bytes, name: str) -> None:
     """Decode an image file to find whether it is whole; JPEG at an eighth of its sides, in a third of the time.
 
-    Raises :class:`~ssdir.common.storage.DataError`, which calls the file ``name``, where it is damaged or truncated.
+    Raises :class:`~ssdir.common.errors.DataError`, which calls the file ``name``, where it is damaged or truncated.
     """
     with _faults_named(name), Image.open(BytesIO(data)) as image:
         image.draft(None, (1, 1))

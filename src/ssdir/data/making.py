@@ -28,16 +28,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssdir.common.errors import DataError
 from ssdir.common.machine import available_cores
 from ssdir.common.ownership import is_leftover, is_of_ssdir
-from ssdir.common.storage import (
-    DataError,
-    atomic_open,
-    atomic_write,
-    read_json,
-    require_free_space,
-    write_json,
-)
+from ssdir.common.storage import atomic_open, atomic_write, read_json, require_free_space, write_json
 from ssdir.data.chunks import MAKING, Chunk, chunks_of, files_of, is_finished, require_whole
 from ssdir.data.shards import Shard, making_lock, note_shards
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import lock_parts, locked
-from ssdir.common.storage import DataError, read_json, write_json
-from ssdir.config.base import ConfigError
+from ssdir.common.storage import read_json, write_json
 
 NOTE = "shards.json"
 """In ``.making``: how many shards there are, and what they make together."""

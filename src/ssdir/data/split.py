@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 
 SMALLEST_SIDE = 1.0
 """Boxes with a side below this many pixels (to a thousandth), after clipping to the image, are left out."""
@@ -151,14 +151,14 @@ def missing_images_error(
 
 
 def require_images(split: Split) -> None:
-    """Raise :class:`~ssdir.common.storage.DataError`, naming them, where images of a split are not on the disk."""
+    """Raise :class:`~ssdir.common.errors.DataError`, naming them, where images of a split are not on the disk."""
     missing = [entry.path for entry in split.images if not entry.path.is_file()]
     if missing:
         raise missing_images_error(split.source, missing, len(split.images))
 
 
 def require_objects(split: Split) -> None:
-    """Raise :class:`~ssdir.common.storage.DataError` where no image of a split has an object to learn from."""
+    """Raise :class:`~ssdir.common.errors.DataError` where no image of a split has an object to learn from."""
     if len(split.labels):
         return
     left_out = ", ".join(f"{number} {name}" for name, number in split.dropped.items())

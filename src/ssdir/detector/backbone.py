@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssdir.common.storage import DataError
-from ssdir.config import ConfigError, DetectorConfig
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.config import DetectorConfig
 from ssdir.detector.imagenet import VGG11_BN_SHA256, VGG11_BN_URL, download_weights, read_features
 
 # VGG11: channels of the convolutions of each stage; a 2x2 max-pooling ends a stage.

@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssdir.common.console import no_progress, progress_bar
+from ssdir.common.errors import ConfigError
 from ssdir.common.storage import require_free_space, tensors_fingerprint
-from ssdir.config import ConfigError, to_dict
+from ssdir.config import to_dict
 from ssdir.data.array_files import KeptArrays, Layout, new_array
 from ssdir.data.batch import Answer, Batch
 from ssdir.data.cache import CachedDataset

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssdir.common.errors import DataError
 from ssdir.common.machine import user_cache_folder
-from ssdir.common.storage import DataError, require_free_space, temporary_name
+from ssdir.common.storage import require_free_space, temporary_name
 
 VGG11_BN_URL = "https://download.pytorch.org/models/vgg11_bn-6002323d.pth"
 """The official weights (torchvision's ``VGG11_BN_Weights.IMAGENET1K_V1``, BSD-3-Clause, 507 MiB)."""

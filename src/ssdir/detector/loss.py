@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ssdir.boxes import cxcywh_to_xyxy, encode_offsets, iou
 from ssdir.common.distributed import normalizer
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config import DetectorLossConfig
 from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector, DetectorOutput

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssdir.boxes import cxcywh_to_xyxy, decode_offsets, nms
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config import DetectorConfig
 from ssdir.data.batch import Answer
 from ssdir.detector.backbone import Backbone, laid_out, zero_bias

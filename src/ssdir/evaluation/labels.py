@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssdir.common.console import Progress, no_progress
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.folder import open_split

@@ -16,9 +16,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ssdir.common.console import Progress
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import claim, require_free
-from ssdir.common.storage import DataError, write_json
-from ssdir.config import PRESENT_THRESHOLD, ConfigError
+from ssdir.common.storage import write_json
+from ssdir.config import PRESENT_THRESHOLD
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.folder import splits

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssdir.common.storage import DataError, load_tensors, save_tensors
+from ssdir.common.errors import DataError
+from ssdir.common.storage import load_tensors, save_tensors
 from ssdir.evaluation.average_precision import ScoredBoxes, scored_boxes
 from ssdir.evaluation.collect import Collected, FoundBoxes, MatchedLatents, joined
 

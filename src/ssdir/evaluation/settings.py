@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError
 
 
 @dataclass(frozen=True)

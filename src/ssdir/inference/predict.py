@@ -13,10 +13,11 @@ import numpy as np
 
 from ssdir.baselines.base import Baseline
 from ssdir.common.console import Progress, no_progress
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.machine import choose_device
 from ssdir.common.ownership import claim, locked, read_mark, require_free, require_replaceable
-from ssdir.common.storage import DataError, atomic_folder, tensors_fingerprint, write_json
-from ssdir.config import ConfigError, to_dict
+from ssdir.common.storage import atomic_folder, tensors_fingerprint, write_json
+from ssdir.config import to_dict
 from ssdir.data.images import read_image
 from ssdir.inference.results import RESULT, Found, Index, ResultFolders, find_images
 from ssdir.model.latents import Objects

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from ssdir.common.errors import DataError
 from ssdir.common.ownership import INDEX, claim, is_result, read_index, read_mark, sweep
-from ssdir.common.storage import DataError, write_json
+from ssdir.common.storage import write_json
 from ssdir.data.images import IMAGE_SUFFIXES
 
 JOURNAL = "index.jsonl"

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.images import ImageSource, read_image, squash
 
 Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource | Shaped[Tensor, "..."]]

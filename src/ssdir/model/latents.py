@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
-from ssdir.common.errors import UserError
-from ssdir.common.storage import DataError, load_metadata, load_tensors, save_tensors
+from ssdir.common.errors import DataError, UserError
+from ssdir.common.storage import load_metadata, load_tensors, save_tensors
 from ssdir.model.rows import chosen_rows
 
 _SHAPES: dict[str, tuple[int | str, ...]] = {

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.storage import (
-    DataError,
     atomic_folder,
     load_tensors,
     read_json,
@@ -19,7 +19,7 @@ from ssdir.common.storage import (
     whole_folder,
     write_json,
 )
-from ssdir.config import ConfigError, DetectorConfig, from_dict, to_dict
+from ssdir.config import DetectorConfig, from_dict, to_dict
 from ssdir.detector.ssd import Detector
 
 FORMAT = 1

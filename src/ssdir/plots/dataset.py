@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from ssdir.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import picture_mark, require_own_picture
-from ssdir.common.storage import DataError, atomic_open
-from ssdir.config import ConfigError
+from ssdir.common.storage import atomic_open
 from ssdir.config.presets import preset
 from ssdir.data.augment import augment
 from ssdir.data.batch import Batch

@@ -15,9 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import claim
-from ssdir.common.storage import DataError, read_json, write_json
-from ssdir.config import ConfigError, ScenesConfig, to_dict
+from ssdir.common.storage import read_json, write_json
+from ssdir.config import ScenesConfig, to_dict
 from ssdir.config.presets import Preset, preset, scenes_presets
 from ssdir.search.database import GRACE_PERIOD, open_storage
 from ssdir.search.engine import ERROR, open_study, remember, require_ours, work

@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssdir.common.errors import UserError
+from ssdir.common.errors import ConfigError, DataError, UserError
 from ssdir.common.extras import how_to_install
-from ssdir.common.storage import DataError, temporary_name
-from ssdir.config import ConfigError
+from ssdir.common.storage import temporary_name
 from ssdir.search.shared import exclusive
 
 if TYPE_CHECKING:

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssdir.common.errors import UserError
-from ssdir.common.storage import DataError
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError, DataError, UserError
 from ssdir.search.database import database_error, database_errors, optuna_module, outage_told
 from ssdir.search.shared import exclusive
 from ssdir.search.space import flat

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssdir.common.storage import DataError, atomic_write
+from ssdir.common.errors import DataError
+from ssdir.common.storage import atomic_write
 from ssdir.plots.style import INK, MUTED, PALETTE, TEXT_WIDTH, new_figure, save, style
 from ssdir.search.engine import ERROR, finished
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock
 
-from ssdir.common.storage import DataError, read_json
-from ssdir.config import ConfigError, DetectorRun, TeacherRun, to_dict
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import read_json
+from ssdir.config import DetectorRun, TeacherRun, to_dict
 
 
 @contextmanager

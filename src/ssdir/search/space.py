@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ssdir.config import ConfigError, SSDIRRun, from_dict, perhaps, to_dict
+from ssdir.common.errors import ConfigError
+from ssdir.config import SSDIRRun, from_dict, perhaps, to_dict
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

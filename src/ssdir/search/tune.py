@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import claim
-from ssdir.common.storage import DataError, write_json
-from ssdir.config import ConfigError, ObjectiveConfig, SSDIRRun, to_dict
+from ssdir.common.storage import write_json
+from ssdir.config import ObjectiveConfig, SSDIRRun, to_dict
 from ssdir.config.presets import preset
 from ssdir.search.database import GRACE_PERIOD, open_storage
 from ssdir.search.engine import fewer_than, finished, make_sampler, open_study, remember, require_ours, work

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssdir.common.errors import DataError
 from ssdir.common.storage import (
-    DataError,
     atomic_folder,
     load_tensors,
     read_json,

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from ssdir.config import AugmentationConfig, ConfigError, TrainingConfig
+from ssdir.common.errors import ConfigError
+from ssdir.config import AugmentationConfig, TrainingConfig
 from ssdir.data.augment import Augmented, augmented
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices

@@ -21,11 +21,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ssdir.common.errors import ConfigError
 from ssdir.common.machine import choose_device, computes_in_bf16, keep_freed_memory
 from ssdir.common.ownership import locked
 from ssdir.common.randomness import generator_of
 from ssdir.common.storage import atomic_open, write_json
-from ssdir.config import AugmentationConfig, ConfigError, DetectorRun, TrainingConfig, to_dict
+from ssdir.config import AugmentationConfig, DetectorRun, TrainingConfig, to_dict
 from ssdir.data.cache import CachedDataset
 from ssdir.data.mnist.streaming import Images, StreamedScenes
 from ssdir.detector.feature_cache import CacheSettings, FeatureCache, require_memory

@@ -12,16 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ssdir.common.errors import UserError
+from ssdir.common.errors import TrainingError
 from ssdir.model.loss_output import Terms
 from ssdir.training.run_folder import checkpoints
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-class TrainingError(UserError):
-    """A run that cannot go on; the message says at which step and why. Its last checkpoint is good."""
 
 
 class Window:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ssdir.baselines.kinds import BASELINES
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import sweep
-from ssdir.common.storage import DataError, read_json
-from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun, from_dict, to_dict
+from ssdir.common.storage import read_json
+from ssdir.config import DetectorRun, SSDIRRun, TeacherRun, from_dict, to_dict
 from ssdir.config.baseline import BaselineRun
 from ssdir.data.folder import annotations_digest
 from ssdir.data.split import Split, require_images

@@ -13,9 +13,10 @@ from typing import Unpack
 
 from ssdir.baselines.base import Baseline
 from ssdir.baselines.kinds import baseline
+from ssdir.common.errors import ConfigError
 from ssdir.common.machine import computes_in_bf16
 from ssdir.common.randomness import seeded
-from ssdir.config import ConfigError, DetectorRun, SSDIRRun, TeacherRun
+from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
 from ssdir.config.baseline import BaselineRun
 from ssdir.data.folder import open_split
 from ssdir.data.mnist.streaming import StreamedScenes

@@ -18,9 +18,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.extras import how_to_install
-from ssdir.common.storage import DataError, atomic_write
-from ssdir.config import ConfigError
+from ssdir.common.storage import atomic_write
 from ssdir.training.health import Row, health
 
 # -- metrics.csv -------------------------------------------------------------------------------------------------

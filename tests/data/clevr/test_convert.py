@@ -17,8 +17,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ssdir.cli.main import main
-from ssdir.common.storage import DataError, read_json
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import read_json
 from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.clevr import scenes as clevr_scenes

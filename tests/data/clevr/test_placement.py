@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.clevr.convert import annotate
 from ssdir.data.clevr.geometry import JITTER, NOMINAL_CAMERA, RADII, SHAPES, fit_cameras, project
 from ssdir.data.clevr.placement import (

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from ssdir.cli.main import main
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.extras import how_to_install
-from ssdir.common.storage import DataError, read_json
-from ssdir.config import ClevrLikeConfig, ConfigError
+from ssdir.common.storage import read_json
+from ssdir.config import ClevrLikeConfig
 from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.clevr.convert import annotate, convert

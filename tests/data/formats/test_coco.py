@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.cache import CachedDataset
 from ssdir.data.check import check
 from ssdir.data.folder import annotations_digest, open_split, splits

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config.presets import PRESETS
 from ssdir.data.cache import CachedDataset
 from ssdir.data.check import check

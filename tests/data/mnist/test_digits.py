@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.mnist import digits as module
 from ssdir.data.mnist.digits import MD5, MIRRORS, Digits, download_mnist, load_digits, read_idx, write_idx
 

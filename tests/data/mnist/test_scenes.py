@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config import ScenesConfig
 from ssdir.data.mnist.digits import Digits, load_digits
 from ssdir.data.mnist.scenes import INK, Scene, make_scene, split_digits

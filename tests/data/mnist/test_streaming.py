@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ssdir.boxes import cxcywh_to_xyxy
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config import ScenesConfig
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from ssdir.cli.main import main
-from ssdir.common.storage import DataError, read_json
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.storage import read_json
 from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.folder import open_split

@@ -22,8 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from ssdir.common.console import Progress, no_progress
-from ssdir.common.storage import DataError
-from ssdir.config import ConfigError
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.data.clevr.geometry import (
     SHAPES,
     clevr_solids,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.clevr.geometry import (
     JITTER,
     NOMINAL_CAMERA,

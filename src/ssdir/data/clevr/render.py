@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from ssdir.common.errors import DataError
 from ssdir.common.extras import how_to_install
-from ssdir.common.storage import DataError
 from ssdir.data.clevr.denoise import denoise
 from ssdir.data.clevr.geometry import FOCAL_SHARE, outlines, paint
 from ssdir.data.clevr.placement import BEHIND, COLORS, LAMPS, RIGHT, PlacedScene

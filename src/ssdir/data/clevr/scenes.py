@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.clevr.geometry import RADII, SHAPES
 
 MOST_OBJECTS = 255

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ssdir.common.storage import DataError, read_json
+from ssdir.common.errors import DataError
+from ssdir.common.storage import read_json
 from ssdir.data.formats.coco_files import image_paths, paths_under
 from ssdir.data.making import MANIFEST
 from ssdir.data.split import (

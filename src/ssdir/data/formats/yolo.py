@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from ssdir.common.errors import DataError
 from ssdir.common.machine import available_cores
-from ssdir.common.storage import DataError
 from ssdir.data.formats.yolo_config import YoloConfig
 from ssdir.data.images import image_size
 from ssdir.data.split import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.data.images import IMAGE_SUFFIXES
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from ssdir.common.storage import DataError, require_free_space, temporary_name
+from ssdir.common.errors import DataError
+from ssdir.common.storage import require_free_space, temporary_name
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -69,7 +70,7 @@ def load_digits(source: str | Path = "embedded") -> tuple[Digits, Digits]:
     """Train and test digits: ``"embedded"`` (6,000 and 1,000 of MNIST's, in the package) or a folder of IDX files.
 
     A folder holds MNIST's four files under their usual names, with or without ``.gz``
-    (:func:`download_mnist` makes one). Raises :class:`~ssdir.common.storage.DataError` for a missing, truncated or
+    (:func:`download_mnist` makes one). Raises :class:`~ssdir.common.errors.DataError` for a missing, truncated or
     inconsistent file.
 
     >>> train, test = load_digits()
@@ -147,7 +148,7 @@ def download_mnist(
     a mirror that fails or gives a wrong file is followed by the next. ``progress(file, bytes so far, bytes in all or
     0)``.
 
-    Raises :class:`~ssdir.common.storage.DataError` with every mirror's reason where none could give a file.
+    Raises :class:`~ssdir.common.errors.DataError` with every mirror's reason where none could give a file.
     """
     folder = Path(folder)
     require_free_space(folder, _DOWNLOAD_BYTES, "downloading MNIST")

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config import ScenesConfig, to_dict
 from ssdir.data.making import Drawn, Object, make_dataset
 from ssdir.data.mnist.cubic import Resized, enlarge
@@ -275,7 +275,7 @@ def generate(
     Jobs that share a disk make a folder together, each its ``shard``, and a last call with ``merge`` verifies and
     finishes it; the files are those of a folder made in one go.
 
-    Raises :class:`~ssdir.common.storage.DataError` where the folder holds something else (other parameters, another
+    Raises :class:`~ssdir.common.errors.DataError` where the folder holds something else (other parameters, another
     ``generator_version``, other files) or the disk is too full.
     """
     train, test = load_digits(digits)

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssdir.boxes import xyxy_to_cxcywh
-from ssdir.common.storage import DataError
+from ssdir.common.errors import DataError
 from ssdir.config import ScenesConfig, to_dict
 from ssdir.data.batch import Batch, may_arrive_later
 from ssdir.data.cache import CachedDataset

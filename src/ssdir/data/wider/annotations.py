@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ssdir.common.errors import DataError
 from ssdir.common.extras import how_to_install
-from ssdir.common.storage import DataError
 
 _REMEDY = "copy or download the file again"
 _LARGEST = 1_000_000_000  # of a face's numbers

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ssdir.common.console import Progress, no_progress
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.machine import available_cores
-from ssdir.common.storage import DataError
-from ssdir.config import ConfigError
 from ssdir.data.images import Header, read_header, require_decodable
 from ssdir.data.making import Draw, Drawn, Object, make_dataset
 from ssdir.data.split import SMALLEST_SIDE, missing_images_error

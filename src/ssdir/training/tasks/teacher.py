@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ssdir.boxes import xyxy_to_cxcywh
+from ssdir.common.errors import ConfigError
 from ssdir.common.storage import tensors_fingerprint
-from ssdir.config import ConfigError, ModelConfig, TeacherConfig, to_dict
+from ssdir.config import ModelConfig, TeacherConfig, to_dict
 from ssdir.data.batch import Answer, Batch
 from ssdir.data.mnist.streaming import Images
 from ssdir.detector.ssd import Detector, DetectorOutput
