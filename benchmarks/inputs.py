@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ssdir.boxes import encode_offsets, xyxy_to_cxcywh
 from ssdir.config import DetectorConfig, DetectorLossConfig, ModelConfig, ObjectiveConfig, ScenesConfig
-from ssdir.config.presets import preset
+from ssdir.config.presets import SPAIR_PRESETS, preset
 from ssdir.config.space import SpaceConfig
-from ssdir.config.spair import SPAIR_PRESETS, SPAIRConfig
+from ssdir.config.spair import SPAIRConfig
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.mnist.digits import load_digits

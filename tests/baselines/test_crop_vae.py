@@ -19,8 +19,8 @@ from ssdir.common.errors import ConfigError
 from ssdir.common.randomness import seeded
 from ssdir.common.storage import load_tensors
 from ssdir.config import DetectorConfig
-from ssdir.config.crop_vae import CROP_VAE_PRESETS, CropVAEConfig
-from ssdir.config.presets import PRESETS
+from ssdir.config.crop_vae import CropVAEConfig
+from ssdir.config.presets import CROP_VAE_PRESETS, PRESETS
 from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector
 from ssdir.model.decoder import WhatDecoder

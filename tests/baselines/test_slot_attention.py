@@ -17,7 +17,8 @@ from ssdir.baselines.slot_attention.model import SlotAttentionAutoencoder
 from ssdir.baselines.slot_attention.networks import Decoder, PositionEmbedding, SlotAttention, initialise
 from ssdir.common.errors import ConfigError
 from ssdir.common.randomness import seeded
-from ssdir.config.slot_attention import SLOT_ATTENTION_PRESETS, SlotAttentionConfig
+from ssdir.config.presets import SLOT_ATTENTION_PRESETS
+from ssdir.config.slot_attention import SlotAttentionConfig
 
 TINY = SlotAttentionConfig(
     image_size=16,

@@ -12,7 +12,8 @@ import torch
 from ssdir.baselines.mixture import layers_log_likelihood, normal_log_density, two_layers_log_likelihood
 from ssdir.baselines.space.model import FOREGROUND_TERMS, SPACE
 from ssdir.common.randomness import seeded
-from ssdir.config.space import SPACE_PRESETS, SpaceConfig
+from ssdir.config.presets import SPACE_PRESETS
+from ssdir.config.space import SpaceConfig
 from ssdir.config.space_schedule import LinearRamp, SpaceSchedule
 
 SCHEDULE = SpaceSchedule(

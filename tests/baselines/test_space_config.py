@@ -10,7 +10,8 @@ import pytest
 
 from ssdir.common.errors import ConfigError
 from ssdir.config import from_dict, to_dict
-from ssdir.config.space import SPACE_PRESETS, SpaceConfig, SpaceRun
+from ssdir.config.presets import SPACE_PRESETS
+from ssdir.config.space import SpaceConfig, SpaceRun
 
 
 @pytest.mark.parametrize(

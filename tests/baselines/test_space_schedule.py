@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ssdir.common.errors import ConfigError
-from ssdir.config.space import SPACE_PRESETS
+from ssdir.config.presets import SPACE_PRESETS
 from ssdir.config.space_schedule import LinearRamp, SpaceSchedule
 
 

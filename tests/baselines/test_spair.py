@@ -12,7 +12,8 @@ from torch import Tensor, distributions
 from ssdir.baselines.spair.cells import draw_noise
 from ssdir.baselines.spair.model import SPAIR
 from ssdir.common.errors import ConfigError
-from ssdir.config.spair import SPAIR_PRESETS, SPAIRConfig
+from ssdir.config.presets import SPAIR_PRESETS
+from ssdir.config.spair import SPAIRConfig
 from ssdir.model.loss_output import Terms
 
 SMALL = SPAIRConfig(

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ssdir.baselines.base import Baseline
 from ssdir.config import TrainingConfig
-from ssdir.config.baseline import BaselinePreset
+from ssdir.config.presets import BaselinePreset
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.loss_output import Terms

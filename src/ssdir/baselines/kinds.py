@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from ssdir.common.errors import ConfigError
 from ssdir.config import perhaps
-from ssdir.config.baseline import BaselinePreset
-from ssdir.config.crop_vae import CROP_VAE_PRESETS, CropVAERun
-from ssdir.config.slot_attention import SLOT_ATTENTION_PRESETS, SlotAttentionRun
-from ssdir.config.space import SPACE_PRESETS, SpaceRun
-from ssdir.config.spair import SPAIR_PRESETS, SPAIRRun
+from ssdir.config.crop_vae import CropVAERun
+from ssdir.config.presets import (
+    CROP_VAE_PRESETS,
+    SLOT_ATTENTION_PRESETS,
+    SPACE_PRESETS,
+    SPAIR_PRESETS,
+    BaselinePreset,
+)
+from ssdir.config.slot_attention import SlotAttentionRun
+from ssdir.config.space import SpaceRun
+from ssdir.config.spair import SPAIRRun
 
 if TYPE_CHECKING:
     from ssdir.baselines.base import Baseline

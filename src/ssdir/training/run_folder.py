@@ -13,7 +13,7 @@ from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import sweep
 from ssdir.common.storage import read_json
 from ssdir.config import DetectorRun, SSDIRRun, TeacherRun, from_dict, to_dict
-from ssdir.config.baseline import BaselineRun
+from ssdir.config.presets import BaselineRun
 from ssdir.data.folder import annotations_digest
 from ssdir.data.split import Split, require_images
 

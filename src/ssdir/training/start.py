@@ -17,7 +17,7 @@ from ssdir.common.errors import ConfigError
 from ssdir.common.machine import computes_in_bf16
 from ssdir.common.randomness import seeded
 from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
-from ssdir.config.baseline import BaselineRun
+from ssdir.config.presets import BaselineRun
 from ssdir.data.folder import open_split
 from ssdir.data.mnist.streaming import StreamedScenes
 from ssdir.data.split import require_objects

@@ -1,4 +1,4 @@
-"""Named settings of a baseline: what each ``*_config.py`` holds and the command line offers."""
+"""What a baseline's presets are made of; imports no torch."""
 
 from __future__ import annotations
 
