@@ -22,8 +22,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_public_names_are_these() -> None:
-    assert set(ssdir.__all__) == {"SSDIR", "Detector", "Objects"}
+    models = {"SSDIR", "Detector", "Objects", "load_model"}
+    work = {
+        "generate",
+        "preset",
+        "train_detector",
+        "train_teacher",
+        "train_ssdir",
+        "train_baseline",
+        "evaluate",
+        "predict",
+    }
+    errors = {"UserError", "ConfigError", "DataError"}
+    assert set(ssdir.__all__) == models | work | errors
     assert (ssdir.SSDIR, ssdir.Detector, ssdir.Objects) == (SSDIR, Detector, Objects)
+    assert all(getattr(ssdir, name).__name__ == name for name in ssdir.__all__)
     assert set(ssdir.__all__) <= set(dir(ssdir))
 
 

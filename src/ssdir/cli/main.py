@@ -114,8 +114,8 @@ class Compare:
     """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
 
     def run(self) -> int:
-        from ssdir.cli.quickstart import require_evaluation
         from ssdir.common.console import progress_bar
+        from ssdir.common.extras import require_evaluation
         from ssdir.compare.contenders import contenders_of
         from ssdir.compare.run import CompareConfig, compare
         from ssdir.evaluation.settings import EvaluationConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import ssdir
 from ssdir.common.console import progress_bar
 from ssdir.common.errors import ConfigError, DataError
-from ssdir.common.extras import how_to_install
+from ssdir.common.extras import require_evaluation
 from ssdir.common.machine import choose_device
 from ssdir.common.ownership import claim, require_free
 from ssdir.common.storage import read_json, write_json
@@ -125,14 +124,6 @@ def _generate(scenes: ScenesConfig, folder: Path, workers: int | None = None) ->
     total = scenes.n_train + scenes.n_val + scenes.n_test
     with progress_bar("generating scenes", total) as progress:
         generate(scenes, folder, workers=workers, progress=progress)
-
-
-def require_evaluation() -> None:
-    """Tell what an evaluation lacks before minutes are spent on what leads to it."""
-    needed = {"sklearn": "scikit-learn", "faster_coco_eval": "faster-coco-eval", "matplotlib": "matplotlib"}
-    missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ConfigError(f"evaluation needs {' and '.join(missing)}: {how_to_install('eval')}")
 
 
 def evaluate_run(

@@ -1,7 +1,7 @@
 """Dataset folders of every kind, by one door: COCO annotations or YOLO labels.
 
-A folder is read as COCO where it has COCO annotations (:mod:`ssdir.data.formats.coco_files` says where they may lie), as YOLO
-where it has a ``data.yaml`` (:mod:`ssdir.data.formats.yolo`).
+A folder is read as COCO where it has COCO annotations (:mod:`ssdir.data.formats.coco_files` says where they may lie),
+as YOLO where it has a ``data.yaml`` (:mod:`ssdir.data.formats.yolo`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def splits(folder: str | Path) -> list[str]:
 
 
 def open_split(folder: str | Path, split: str, attributes: bool = False, skip_missing: bool = False) -> Split:
-    """Read one split's annotations; :mod:`ssdir.data.formats.coco` and :mod:`ssdir.data.formats.yolo` say how faults are treated.
+    """Read one split's annotations.
+
+    :mod:`ssdir.data.formats.coco` and :mod:`ssdir.data.formats.yolo` say how faults are treated.
 
     ``attributes`` keeps those of each object; ``skip_missing`` leaves out images that are not on the disk.
     """

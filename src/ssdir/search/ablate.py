@@ -147,7 +147,7 @@ def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[d
         ConfigError: the study was begun at another scale; the ``eval`` extra is not installed.
         DataError: a folder cannot be written; several combinations in a row failed.
     """
-    from ssdir.cli.quickstart import require_evaluation
+    from ssdir.common.extras import require_evaluation
     from ssdir.search.ablation_table import write_ablation
 
     require_evaluation()

@@ -123,7 +123,7 @@ def tune(config: TuneConfig, say: Callable[[str], None] = print) -> optuna.Study
         DataError: data, detector or storage that cannot be read; several trials in a row that failed.
     """
     if config.objective in EVALUATED:
-        from ssdir.cli.quickstart import require_evaluation
+        from ssdir.common.extras import require_evaluation
 
         require_evaluation()
     _require_validation(config.data)

@@ -1,7 +1,7 @@
 """The loop of training, the same for every model, on Hugging Face Accelerate.
 
-:func:`train` shows a run from top to bottom. What is trained is a :class:`~ssdir.training.tasks.base.Task` (a network and its
-loss); :mod:`ssdir.training.start` builds those of all models.
+:func:`train` shows a run from top to bottom. What is trained is a :class:`~ssdir.training.tasks.base.Task` (a network
+and its loss); :mod:`ssdir.training.start` builds those of all models.
 
 Order of images and initial weights are pure functions of seed and step, noise is one of process and micro-batch too.
 So a checkpoint needs no generator state, and a run killed at any moment goes on exactly: on the CPU, with the same
@@ -70,7 +70,8 @@ class LoopOptions(TypedDict, total=False):
     """Where progress goes; default the standard output."""
     device: str
     """Where to train: ``auto`` (a GPU where there is one, else the CPU), or a device's name, as
-    :func:`ssdir.common.machine.choose_device` takes it. Of several processes each takes a GPU of its own, or all the CPU."""
+    :func:`ssdir.common.machine.choose_device` takes it. Of several processes each takes a GPU of its own, or all take
+    the CPU."""
     observe: Callable[[int, Row], None] | None
     """Is told the finished steps and the line of metrics of each validation, in the first process; what it raises ends
     the run."""

@@ -156,7 +156,7 @@ class Display:
             self._bar.update(self._task, completed=done)
 
     def row(self, done: int, row: Row, seconds_left: float, healthy: bool | None, health_line: str) -> None:
-        """Show a line of metrics; ``healthy`` and ``health_line`` are what :func:`~ssdir.training.health.health` says."""
+        """Show a line of metrics, with what :func:`~ssdir.training.health.health` says of the run."""
         if not self.active:
             return
         if self._live is not None:

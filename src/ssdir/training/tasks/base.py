@@ -83,7 +83,7 @@ class Task(nn.Module, ABC):
         return None
 
     def optimizer_groups(self) -> Sequence[Mapping[str, Any]] | None:
-        """How the parameters are optimized, for :func:`ssdir.training.optim.make_optimizer`; None: by AdamW, all alike."""
+        """How the parameters are optimized (:func:`ssdir.training.optim.make_optimizer`); None: by AdamW, all alike."""
         return None
 
     def image_networks(self) -> Sequence[nn.Module]:
