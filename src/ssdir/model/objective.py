@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ssdir.boxes import pixels_inside
 from ssdir.common.distributed import normalizer
 from ssdir.config import ModelConfig, ObjectiveConfig
-from ssdir.model.chain import chunks
 from ssdir.model.latents import CellLatents, Objects
 from ssdir.model.ssdir import SSDIROutput
 from ssdir.rendering.render import crop
@@ -100,33 +97,9 @@ def object_error(
     rows, columns = pixels_inside(boxes, logits.shape[-1])
     rows, columns = rows.to(logits.dtype), columns.to(logits.dtype)
     scored = (rows.sum(1) * columns.sum(1)).sum() * logits.shape[1]
-    return _SummedError.apply(logits, target, rows, columns) / normalizer(scored)
-
-
-class _SummedError(torch.autograd.Function):
-    """Sum of BCE(logits, target) * rows * columns, some objects at a time: only logits and target are kept."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, target, rows, columns)
-        total = logits.new_zeros(())
-        for some in chunks(len(logits), logits.device):
-            x = logits[some]
-            error = functional.softplus(x).addcmul_(x, target[some], value=-1).sum(1)
-            total += torch.bmm(torch.bmm(rows[some, None], error), columns[some, :, None]).sum()
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, rows, columns = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for some in chunks(len(logits), logits.device):
-            part = torch.sigmoid(logits[some], out=gradient[some])
-            part.sub_(target[some]).mul_((rows[some] * slope)[:, None, :, None]).mul_(
-                columns[some, None, None]
-            )
-        return gradient, None, None, None
+    target = target.expand_as(logits)
+    error = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+    return torch.einsum("mhw,mh,mw->", error, rows, columns) / normalizer(scored)
 
 
 def cell_kl(mean_square: Float[Tensor, "b k"], latents: CellLatents, sigma: float) -> Float[Tensor, ""]:
