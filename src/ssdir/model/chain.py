@@ -35,7 +35,9 @@ def chain(rows: Float[Tensor, "r a"], layers: Layers) -> Float[Tensor, "q c"]:
     return rows
 
 
-def paint(rows: Float[Tensor, "r a"], layers: Layers, n: int, doublings: int) -> Float[Tensor, "n c p p"]:
+def decode_patches(
+    rows: Float[Tensor, "r a"], layers: Layers, n: int, doublings: int
+) -> Float[Tensor, "n c p p"]:
     """:func:`chain` and :func:`places`, in chunks of objects; in float32 at least.
 
     Args:
@@ -50,10 +52,10 @@ def paint(rows: Float[Tensor, "r a"], layers: Layers, n: int, doublings: int) ->
     flat = [tensor for layer in layers for tensor in layer]
     if torch.compiler.is_compiling():  # a loop over chunks would be unrolled for one number of objects
         return places(chain(rows, layers), n, doublings).to(_result(kind))
-    return _Paint.apply(n, doublings, kind, rows, *flat)
+    return _DecodePatches.apply(n, doublings, kind, rows, *flat)
 
 
-class _Paint(torch.autograd.Function):
+class _DecodePatches(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, n: int, doublings: int, kind: torch.dtype, rows: Tensor, *flat: Tensor) -> Tensor:
         ctx.sizes = n, doublings, kind
@@ -85,18 +87,18 @@ class _Paint(torch.autograd.Function):
             planes = _disarranged(gradient[some].to(kind), inverse)
             last = found[-1].view(-1, last_matrix.shape[1])
             _add(totals[-2], totals[-1], planes, last)
-            slope = planes.t() @ last_matrix
+            grad_output = planes.t() @ last_matrix
             for index in range(len(hidden) - 1, -1, -1):
-                slope = _through_relu(slope, found[index + 1])
+                grad_output = _through_relu(grad_output, found[index + 1])
                 matrix = hidden[index][0]
                 rows_in = found[index].view(-1, matrix.shape[1])
-                slope = slope.view(len(rows_in), -1)
-                _add(totals[2 * index], totals[2 * index + 1], slope.t(), rows_in)
+                grad_output = grad_output.view(len(rows_in), -1)
+                _add(totals[2 * index], totals[2 * index + 1], grad_output.t(), rows_in)
                 if index == 0 and of_rows is None:
                     break
-                slope = slope @ matrix
+                grad_output = grad_output @ matrix
             if of_rows is not None:
-                of_rows[mine] = slope.view_as(of_rows[mine])
+                of_rows[mine] = grad_output.view_as(of_rows[mine])
         return None, None, None, of_rows, *totals
 
 
@@ -112,24 +114,24 @@ def _activations(rows: Tensor, hidden: Layers) -> list[Tensor]:
     return found
 
 
-def _through_relu(slope: Tensor, result: Tensor) -> Tensor:
+def _through_relu(grad_output: Tensor, result: Tensor) -> Tensor:
     """The gradient before a ReLU, in the memory of the one after it."""
-    slope = slope.view_as(result)
-    return torch.ops.aten.threshold_backward.grad_input(slope, result, 0, grad_input=slope)
+    grad_output = grad_output.view_as(result)
+    return torch.ops.aten.threshold_backward.grad_input(grad_output, result, 0, grad_input=grad_output)
 
 
-def _add(of_matrix: Tensor | None, of_bias: Tensor | None, slope: Tensor, rows: Tensor) -> None:
+def _add(of_matrix: Tensor | None, of_bias: Tensor | None, grad_output: Tensor, rows: Tensor) -> None:
     """A chunk's part of the gradients of a layer's matrix and bias, summed in the parameters' own type.
 
-    ``slope`` is "o r", ``rows`` "r a".
+    ``grad_output`` is "o r", ``rows`` "r a".
     """
     if of_matrix is None or of_bias is None:
         return
-    if of_matrix.dtype == slope.dtype:
-        of_matrix.addmm_(slope, rows)
+    if of_matrix.dtype == grad_output.dtype:
+        of_matrix.addmm_(grad_output, rows)
     else:
-        of_matrix.add_(slope @ rows)
-    of_bias.add_(slope.sum(1))
+        of_matrix.add_(grad_output @ rows)
+    of_bias.add_(grad_output.sum(1))
 
 
 def chunks(n: int, device: torch.device) -> list[slice]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssdir.config import ModelConfig
-from ssdir.model.chain import chain, paint
+from ssdir.model.chain import chain, decode_patches
 from ssdir.model.encoder import initialise
 
 FINE = 3
@@ -61,7 +61,7 @@ class WhatDecoder(nn.Module):
                 rows = rows.view(len(rows) * 4 ** (index > 0), -1)
             layers.append(doubling(layer, norm, rows))
         layers.append(_pointwise(self.last))
-        return paint(rows, layers, len(what), len(self.up))
+        return decode_patches(rows, layers, len(what), len(self.up))
 
 
 def _pointwise(layer: nn.Conv2d) -> tuple[Float[Tensor, "o a"], Float[Tensor, " o"]]:

@@ -1,1 +1,1 @@
-"""Rendering's registered operators and their implementations: plain PyTorch, compiled for the CPU, Triton for CUDA."""
+"""Rendering: patches pasted into images and boxes cropped out of them, one warp and its inverse."""

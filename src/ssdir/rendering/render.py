@@ -17,7 +17,7 @@ from torch import Tensor
 from ssdir.rendering import ops
 
 
-class Merged(NamedTuple):
+class Composite(NamedTuple):
     """An image made of objects."""
 
     images: Float[Tensor, "b c s s"]
@@ -118,7 +118,7 @@ def softmax_merge(
     image_index: Int[Tensor, " m"],
     n_images: int,
     size: int,
-) -> Merged:
+) -> Composite:
     """The paper's merge: one weight an object, the softmax of depth over its image's objects.
 
     ``before`` is the weighted sum y, ``images`` is y / max(y) of each image (left as it is where max(y) is 0), as
@@ -127,7 +127,7 @@ def softmax_merge(
     weights = segment_softmax(depth.to(_real(depth)), image_index, n_images)
     before = paste(patches, boxes, image_index, n_images, size, weights)
     peak = before.amax(dim=(1, 2, 3), keepdim=True)
-    return Merged(before / torch.where(peak > 0, peak, torch.ones_like(peak)), before)
+    return Composite(before / torch.where(peak > 0, peak, torch.ones_like(peak)), before)
 
 
 def occlusion_merge(
@@ -137,7 +137,7 @@ def occlusion_merge(
     image_index: Int[Tensor, " m"],
     n_images: int,
     size: int,
-) -> Merged:
+) -> Composite:
     """Every pixel shows the nearest objects that cover it: softmax of depth among these alone.
 
     With cover a_i (an all-ones patch warped like object i), warped patch v_i and
@@ -164,7 +164,7 @@ def occlusion_merge(
         scale = total.clamp(max=1) / torch.where(weights > 0, weights, 1)
         images = torch.stack([plane * scale for plane in colours])
         images = images.view(channels, n_images, size, size).transpose(0, 1)
-    return Merged(images, images)
+    return Composite(images, images)
 
 
 def merge(
@@ -175,7 +175,7 @@ def merge(
     image_index: Int[Tensor, " m"],
     n_images: int,
     size: int,
-) -> Merged:
+) -> Composite:
     """:func:`softmax_merge` or :func:`occlusion_merge` by its name in ``ModelConfig.merge``."""
     merges = {"softmax": softmax_merge, "occlusion": occlusion_merge}
     return merges[kind](patches, boxes, depth, image_index, n_images, size)

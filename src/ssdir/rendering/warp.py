@@ -101,8 +101,8 @@ class Gradients:
             by_row = _of_rows(low, high, at_taps, window.rows)
             by_column = _of_columns(grad, blended, window.columns)
             both = [(by_column, window.columns.distance), (by_row, window.rows.distance)]
-            of_centre = torch.stack([slope.sum(1) for slope, _ in both], 1) * (-p / sides)
-            of_side = torch.stack([(slope * distance).sum(1) for slope, distance in both], 1)
+            of_centre = torch.stack([gradient.sum(1) for gradient, _ in both], 1) * (-p / sides)
+            of_side = torch.stack([(gradient * distance).sum(1) for gradient, distance in both], 1)
             moved = torch.cat([of_centre, of_side * (-p / sides.square())], 1)
             self.boxes.index_copy_(0, objects, moved if scale is None else moved * scale[:, None])
 

@@ -51,12 +51,12 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> Tensor:
         painted, masks, colours = ctx.saved_tensors
         gradient = torch.empty_like(painted)
-        mean = (slope * colours).sum(1)
+        mean = (grad_output * colours).sum(1)
         for slot in range(painted.shape[1]):
-            torch.mul(slope, masks[:, slot, None], out=gradient[:, slot, :-1])
-            along = (slope * painted[:, slot, :-1]).sum(1)
+            torch.mul(grad_output, masks[:, slot, None], out=gradient[:, slot, :-1])
+            along = (grad_output * painted[:, slot, :-1]).sum(1)
             torch.mul(along.sub_(mean), masks[:, slot], out=gradient[:, slot, -1])
         return gradient
