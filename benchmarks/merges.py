@@ -38,8 +38,8 @@ def main(arguments: Arguments) -> None:
     dataset = CachedDataset(arguments.data, "test", side)
     errors: dict[str, list[torch.Tensor]] = {}
 
-    def note(name: str, painted: torch.Tensor, images: torch.Tensor) -> None:
-        errors.setdefault(name, []).append((painted - images).square().mean((1, 2, 3)))
+    def note(name: str, rendered: torch.Tensor, images: torch.Tensor) -> None:
+        errors.setdefault(name, []).append((rendered - images).square().mean((1, 2, 3)))
 
     with torch.inference_mode():
         for batch in dataset.batches(32, arguments.images):

@@ -85,9 +85,9 @@ def softmax_merge(
     """The paper's merge on whole images."""
     powers = depth.exp()
     totals = powers.new_zeros(n_images).index_add(0, image_index, powers)
-    painted = paste(patches, boxes, image_index, n_images, size, powers / totals[image_index])
-    peak = painted.amax(dim=(1, 2, 3), keepdim=True)
-    return painted / torch.where(peak > 0, peak, torch.ones_like(peak))
+    rendered = paste(patches, boxes, image_index, n_images, size, powers / totals[image_index])
+    peak = rendered.amax(dim=(1, 2, 3), keepdim=True)
+    return rendered / torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
 def occlusion_merge(

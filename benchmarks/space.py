@@ -23,7 +23,7 @@ from ssdir.baselines.space.compose import (
     FRAME_SIDE,
     FRAME_VALUE,
     FRAME_WIDTH,
-    Painted,
+    Composed,
     compose,
     frame_map,
 )
@@ -99,9 +99,9 @@ def prepare_merge(setup: Setup, form: str) -> Call:
 
     def call() -> None:
         paint, frame = (compose, frame_map) if ours else (dense_compose, dense_frames)
-        painted = paint(*leaves, made.image_index, *sizes, config.n_cells)
+        rendered = paint(*leaves, made.image_index, *sizes, config.n_cells)
         frames = frame(leaves[2], leaves[4], made.image_index, *sizes)
-        torch.autograd.grad(painted.mean.sum() + painted.alpha.sum() + frames.sum(), leaves)
+        torch.autograd.grad(rendered.mean.sum() + rendered.alpha.sum() + frames.sum(), leaves)
 
     return call
 
@@ -116,7 +116,7 @@ def dense_compose(
     n_images: int,
     size: int,
     n_cells: int,
-) -> Painted:
+) -> Composed:
     """The formulas as they stand: colour, opacity and importance of every cell on a canvas of its own, in one warp; a
     softmax over the cells of every image."""
     opacity = alpha * present[:, None, None, None]
@@ -124,7 +124,7 @@ def dense_compose(
     canvas = warped(torch.cat([opacity * rgb, opacity, importance], 1), boxes, size)
     canvas = canvas.view(n_images, n_cells, 5, size, size)
     weight = canvas[:, :, 4:].softmax(1)
-    return Painted((weight * canvas[:, :, :3]).sum(1), (weight * canvas[:, :, 3:4]).sum(1))
+    return Composed((weight * canvas[:, :, :3]).sum(1), (weight * canvas[:, :, 3:4]).sum(1))
 
 
 def dense_frames(

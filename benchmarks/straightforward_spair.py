@@ -23,7 +23,7 @@ def straightforward(
     features: Float[Tensor, "b f g g"],
     images: Float[Tensor, "b 3 s s"],
     noise: Noise | None,
-    wheels: bool = False,
+    freeze_where: bool = False,
 ) -> CellPosterior:
     """Every cell in raster order."""
     n, found = features.shape[-1], {}
@@ -36,8 +36,8 @@ def straightforward(
             ]
             base = torch.cat([features[:, :, row, column], *around], 1)
             cell = row * n + column
-            drawn = None if noise is None else Noise(noise.normal[:, cell], noise.logistic[:, cell])
-            found[row, column] = _cell(networks, base, images, row, column, drawn, wheels)
+            sampled = None if noise is None else Noise(noise.normal[:, cell], noise.logistic[:, cell])
+            found[row, column] = _cell(networks, base, images, row, column, sampled, freeze_where)
     parts = zip(*(posterior for posterior, _ in found.values()), strict=True)
     return CellPosterior(*(torch.stack(part, 1) for part in parts))
 
@@ -49,21 +49,21 @@ def _cell(
     row: int,
     column: int,
     noise: Noise | None,
-    wheels: bool,
+    freeze_where: bool,
 ) -> tuple[CellPosterior, Float[Tensor, "b s"]]:
     """What is inferred for a cell, and its state for the neighbours."""
     config = networks.config
     d, side = config.z_what_size, config.image_size
 
     def steered(parameters: Tensor) -> Tensor:
-        return parameters.detach() if wheels else parameters
+        return parameters.detach() if freeze_where else parameters
 
-    def drawn(mean: Tensor, std: Tensor, first: int, last: int) -> Tensor:
+    def sampled(mean: Tensor, std: Tensor, first: int, last: int) -> Tensor:
         return mean if noise is None else mean + std * noise.normal[:, first:last]
 
     out = _head(networks, "where", base)
     where_mean, where_std, handed = steered(out[:, :4]), steered(_std(out[:, 4:8])), out[:, 8:]
-    where = drawn(where_mean, where_std, 0, 4).clamp(-10, 10).sigmoid()
+    where = sampled(where_mean, where_std, 0, 4).clamp(-10, 10).sigmoid()
     centre, extent = 2 * where[:, :2] - 0.5, where[:, 2:]
     corner = torch.tensor([column, row], device=base.device)
     sides = extent * config.anchor * config.size_range / side
@@ -74,11 +74,11 @@ def _cell(
     code = networks.encoder(_glimpse(images, box, config.patch_size))
     out = _head(networks, "what", base, handed, code, local)
     what_mean, what_std, handed = out[:, :d], _std(out[:, d : 2 * d]), out[:, 2 * d :]
-    what = drawn(what_mean, what_std, 4, 4 + d)
+    what = sampled(what_mean, what_std, 4, 4 + d)
 
     out = _head(networks, "depth", base, handed, local, what)
     depth_mean, depth_std, handed = steered(out[:, :1]), steered(_std(out[:, 1:2])), out[:, 2:]
-    depth = drawn(depth_mean, depth_std, 4 + d, 5 + d).clamp(-10, 10).sigmoid()
+    depth = sampled(depth_mean, depth_std, 4 + d, 5 + d).clamp(-10, 10).sigmoid()
 
     logits = steered(_head(networks, "present", base, handed, local, what, depth)).clamp(-10, 10)
     present = (logits if noise is None else logits + noise.logistic).sigmoid()

@@ -112,7 +112,7 @@ def test_training_takes_what_inference_finds() -> None:
     assert 3 < len(found) < 3 * len(model.detector.priors)
     terms = model(images(), seed(1), 0)
     expected = model.crop_losses(images(), found.boxes, found.image_index, seed(1))
-    assert terms.health["present_per_image"] == pytest.approx(len(found) / 3)
+    assert terms.diagnostics["present_per_image"] == pytest.approx(len(found) / 3)
     for name in expected:
         torch.testing.assert_close(terms.losses[name], expected[name])
 
@@ -124,7 +124,7 @@ def test_no_more_crops_than_asked_for_are_trained_on(monkeypatch: pytest.MonkeyP
         model.encoder, "forward", lambda crops, f=model.encoder.forward: seen.append(len(crops)) or f(crops)
     )
     terms = model(images(), seed(1), 0)
-    assert seen == [4] and terms.health["present_per_image"] * 3 > 4
+    assert seen == [4] and terms.diagnostics["present_per_image"] * 3 > 4
 
 
 def test_an_answer_that_is_known_replaces_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_an_answer_that_is_known_replaces_the_detector(monkeypatch: pytest.Monke
     none = torch.zeros(0, dtype=torch.int64)
     batch = Batch(images(), torch.zeros(0, 4), none, none, (0, 1, 2), answer=answer)
     task = BaselineTask(model)
-    assert task.frozen() == (model.detector, False)
+    assert task.cached_detector() == (model.detector, False)
     assert torch.equal(task(batch, seed(1), 0).losses["objects"], expected["objects"])
 
 
@@ -257,9 +257,9 @@ def test_overlapping_patches_are_averaged() -> None:
     boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0]])
     found = model.describe(images()[:1], boxes, torch.tensor([0, 0]), patches=False)
     patches = torch.stack([torch.full((3, 8, 8), 0.2), torch.full((3, 8, 8), 0.8)])
-    painted = model.render(replace(found, patches=patches), 32)
-    torch.testing.assert_close(painted[0, :, 16, 6], torch.full((3,), 0.5))
-    torch.testing.assert_close(painted[0, :, 16, 24], torch.full((3,), 0.8))
+    rendered = model.render(replace(found, patches=patches), 32)
+    torch.testing.assert_close(rendered[0, :, 16, 6], torch.full((3,), 0.5))
+    torch.testing.assert_close(rendered[0, :, 16, 24], torch.full((3,), 0.8))
     assert torch.equal(model.render(found, 32), model.render(model.with_patches(found), 32))
     with pytest.raises(ValueError, match="neither patches nor what"):
         model.render(replace(found, what=None), 32)

@@ -25,7 +25,7 @@ from ssdir.common.storage import load_tensors
 from ssdir.config import DetectorConfig, TrainingConfig, from_dict, to_dict
 from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import save_detector
 from ssdir.registry import load_model
 from ssdir.training.optim import learning_rate, make_optimizer
@@ -123,7 +123,7 @@ def batch_of(images: Tensor) -> Batch:
 
 def one_step(
     task: BaselineTask, optimizer: torch.optim.Optimizer, settings: TrainingConfig, batch: Batch, step: int
-) -> Terms:
+) -> LossOutput:
     """What the loop does in a step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, step) * group["lr_scale"]
@@ -168,7 +168,7 @@ def test_a_training_step_of_every_preset(kind: str, name: str) -> None:
     terms = one_step(task, optimizer, run.training, batch_of(pictures(run.model.image_size)[:1]), 0)
     assert terms.losses.keys() == task.weights.keys()
     assert all(math.isfinite(float(value.detach())) for value in terms.losses.values())
-    assert "present_per_image" in terms.health
+    assert "present_per_image" in terms.diagnostics
     changed = 0
     for key, value in task.model.named_parameters():
         assert torch.isfinite(value).all(), key
@@ -234,9 +234,9 @@ def test_painting(kind: str) -> None:
         behind = model.background(images, side)
         assert alone.shape == whole.shape == (8, 3, side, side)
         assert behind is None or model.has_background
-        for painted in (alone, whole, *([behind] if behind is not None else [])):
-            assert torch.isfinite(painted).all() and not painted.requires_grad
-            assert painted.min() > -0.01 and painted.max() < 1.01
+        for rendered in (alone, whole, *([behind] if behind is not None else [])):
+            assert torch.isfinite(rendered).all() and not rendered.requires_grad
+            assert rendered.min() > -0.01 and rendered.max() < 1.01
     assert model.reconstruct(images).shape == images.shape
     nothing = model.infer(images, present_threshold=1.0)
     assert torch.equal(model.render(nothing, SIDE), torch.zeros_like(images))
@@ -329,7 +329,7 @@ def test_a_run_goes_on_bit_for_bit(
 
     def interrupted(
         self: BaselineTask, batch: Batch, generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         if step == 3:
             raise KeyboardInterrupt
         return forward(self, batch, generator, step)

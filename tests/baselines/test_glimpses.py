@@ -43,10 +43,10 @@ def test_placing_a_glimpse_gives_the_image_back() -> None:
     boxes = torch.tensor([[0.5, 0.375, 0.5, 0.25]])  # columns 4..11, rows 4..7
     boxes[0, 3] = boxes[0, 2]  # 8 x 8 pixels at rows 2..9
     index = torch.tensor([0])
-    painted = paste(glimpses(images, boxes, index, 8), boxes, index, 1, 16)
+    rendered = paste(glimpses(images, boxes, index, 8), boxes, index, 1, 16)
     expected = torch.zeros_like(images)
     expected[..., 2:10, 4:12] = images[..., 2:10, 4:12]
-    assert (painted - expected).abs().max() < 1e-6
+    assert (rendered - expected).abs().max() < 1e-6
 
 
 def test_sides_have_a_floor_but_keep_their_gradient() -> None:

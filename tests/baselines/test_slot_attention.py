@@ -184,12 +184,12 @@ def test_the_papers_sizes() -> None:
 def test_a_block_of_pixels_is_a_subpixel_convolution() -> None:
     decoder = model_of().decoder
     slots = torch.randn(2, 4, 6, generator=seed())
-    painted = decoder(slots)
-    assert painted.shape == (2, 4, 4, 4, 8, 8)  # colours and logit, 2 x 2 pixels, positions
-    apart = decoder.apart(painted)
-    torch.testing.assert_close(apart.rgb[1, 2, 0, 6, 11], (painted[1, 2, 0, 1, 3, 5] + 1) / 2)
-    together, masks = decoder.images(painted)
-    torch.testing.assert_close(together, apart.painted.sum(1))
+    rendered = decoder(slots)
+    assert rendered.shape == (2, 4, 4, 4, 8, 8)  # colours and logit, 2 x 2 pixels, positions
+    apart = decoder.apart(rendered)
+    torch.testing.assert_close(apart.rgb[1, 2, 0, 6, 11], (rendered[1, 2, 0, 1, 3, 5] + 1) / 2)
+    together, masks = decoder.images(rendered)
+    torch.testing.assert_close(together, apart.rendered.sum(1))
     torch.testing.assert_close(masks.sum(1), torch.ones(2, 256))
     torch.testing.assert_close(apart.masks.sum(1), torch.ones(2, 16, 16))
 
@@ -204,28 +204,28 @@ def test_each_slot_is_decoded_on_its_own() -> None:
 
 
 def test_mixing_equals_softmax_and_sum() -> None:
-    painted = torch.randn(2, 3, 4, 5, generator=seed(), dtype=torch.float64, requires_grad=True)
-    mixed = mix(painted)
-    masks = painted[:, :, 3].softmax(1)
-    plain = (painted[:, :, :3] * masks[:, :, None]).sum(1)
+    rendered = torch.randn(2, 3, 4, 5, generator=seed(), dtype=torch.float64, requires_grad=True)
+    mixed = mix(rendered)
+    masks = rendered[:, :, 3].softmax(1)
+    plain = (rendered[:, :, :3] * masks[:, :, None]).sum(1)
     torch.testing.assert_close(mixed.colours, plain)
     torch.testing.assert_close(mixed.masks, masks)
     assert not mixed.masks.requires_grad
     slope = torch.randn_like(plain)
     torch.testing.assert_close(
-        *(torch.autograd.grad(item, painted, slope)[0] for item in (mixed.colours, plain))
+        *(torch.autograd.grad(item, rendered, slope)[0] for item in (mixed.colours, plain))
     )
-    assert torch.autograd.gradcheck(lambda values: mix(values).colours, (painted,))
+    assert torch.autograd.gradcheck(lambda values: mix(values).colours, (rendered,))
 
 
 def test_mixing_stays_finite_for_extreme_logits() -> None:
-    painted = torch.randn(1, 3, 4, 6)
-    painted[:, :, 3] = torch.tensor([1e30, -1e30, 0.0])[:, None]
-    painted.requires_grad_()
-    mixed = mix(painted)
-    assert torch.equal(mixed.colours, painted[:, 0, :3].detach())
+    rendered = torch.randn(1, 3, 4, 6)
+    rendered[:, :, 3] = torch.tensor([1e30, -1e30, 0.0])[:, None]
+    rendered.requires_grad_()
+    mixed = mix(rendered)
+    assert torch.equal(mixed.colours, rendered[:, 0, :3].detach())
     mixed.colours.sum().backward()
-    assert painted.grad is not None and torch.isfinite(painted.grad).all()
+    assert rendered.grad is not None and torch.isfinite(rendered.grad).all()
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -237,11 +237,11 @@ def test_the_loss_is_the_mean_squared_error_of_what_slots_paint() -> None:
     terms = model(images, seed(3), 0)
     noise = torch.randn(2, 4, 6, generator=seed(3))
     decoded = model.decoder.apart(model.decoder(model.slots(images, noise)))
-    expected = (decoded.painted.sum(1) - images).square().mean()
+    expected = (decoded.rendered.sum(1) - images).square().mean()
     torch.testing.assert_close(terms.losses["image"], expected)
     assert model.weights == {"image": 1.0}
-    assert 0 <= float(terms.health["present_per_image"]) <= 3
-    assert 0.25 <= float(terms.health["background_area"]) <= 1
+    assert 0 <= float(terms.diagnostics["present_per_image"]) <= 3
+    assert 0.25 <= float(terms.diagnostics["background_area"]) <= 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0, None])
@@ -328,7 +328,7 @@ def test_reconstruction_is_objects_and_background() -> None:
     whole = model.reconstruct(images)
     with torch.no_grad():
         decoded = model.decoder.apart(model.decoder(model.slots(images)))
-    torch.testing.assert_close(whole, decoded.painted.sum(1).clamp(0, 1))
+    torch.testing.assert_close(whole, decoded.rendered.sum(1).clamp(0, 1))
     behind = model.background(images)
     slot = decoded.masks.argmax(1).flatten(1).mode().values
     expected = torch.stack([decoded.rgb[image, slot[image]] for image in range(2)])

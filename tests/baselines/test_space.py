@@ -63,9 +63,9 @@ def test_image_term_is_the_mixture_of_what_is_painted() -> None:
         noise = generator()
         layers = model.back(images, noise)
         cells, _ = model.foreground.sample(images, SCHEDULE.at(step), noise)
-        painted = model._paint(cells, 32)
-        alpha = painted.alpha if fixed is None else torch.full_like(painted.alpha, fixed)
-        front = normal_log_density(images, painted.mean, 0.15)
+        rendered = model._render(cells, 32)
+        alpha = rendered.alpha if fixed is None else torch.full_like(rendered.alpha, fixed)
+        front = normal_log_density(images, rendered.mean, 0.15)
         behind = layers_log_likelihood(images, layers.means, layers.masks, 0.15)
         expected = -two_layers_log_likelihood(front, behind, alpha).sum() / 2
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)

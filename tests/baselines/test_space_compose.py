@@ -98,18 +98,20 @@ def test_absent_cells_thin_a_faint_object() -> None:
     box, one = torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.ones(1, 3, 4, 4)
     index = torch.tensor([0])
     for opacity, n_cells in ((0.05, 64), (0.05, 256), (0.2, 64)):
-        painted = compose(one, opacity * one[:, :1], torch.ones(1), torch.zeros(1), box, index, 1, 8, n_cells)
+        rendered = compose(
+            one, opacity * one[:, :1], torch.ones(1), torch.zeros(1), box, index, 1, 8, n_cells
+        )
         power = torch.tensor(50 * opacity).exp().item()
         expected = opacity * power / (power + n_cells - 1)
-        assert painted.alpha[0, 0, 4, 4].item() == pytest.approx(expected, rel=1e-4)
-        assert painted.mean[0, 0, 4, 4].item() == pytest.approx(expected, rel=1e-4)
+        assert rendered.alpha[0, 0, 4, 4].item() == pytest.approx(expected, rel=1e-4)
+        assert rendered.mean[0, 0, 4, 4].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_nearer_object_shows() -> None:
     rgb = torch.stack([torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])])[:, :, None, None].expand(
         -1, -1, 4, 4
     )
-    painted = compose(
+    rendered = compose(
         rgb,
         torch.ones(2, 1, 4, 4),
         torch.ones(2),
@@ -120,15 +122,15 @@ def test_the_nearer_object_shows() -> None:
         4,
         64,
     )
-    assert painted.mean[0, :, 1, 1].tolist() == pytest.approx([0, 1, 0], abs=1e-4)
+    assert rendered.mean[0, :, 1, 1].tolist() == pytest.approx([0, 1, 0], abs=1e-4)
 
 
 def test_nothing_is_nothing() -> None:
-    painted = compose(
+    rendered = compose(
         torch.zeros(0, 3, 4, 4), torch.zeros(0, 1, 4, 4), torch.zeros(0), torch.zeros(0), torch.zeros(0, 4),
         torch.zeros(0, dtype=torch.long), 2, 8, 64,
     )  # fmt: skip
-    assert painted.mean.shape == (2, 3, 8, 8) and not painted.mean.any() and not painted.alpha.any()
+    assert rendered.mean.shape == (2, 3, 8, 8) and not rendered.mean.any() and not rendered.alpha.any()
 
 
 def frames_of(present: Tensor, boxes: Tensor, size: int = 32) -> Tensor:

@@ -14,7 +14,7 @@ from ssdir.baselines.spair.model import SPAIR
 from ssdir.common.errors import ConfigError
 from ssdir.config.presets import SPAIR_PRESETS
 from ssdir.config.spair import SPAIRConfig
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 
 SMALL = SPAIRConfig(
     image_size=32, cell=8, trunk="large", features=8, hidden=12, passthrough=4, z_what_size=5, patch_size=8,
@@ -36,7 +36,7 @@ def noise(seed: int = 2) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def total(model: SPAIR, terms: Terms) -> Tensor:
+def total(model: SPAIR, terms: LossOutput) -> Tensor:
     return torch.stack([model.weights[name] * value for name, value in terms.losses.items()]).sum()
 
 
@@ -74,11 +74,11 @@ def test_likelihoods_equal_torch(likelihood: str) -> None:
     found = model(images, noise(), step=50).losses["image"]
     cells = model.infer_cells(images, draw_noise(config, 2, images, noise()))
     behind, _ = model.back(images, None)
-    painted = model._paint(cells, cells.present, behind)
+    rendered = model._render(cells, cells.present, behind)
     expected = (
-        torch.nn.functional.binary_cross_entropy(painted, images, reduction="sum") / 2
+        torch.nn.functional.binary_cross_entropy(rendered, images, reduction="sum") / 2
         if likelihood == "bernoulli"
-        else -distributions.Normal(painted, 0.2).log_prob(images).sum() / 2
+        else -distributions.Normal(rendered, 0.2).log_prob(images).sum() / 2
     )
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -118,8 +118,8 @@ def test_schedules_are_functions_of_the_step() -> None:
     model = model_of()
     late = model(images_of(), noise(), step=None)
     early = model(images_of(), noise(), step=0)
-    assert early.health["prior_present"] == pytest.approx(0.999999)
-    assert late.health["prior_present"] == pytest.approx(0.0125 / 1.0125, rel=1e-3)
+    assert early.diagnostics["prior_present"] == pytest.approx(0.999999)
+    assert late.diagnostics["prior_present"] == pytest.approx(0.0125 / 1.0125, rel=1e-3)
     assert late.losses["presence"] != early.losses["presence"]
     again = model(images_of(), noise(), step=0)
     assert all(torch.equal(value, again.losses[name]) for name, value in early.losses.items())

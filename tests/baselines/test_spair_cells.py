@@ -40,11 +40,11 @@ class Case:
         self.noise: Noise | None = noise if noisy else None
         self.schedule: Schedule = wavefront(n, n, config.lookback) if config.lateral else at_once(n, n)
 
-    def run(self, wheels: bool = False) -> CellPosterior:
-        return scan(self.networks, self.schedule, self.features, self.images, self.noise, wheels)
+    def run(self, freeze_where: bool = False) -> CellPosterior:
+        return scan(self.networks, self.schedule, self.features, self.images, self.noise, freeze_where)
 
-    def expected(self, wheels: bool = False) -> CellPosterior:
-        return straightforward(self.networks, self.features, self.images, self.noise, wheels)
+    def expected(self, freeze_where: bool = False) -> CellPosterior:
+        return straightforward(self.networks, self.features, self.images, self.noise, freeze_where)
 
     def gradients(self, found: CellPosterior) -> dict[str, torch.Tensor | None]:
         """Of a function of all that was inferred, other weights everywhere."""
@@ -72,12 +72,12 @@ CASES = [
 @pytest.mark.parametrize("noisy", [True, False])
 @pytest.mark.parametrize("config", CASES)
 def test_values_and_gradients_are_those_of_the_straightforward_program(
-    config: SPAIRConfig, noisy: bool, wheels: bool
+    config: SPAIRConfig, noisy: bool, freeze_where: bool
 ) -> None:
     case = Case(config, noisy=noisy)
-    found = case.run(wheels)
+    found = case.run(freeze_where)
     grads = case.gradients(found)
-    expected = case.expected(wheels)
+    expected = case.expected(freeze_where)
     for name, one, other in zip(found._fields, found, expected, strict=True):
         assert (one - other).abs().max() < 1e-10, name
         assert one.requires_grad is other.requires_grad, name

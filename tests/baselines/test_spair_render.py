@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssdir.baselines.spair.render import paint
+from ssdir.baselines.spair.render import composite
 
 SIZE, P = 20, 6
 Scene = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -58,7 +58,7 @@ def dense(
 
 def test_equals_whole_canvases() -> None:
     parts = [item.requires_grad_() if item.is_floating_point() else item for item in scene()]
-    found, expected = paint(*parts), dense(*parts)
+    found, expected = composite(*parts), dense(*parts)
     # Where importance is below 1e-5 (a fringe of a thousandth of a patch's pixel) the fade takes over.
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
     weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -73,16 +73,16 @@ def test_equals_whole_canvases() -> None:
 
 def test_importance_of_a_single_cover_does_not_matter() -> None:
     rgb, alpha, depth, boxes, index, back = scene(2)
-    near = paint(rgb, alpha, torch.full_like(depth, 0.9), boxes, index, back)
-    far = paint(rgb, alpha, torch.full_like(depth, 0.1), boxes, index, back)
-    weight_is_level = paint(rgb, torch.full_like(alpha, 0.5), depth, boxes, index, back)
+    near = composite(rgb, alpha, torch.full_like(depth, 0.9), boxes, index, back)
+    far = composite(rgb, alpha, torch.full_like(depth, 0.1), boxes, index, back)
+    weight_is_level = composite(rgb, torch.full_like(alpha, 0.5), depth, boxes, index, back)
     assert not torch.equal(near, back)
     # One object an image: what it covers is alpha * rgb + (1 - alpha) * background, whatever its depth.
     canvas = warped(torch.cat([0.5 * rgb, torch.full_like(alpha, 0.5)], 1), boxes)
     expected = canvas[:, :3] + (1 - canvas[:, 3:]) * back
     torch.testing.assert_close(weight_is_level, expected, atol=1e-10, rtol=0)
     inner = warped(torch.ones_like(alpha), boxes)[:, 0] > 0.999
-    level = paint(rgb, torch.ones_like(alpha), depth, boxes, index, back)
+    level = composite(rgb, torch.ones_like(alpha), depth, boxes, index, back)
     torch.testing.assert_close(
         level.movedim(1, -1)[inner], warped(rgb, boxes).movedim(1, -1)[inner], atol=2e-3, rtol=0
     )
@@ -93,7 +93,7 @@ def test_depth_of_a_single_opaque_object_has_no_gradient() -> None:
     rgb, alpha, depth, boxes, index, back = scene(2)
     depth = (0.3 + depth).requires_grad_()
     (grad,) = torch.autograd.grad(
-        paint(rgb, torch.full_like(alpha, 0.7), depth, boxes, index, back).sum(), depth
+        composite(rgb, torch.full_like(alpha, 0.7), depth, boxes, index, back).sum(), depth
     )
     assert grad.abs().max() < 1e-8
 
@@ -101,7 +101,7 @@ def test_depth_of_a_single_opaque_object_has_no_gradient() -> None:
 def test_nearer_objects_win() -> None:
     rgb = torch.stack([torch.zeros(3, P, P), torch.ones(3, P, P)])
     boxes = torch.tensor([[0.5, 0.5, 1.5, 1.5]] * 2)
-    image = paint(
+    image = composite(
         rgb,
         torch.ones(2, 1, P, P),
         torch.tensor([0.1, 0.9]),
@@ -115,7 +115,7 @@ def test_nearer_objects_win() -> None:
 def test_uncovered_pixels_show_the_background() -> None:
     rgb, alpha, depth, boxes, index, back = scene(1)
     boxes = torch.tensor([[0.25, 0.25, 0.2, 0.2]], dtype=torch.float64)
-    image = paint(rgb, alpha, depth, boxes, index, back)
+    image = composite(rgb, alpha, depth, boxes, index, back)
     assert torch.equal(image[1], back[1])
     assert torch.equal(image[0, :, 10:], back[0, :, 10:]) and torch.equal(
         image[0, :, :, 10:], back[0, :, :, 10:]
@@ -125,10 +125,10 @@ def test_uncovered_pixels_show_the_background() -> None:
 
 def test_no_objects() -> None:
     rgb, alpha, depth, boxes, index, back = scene(0)
-    assert torch.equal(paint(rgb, alpha, depth, boxes, index, back), back)
+    assert torch.equal(composite(rgb, alpha, depth, boxes, index, back), back)
 
 
 def test_pixels_stay_between_what_they_average() -> None:
     for seed in range(3):
-        image = paint(*[item.float() if item.is_floating_point() else item for item in scene(30, seed)])
+        image = composite(*[item.float() if item.is_floating_point() else item for item in scene(30, seed)])
         assert image.min() >= 0 and image.max() <= 1 + 1e-6

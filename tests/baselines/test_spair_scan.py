@@ -117,8 +117,8 @@ def test_samples_lie_where_noise_puts_them() -> None:
     found, _ = run(CONFIG, wavefront(5, 5, 1), torch.float64)
     images = inputs(CONFIG, torch.float64)[1]
     noise = draw_noise(CONFIG, 2, images, torch.Generator().manual_seed(2))
-    drawn = found.where_mean + found.where_std * noise.normal[..., :4]
-    assert (found.boxes[..., 2:] - drawn[..., 2:].sigmoid() * 1.2).abs().max() < 1e-7
+    sampled = found.where_mean + found.where_std * noise.normal[..., :4]
+    assert (found.boxes[..., 2:] - sampled[..., 2:].sigmoid() * 1.2).abs().max() < 1e-7
     what = found.what_mean + found.what_std * noise.normal[..., 4:-1]
     assert (found.what - what).abs().max() < 1e-12
     depth = found.depth_mean + found.depth_std * noise.normal[..., -1]
@@ -159,7 +159,7 @@ def test_extreme_outputs_stay_finite(scale: float) -> None:
 def test_wheels_stop_gradients_and_change_no_value() -> None:
     networks, (features, images) = networks_of(CONFIG, torch.float64), inputs(CONFIG, torch.float64)
     noise = draw_noise(CONFIG, 2, images, torch.Generator().manual_seed(2))
-    steered = scan(networks, wavefront(5, 5, 1), features, images, noise, wheels=True)
+    steered = scan(networks, wavefront(5, 5, 1), features, images, noise, freeze_where=True)
     free = scan(networks, wavefront(5, 5, 1), features, images, noise)
     for one, other in zip(steered, free, strict=True):
         assert torch.equal(one, other)

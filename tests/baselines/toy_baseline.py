@@ -17,7 +17,7 @@ from ssdir.config import TrainingConfig
 from ssdir.config.presets import BaselinePreset
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.rendering.render import paste
 
 WHAT, PATCH = 3, 4
@@ -65,19 +65,19 @@ class ToyBaseline(Baseline):
 
     def forward(
         self, images: Float[Tensor, "b 3 s s"], generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         objects = self.every_object(images, patches=False)
         share = 1.0 if step is None else min(step / self.config.noise_steps, 1.0)
         assert objects.what is not None
         noise = torch.randn(objects.what.shape, generator=generator, device=generator.device).to(objects.what)
-        painted = self._over(
+        rendered = self._over(
             dataclasses.replace(objects, what=objects.what + 0.1 * share * noise), images.shape[-1]
         )
         losses = {
-            "image": (painted - images).square().sum() / len(images),
+            "image": (rendered - images).square().sum() / len(images),
             "what": objects.what.square().sum() / len(images),
         }
-        return Terms(losses, {"present_per_image": (objects.present > 0.5).sum() / len(images)})
+        return LossOutput(losses, {"present_per_image": (objects.present > 0.5).sum() / len(images)})
 
     def every_object(self, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
         cells = functional.adaptive_avg_pool2d(self.encoder(images), 2).flatten(2).transpose(1, 2)

@@ -242,7 +242,7 @@ def test_a_step_gives_the_same_objects_and_losses(clone, data, detector):
     with seeded(0):
         task = SSDIRTask(SSDIR(detector, replace(MODEL, clone_backbone=clone)), ObjectiveConfig())
     images = CachedDataset(data, "train", SIDE)
-    frozen, maps = task.frozen()
+    frozen, maps = task.cached_detector()
     cache = FeatureCache(images, frozen, CacheSettings("disk", maps, batch_size=4))
     for step in range(3):
         chosen = np.arange(4 * step, 4 * step + 4) % N

@@ -83,8 +83,8 @@ def test_what_is_written_for_an_image(run: Path, tmp_path: Path) -> None:
         assert patch.shape == (4, 4, 3)
         expected = objects.patches[i].permute(1, 2, 0).numpy() * 255
         assert np.abs(patch - expected).max() <= 0.51
-    painted = pixels_of(out / "a/reconstruction.png")
-    assert np.abs(painted - model.reconstruct(file)[0].permute(1, 2, 0).numpy() * 255).max() <= 0.51
+    rendered = pixels_of(out / "a/reconstruction.png")
+    assert np.abs(rendered - model.reconstruct(file)[0].permute(1, 2, 0).numpy() * 255).max() <= 0.51
     overlay, image = pixels_of(out / "a/overlay.png"), read_image(file)
     outlines = np.zeros((60, 120), bool)
     for i, (left, top, right, bottom) in enumerate(CORNERS):

@@ -131,13 +131,13 @@ def test_patches_go_when_what_changes():
 
 
 def test_patches_that_are_given_with_their_what_stay(unchecked):
-    painted = torch.ones(3, 3, 4, 4)
-    after = replace(complete(), what=torch.zeros(3, 5), patches=painted)
-    assert after.patches is painted and after.alpha is None
+    rendered = torch.ones(3, 3, 4, 4)
+    after = replace(complete(), what=torch.zeros(3, 5), patches=rendered)
+    assert after.patches is rendered and after.alpha is None
     mine = replace(complete(), patches=torch.ones(3, 3, 2, 2))
     assert mine.patches.sum() == 36 and mine.alpha is not None
     assert mine.edit(what=mine.what + 1).patches is None
-    assert after.edit(what=after.what).patches is painted  # not another
+    assert after.edit(what=after.what).patches is rendered  # not another
 
 
 def test_edits_of_where_keep_the_patches():

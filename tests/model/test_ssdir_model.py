@@ -329,8 +329,8 @@ def test_rendering_decodes_what_has_no_patches():
     full, bare = model.infer(pictures()), model.infer(pictures(), patches=False)
     assert torch.equal(model.render(bare, 32), model.render(full, 32))
     edited = full.edit(what=full.what + 3)
-    painted = dataclasses.replace(full, patches=model.decode(full.what + 3).detach())
-    assert torch.equal(model.render(edited, 32), model.render(painted, 32))
+    rendered = dataclasses.replace(full, patches=model.decode(full.what + 3).detach())
+    assert torch.equal(model.render(edited, 32), model.render(rendered, 32))
     assert not torch.equal(model.render(edited, 32), model.render(full, 32))
     replaced = dataclasses.replace(full, what=full.what + 3)  # paints no old picture either
     assert torch.equal(model.render(replaced, 32), model.render(edited, 32))

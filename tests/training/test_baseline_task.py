@@ -24,7 +24,7 @@ from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.storage import load_tensors
 from ssdir.config import TrainingConfig
 from ssdir.data.batch import Batch
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.registry import load_model
 from ssdir.training.run_folder import load_run_config
 from ssdir.training.start import train_baseline
@@ -111,7 +111,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(
 
     def interrupted(
         self: BaselineTask, batch: Batch, generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         if step == stops_at:
             raise KeyboardInterrupt
         return forward(self, batch, generator, step)
@@ -122,7 +122,9 @@ def test_a_resumed_run_goes_on_bit_for_bit(
             train_baseline("toy", RUN, scenes, tmp_path / "run", console=QUIET)
     seen: list[int | None] = []
 
-    def noted(self: BaselineTask, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
+    def noted(
+        self: BaselineTask, batch: Batch, generator: torch.Generator, step: int | None = None
+    ) -> LossOutput:
         seen.append(step)
         return forward(self, batch, generator, step)
 
@@ -203,8 +205,8 @@ def test_a_run_is_evaluated_inferred_and_reported(scenes: Path, trained: Path, t
     with Image.open(tmp_path / "found/1" / found[0]["patch"]) as patch:
         assert patch.mode == "RGBA" and patch.size == (toy.PATCH, toy.PATCH)
     model = load_model(trained)
-    with Image.open(tmp_path / "found/1/reconstruction.png") as painted:  # with its background
-        written = torch.from_numpy(np.asarray(painted).copy()).permute(2, 0, 1) / 255
+    with Image.open(tmp_path / "found/1/reconstruction.png") as rendered:  # with its background
+        written = torch.from_numpy(np.asarray(rendered).copy()).permute(2, 0, 1) / 255
     assert (written - model.reconstruct(image)[0]).abs().max() <= 1 / 255
 
 

@@ -22,7 +22,7 @@ from ssdir.data.mnist.scenes import generate
 from ssdir.data.mnist.streaming import StreamedScenes
 from ssdir.detector.feature_cache import CacheSettings, FeatureCache
 from ssdir.detector.ssd import Detector
-from ssdir.training.loader import Feed, describe_images, open_images
+from ssdir.training.loader import Loader, describe_images, open_images
 from ssdir.training.start import train_detector
 from ssdir.training.tracking import read_metrics
 
@@ -82,20 +82,20 @@ def _feed(
     processes: int = 1,
     augmentation: AugmentationConfig | None = None,
     **changes: Any,
-) -> Feed:
+) -> Loader:
     accelerator: Any = SimpleNamespace(
         device=torch.device(device), process_index=process, num_processes=processes
     )
-    return Feed(images, replace(SETTINGS, **changes), accelerator, augmentation)
+    return Loader(images, replace(SETTINGS, **changes), accelerator, augmentation)
 
 
-def _ids(feed: Feed, step: int) -> list[tuple[int, ...]]:
-    return [batch.image_ids for batch in feed.micro_batches(step)]
+def _ids(loader: Loader, step: int) -> list[tuple[int, ...]]:
+    return [batch.image_ids for batch in loader.micro_batches(step)]
 
 
 def test_a_stream_goes_on_without_end_and_never_repeats(stream: StreamedScenes) -> None:
-    feed = _feed(stream, accumulate=2)
-    assert [_ids(feed, step) for step in (0, 1, 500)] == [
+    loader = _feed(stream, accumulate=2)
+    assert [_ids(loader, step) for step in (0, 1, 500)] == [
         [(1, 2), (3, 4)],
         [(5, 6), (7, 8)],
         [(2001, 2002), (2003, 2004)],
@@ -104,7 +104,7 @@ def test_a_stream_goes_on_without_end_and_never_repeats(stream: StreamedScenes) 
 
 def test_processes_share_a_step_of_a_stream(stream: StreamedScenes) -> None:
     feeds = [_feed(stream, process=i, processes=2) for i in (0, 1)]
-    assert [_ids(feed, 3) for feed in feeds] == [[(13, 14)], [(15, 16)]]
+    assert [_ids(loader, 3) for loader in feeds] == [[(13, 14)], [(15, 16)]]
 
 
 def test_drafts_are_drawn_in_the_networks_memory_format(stream: StreamedScenes) -> None:
@@ -127,7 +127,7 @@ def test_augmentation_does_not_depend_on_how_a_step_is_shared(
         _feed(images, process=i, processes=2, accumulate=2, channels_last=True, augmentation=AUGMENTATION)
         for i in (0, 1)
     ]
-    parts = [part for feed in feeds for part in feed.micro_batches(3)]
+    parts = [part for loader in feeds for part in loader.micro_batches(3)]
     assert [len(part) for part in parts] == [1, 1, 1, 1]
     assert parts[0].images.is_contiguous(memory_format=torch.channels_last)
     assert tuple(i for part in parts for i in part.image_ids) == whole.image_ids
@@ -179,7 +179,7 @@ def test_refusals(folder: Path, stream: StreamedScenes, digits: Path, tmp_path: 
 
 def test_descriptions(folder: Path, stream: StreamedScenes) -> None:
     described = describe_images(*open_images(stream, None, 32, 3))
-    assert described["stream"] == stream.identity() and "fingerprint" not in described
+    assert described["stream"] == stream.fingerprint() and "fingerprint" not in described
     described = describe_images(*open_images(stream, folder, 32, 3))
     assert described["validation"] == str(folder.resolve()) and len(described["image_files"]) == 64
     described = describe_images(*open_images(folder, None, 32, 3))

@@ -44,13 +44,13 @@ from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.detector.backbone import Backbone
 from ssdir.detector.loss import match
 from ssdir.detector.ssd import Detector
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher
-from ssdir.training.loader import Feed
+from ssdir.training.loader import Loader
 from ssdir.training.loop import _accelerator
-from ssdir.training.metrics import FiniteGuard, Window
+from ssdir.training.metrics import FiniteGuard, MetricAccumulator
 from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.training.run_folder import load_run_config
 from ssdir.training.start import computes_in_bf16, train_detector, train_ssdir, train_teacher
@@ -447,9 +447,9 @@ def test_window_keeps_means_over_micro_batches_and_steps() -> None:
         def reduce(value: Tensor, reduction: str) -> Tensor:
             return value
 
-    window = Window()
+    window = MetricAccumulator()
     for step in (0.0, 1.0):
-        terms = [Terms({"a": torch.tensor(step + micro)}, {"h": 2 * micro}) for micro in (0.0, 2.0)]
+        terms = [LossOutput({"a": torch.tensor(step + micro)}, {"h": 2 * micro}) for micro in (0.0, 2.0)]
         window.add(terms, torch.tensor(step))
     assert window.take(Alone()) == {"loss/a": 1.5, "health/h": 2.0, "grad_norm": 0.5}
     assert window.sums is None and window.count == 0
@@ -481,16 +481,16 @@ def test_images_read_ahead_are_the_same(data: Path) -> None:
     images = CachedDataset(data, "train", toy.SIDE)
     settings = replace(toy.SETTINGS, accumulate=2)
     feeds = [
-        Feed(images, settings, SimpleNamespace(device=torch.device(kind), process_index=0, num_processes=1))
+        Loader(images, settings, SimpleNamespace(device=torch.device(kind), process_index=0, num_processes=1))
         for kind in ("cpu", "meta")
     ]
     for step in (3, 4, 5, 9):  # a jump, too
-        here, ahead = (feed.micro_batches(step) for feed in feeds)
+        here, ahead = (loader.micro_batches(step) for loader in feeds)
         assert [batch.image_ids for batch in here] == [batch.image_ids for batch in ahead]
         assert {batch.images.device.type for batch in ahead} == {"meta"}
         assert here[0].images.is_contiguous(memory_format=torch.channels_last)
-    for feed in feeds:
-        with feed:
+    for loader in feeds:
+        with loader:
             pass
 
 
@@ -627,7 +627,7 @@ def test_ssdir_resumes_exactly(
 
     def interrupted(
         self: SSDIRTask, batch: Batch, generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         if next(calls) == 3:
             raise KeyboardInterrupt
         return forward(self, batch, generator)
@@ -751,8 +751,8 @@ def test_micro_batches_of_ssdir_weigh_objects_by_their_own_counts(scenes: Path, 
         batch = dataset.batch(indices)
         whole = task(batch, generator_of(0))
         parts = [task(item, generator_of(0)) for item in halves_of(batch)]
-        counts = [part.health["decoded"] for part in parts]
-        assert sum(counts) == whole.health["decoded"] > 0
+        counts = [part.diagnostics["decoded"] for part in parts]
+        assert sum(counts) == whole.diagnostics["decoded"] > 0
         for name, value in whole.losses.items():
             mean = torch.stack([part.losses[name] for part in parts]).mean()
             same = name != "objects" or counts[0] == counts[1]

@@ -26,7 +26,7 @@ from ssdir.data.batch import Batch
 from ssdir.detector import loss
 from ssdir.detector.ssd import Detector
 from ssdir.model.ssdir import SSDIR
-from ssdir.training.metrics import FiniteGuard, Window
+from ssdir.training.metrics import FiniteGuard, MetricAccumulator
 from ssdir.training.optim import MovingAverage, make_optimizer
 from ssdir.training.tasks.base import DetectorTask, SSDIRTask, Task
 
@@ -90,7 +90,7 @@ def waits_of_a_step(task: Task, batch: Batch, tmp_path: Any) -> list[str]:
     """Of all that the loop does in a step that is not logged."""
     settings = TrainingConfig(ema_decay=0.9)
     optimizer = make_optimizer(task.model, settings, torch.device("cpu"))
-    average, window, guard = MovingAverage(task.model, 0.9), Window(), FiniteGuard(tmp_path)
+    average, window, guard = MovingAverage(task.model, 0.9), MetricAccumulator(), FiniteGuard(tmp_path)
     trained = [item for item in task.model.parameters() if item.requires_grad]
     task.train()
     for step in range(2):  # the first makes the optimizer's state

@@ -30,7 +30,7 @@ from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.mnist.scenes import generate
 from ssdir.detector.ssd import Detector
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import load_detector, save_detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher, distance_to_codes
@@ -159,7 +159,7 @@ def test_the_teacher_sees_what_the_detector_finds_and_no_more_than_asked(batch: 
     torch.testing.assert_close(cxcywh_to_xyxy(boxes), found.boxes_xyxy, atol=1e-6, rtol=0)
     assert torch.equal(image_index, found.image_index) and len(boxes) > 5
     first, again, other = (task(batch, generator_of(i)) for i in (0, 0, 1))
-    assert first.health == {"crops": 5}
+    assert first.diagnostics == {"crops": 5}
     assert torch.equal(first.losses["reconstruction"], again.losses["reconstruction"])
     assert not torch.equal(first.losses["reconstruction"], other.losses["reconstruction"])
     assert not any(name.startswith("_detector") for name, _ in task.named_parameters())
@@ -186,7 +186,7 @@ def test_a_teachers_run_goes_on_exactly(
 
     def interrupted(
         self: TeacherTask, batch: Batch, generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         if next(calls) == 4:  # three steps and a validation
             raise KeyboardInterrupt
         return forward(self, batch, generator)

@@ -221,7 +221,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
             tmp_path, 8, start, {"a": 1.0}, Console(quiet=True), track=["wandb"], config={"kind": "toy"}
         ) as recorder:
             recorder.row(line(start + 4), list(line(0)), 1.0)
-            recorder.picture(start + 4, tmp_path / "p.png")
+            recorder.log_image(start + 4, tmp_path / "p.png")
     first, again = (call[1] for call in wandb.calls if call[0] == "init")
     assert first == again
     assert first["config"] == {"kind": "toy"}
@@ -239,7 +239,7 @@ def test_tensorboard_gets_every_number_and_picture(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "p.png")
     with Recorder(tmp_path, 8, 0, {"a": 1.0}, Console(quiet=True), track=["tensorboard"]) as recorder:
         recorder.row(line(4, loss=2.5), list(line(0)), 1.0)
-        recorder.picture(4, tmp_path / "p.png")
+        recorder.log_image(4, tmp_path / "p.png")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(4, 2.5)]
     assert [event.step for event in events.Images("picture")] == [4]

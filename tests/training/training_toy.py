@@ -32,7 +32,7 @@ from ssdir.common.randomness import seeded
 from ssdir.config import DetectorRun, ModelConfig, ObjectiveConfig, SSDIRRun, TrainingConfig
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import load_detector, save_folder
 from ssdir.plots.overlay import to_picture
 from ssdir.training.start import train, train_detector, train_ssdir
@@ -103,7 +103,7 @@ class ToyTask(Task):
         self.autocast: bool | None = None
         self.seen: list[tuple[int, ...]] = []
 
-    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
         self.autocast = torch.is_autocast_enabled(batch.images.device.type)
         noise = torch.randn(batch.images.shape, generator=generator, device=generator.device)
         answer = self.model(batch.images + self.noise * noise).float().mean((1, 2, 3))
@@ -113,7 +113,7 @@ class ToyTask(Task):
                 answer = self.hook(self.passes, answer)
             self.passes += 1
         fit = (answer - batch.images.mean((1, 2, 3))).square().mean()
-        return Terms(
+        return LossOutput(
             {"fit": fit, "size": answer.square().mean()}, {"objects": len(batch.boxes), "top": answer.max()}
         )
 
@@ -121,7 +121,7 @@ class ToyTask(Task):
         values = [float(self(batch, noise).losses["fit"]) for batch, noise in self._batches(dataset, limit)]
         return {"fit": sum(values) / len(values)}
 
-    def picture(self, dataset: CachedDataset) -> Image.Image:
+    def visualize(self, dataset: CachedDataset) -> Image.Image:
         return to_picture(dataset.batch([0]).images[0])
 
     def save(self, folder: Path) -> None:

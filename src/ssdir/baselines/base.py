@@ -20,7 +20,7 @@ from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
 from ssdir.model.inputs import Images, prepare
 from ssdir.model.latents import Objects
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 
 
 class Baseline(nn.Module, ABC):
@@ -64,7 +64,7 @@ class Baseline(nn.Module, ABC):
     @abstractmethod
     def forward(
         self, images: Float[Tensor, "b 3 s s"], generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         """The loss terms of a training step, unweighted: sums over pixels and latents, means over the batch.
 
         Args:

@@ -26,14 +26,14 @@ from ssdir.common.errors import ConfigError
 from ssdir.config import PRESENT_THRESHOLD, DetectorConfig, to_dict
 from ssdir.config.crop_vae import CropVAEConfig
 from ssdir.data.batch import Answer
-from ssdir.detector.backbone import laid_out
+from ssdir.detector.backbone import to_channels_last
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.model import pretrained
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import initialise
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.rendering.render import crop, occlusion_merge
 
 
@@ -128,7 +128,7 @@ class CropVAE(Baseline):
         generator: torch.Generator,
         step: int | None = None,
         answer: Answer | None = None,
-    ) -> Terms:
+    ) -> LossOutput:
         """Negative log-likelihood (``objects``) and divergence (``what``) of the crops: sums over pixels and latents,
         means over crops; 0 where the detector finds nothing. Nothing changes with ``step``.
 
@@ -144,7 +144,7 @@ class CropVAE(Baseline):
             order = torch.randperm(len(boxes), generator=generator, device=generator.device)
             chosen = order[: self.config.crops].sort().values.to(boxes.device)
             boxes, image_index = boxes[chosen], image_index[chosen]
-        return Terms(self.crop_losses(images, boxes, image_index, generator), health)
+        return LossOutput(self.crop_losses(images, boxes, image_index, generator), health)
 
     def crop_losses(
         self,
@@ -234,7 +234,7 @@ class CropVAE(Baseline):
     def _predictions(self, images: Float[Tensor, "b 3 s s"], answer: Answer | None) -> Objects:
         """Boxes and presence of all predictions."""
         if answer is None:
-            answer = self.detector.answer(laid_out(images), maps=False)
+            answer = self.detector.answer(to_channels_last(images), maps=False)
         output = DetectorOutput(answer.offsets, answer.logits)
         present = self.detector.presence(output)
         each = torch.arange(len(images), device=present.device).repeat_interleave(present.shape[1])

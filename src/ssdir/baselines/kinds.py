@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssdir.common.errors import ConfigError
-from ssdir.config import perhaps
+from ssdir.config import did_you_mean
 from ssdir.config.crop_vae import CropVAERun
 from ssdir.config.presets import (
     CROP_VAE_PRESETS,
@@ -87,5 +87,5 @@ def baseline(kind: str) -> BaselineKind:
         ConfigError: there is none.
     """
     if kind not in BASELINES:
-        raise ConfigError(f"there is no baseline {kind!r}{perhaps(kind, BASELINES)}")
+        raise ConfigError(f"there is no baseline {kind!r}{did_you_mean(kind, BASELINES)}")
     return BASELINES[kind]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssdir.baselines.kinds import BASELINES, baseline
 from ssdir.common.errors import ConfigError
 from ssdir.common.machine import available_cores, computes_in_bf16
-from ssdir.config import perhaps
+from ssdir.config import did_you_mean
 from ssdir.config.presets import PRESETS, preset
 from ssdir.detector.ssd import Detector
 from ssdir.model.decoder import WhatDecoder
@@ -131,7 +131,7 @@ def describe_baseline(name: str) -> BaselineNetworks:
     kind, _, chosen = name.partition("/")
     known = baseline(kind)
     if chosen not in known.presets:
-        raise ConfigError(f"{kind} has no preset {chosen!r}{perhaps(chosen, known.presets)}")
+        raise ConfigError(f"{kind} has no preset {chosen!r}{did_you_mean(chosen, known.presets)}")
     run = known.presets[chosen].run
     build: Any = known.load_class()
     if known.needs_detector:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssdir.evaluation.bootstrap import Estimate, Resamples
-from ssdir.evaluation.downstream import ask_probe
+from ssdir.evaluation.downstream import score_probe
 from ssdir.evaluation.samples import Samples
 from ssdir.report.html import lookup
 
@@ -234,7 +234,7 @@ def _downstream(
     figures["probe_objects"] = Figure(len(fit.what))
     for shown, name in attributes.items():
         truth = samples.truth_labels[name]
-        answers = ask_probe(fit, what, name, truth, seed)
+        answers = score_probe(fit, what, name, truth, seed)
         if answers is None:
             reason = f"the {shown} of the train objects that were found is always the same"
             figures |= {f"{shown}.{part}": Figure(None, reason=reason) for part in _ASKED}

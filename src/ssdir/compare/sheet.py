@@ -16,7 +16,7 @@ import torch
 from ssdir.data.cache import CachedDataset
 from ssdir.evaluation.predictions import described, device_of, image_side, objects_of
 from ssdir.evaluation.protocol import various
-from ssdir.evaluation.reconstruction import object_pictures, painter
+from ssdir.evaluation.reconstruction import object_pictures, renderer
 from ssdir.plots.sheet import Scene
 
 
@@ -47,15 +47,15 @@ def comparison_scenes(
                 objects = described(model, own.images, own.boxes, own.image_index, patches=True)
             else:
                 objects = objects_of(model, own.images, patches=True)
-            paint = painter(model, own.images, objects)
-            painted = None if paint is None else paint().float().cpu()
+            paint = renderer(model, own.images, objects)
+            rendered = None if paint is None else paint().float().cpu()
             pictures = object_pictures(model, own.images, objects)
             objects = replace(objects, patches=pictures, alpha=None).to("cpu")
         views.append(
             [
                 Scene(
                     batch.images[image],
-                    None if painted is None else painted[i],
+                    None if rendered is None else rendered[i],
                     objects.of_image(i),
                     name,
                 )

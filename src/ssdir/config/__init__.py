@@ -8,8 +8,8 @@ together.
 from ssdir.config.base import (
     MATCH_IOU,
     PRESENT_THRESHOLD,
+    did_you_mean,
     from_dict,
-    perhaps,
     require,
     require_at_least,
     require_finite,
@@ -36,7 +36,7 @@ __all__ = [
     "TeacherRun",
     "TrainingConfig",
     "from_dict",
-    "perhaps",
+    "did_you_mean",
     "require",
     "require_at_least",
     "require_finite",

@@ -44,7 +44,7 @@ def require_finite(config: Any, section: str) -> None:
         )
 
 
-def perhaps(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What a mistyped name may have meant, and what there is: the end of a message."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
@@ -80,7 +80,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise ConfigError(f"{where} has no setting {key!r}{perhaps(key, names)}")
+            raise ConfigError(f"{where} has no setting {key!r}{did_you_mean(key, names)}")
     return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 

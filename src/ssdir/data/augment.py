@@ -1,7 +1,7 @@
 """Augmentation of photographs for a detector: mirror images, other colours, zoom-out and crops, boxes always right.
 
 What becomes of a batch is drawn first, from its boxes alone (:func:`plan`), and its pixels are made where they are
-needed (:meth:`Plan.paint`): flip, zoom-out and crop of an image together are one axis-aligned resampling; brightness,
+needed (:meth:`Plan.apply`): flip, zoom-out and crop of an image together are one axis-aligned resampling; brightness,
 contrast, saturation and hue are one affine map of its colours. What becomes of an image is a pure function of the
 seed, the step and the image's position in the step, however the step is shared by processes.
 
@@ -72,7 +72,7 @@ class Plan:
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=early))
 
     @torch.no_grad()
-    def paint(self, images: Float[Tensor, "b 3 s s"], grey: bool = False) -> Float[Tensor, "b 3 s s"]:
+    def apply(self, images: Float[Tensor, "b 3 s s"], grey: bool = False) -> Float[Tensor, "b 3 s s"]:
         """The new images, in [0, 1].
 
         Args:
@@ -80,10 +80,10 @@ class Plan:
             grey: their channels are equal; so are the new ones', to the last bit.
         """
         if grey:
-            return self._painted(images[:, :1]).expand(-1, 3, -1, -1).contiguous()
-        return self._painted(images)
+            return self._rendered(images[:, :1]).expand(-1, 3, -1, -1).contiguous()
+        return self._rendered(images)
 
-    def _painted(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b c s s"]:
+    def _rendered(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b c s s"]:
         new, size = images.clone(memory_format=torch.contiguous_format), images.shape[-1]
         means = images.mean((2, 3)) if len(self.zoomed) or len(self.coloured) else images.new_empty(0)
         if len(self.cropped):
@@ -135,7 +135,7 @@ class Augmented:
         batch, plan = self.part.to(device), self.plan.to(device)
         return replace(
             batch,
-            images=plan.paint(batch.images, batch.grey),
+            images=plan.apply(batch.images, batch.grey),
             boxes=plan.boxes,
             labels=plan.labels,
             image_index=plan.image_index,

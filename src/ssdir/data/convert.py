@@ -26,7 +26,7 @@ from ssdir.data.formats.yolo import YoloFolder
 from ssdir.data.formats.yolo_config import read_config
 from ssdir.data.hold_out import TRAIN, check_hold_out, held_out_rows
 from ssdir.data.images import image_size, require_decodable
-from ssdir.data.making import Annotate, Draw, Drawn, Object, Records, make_dataset
+from ssdir.data.making import Annotate, Draw, GeneratedImage, Object, Records, make_dataset
 from ssdir.data.split import Split, in_order, require_images, split_in
 
 Format = Literal["coco", "yolo", "hf"]
@@ -102,7 +102,7 @@ def convert(
     opened_splits = _with_held_out(opened_splits, shares)
     plan = {name: _copies(of) for name, of in opened_splits.items()}
     categories = opened_splits[opened.splits()[0]].categories
-    identity = {
+    fingerprint = {
         "kind": "convert",
         "generator_version": CONVERT_VERSION,
         "to": to,
@@ -116,7 +116,7 @@ def convert(
     total = {name: len(copies) for name, copies in plan.items()}
     prepare = functools.partial(_prepare, plan, "{split}" if to == "hf" else "images/{split}")
     with progress("copying images", sum(total.values())) as tell:
-        make_dataset(folder, identity, total, categories, prepare, workers, tell, _ANNOTATE[to])
+        make_dataset(folder, fingerprint, total, categories, prepare, workers, tell, _ANNOTATE[to])
     return {
         name: Converted(len(of.images), len(of.labels), of.dropped, len(of.missing), of.notes)
         for name, of in opened_splits.items()
@@ -222,7 +222,7 @@ def _fingerprint(copies: Iterable[_Copy]) -> str:
 def _prepare(plan: dict[str, list[_Copy]], folder: str) -> Draw:
     """What a worker does once. Returns the function that gives one image."""
 
-    def draw(split: str, index: int) -> Drawn:
+    def draw(split: str, index: int) -> GeneratedImage:
         item = plan[split][index]
         size = image_size(item.path)
         if size != (item.width, item.height):
@@ -233,7 +233,9 @@ def _prepare(plan: dict[str, list[_Copy]], folder: str) -> Draw:
         place = folder.format(split=split)
         data = item.path.read_bytes()
         require_decodable(data, str(item.path))
-        return Drawn(data, item.width, item.height, item.objects, {}, file_name=item.name, folder=place)
+        return GeneratedImage(
+            data, item.width, item.height, item.objects, {}, file_name=item.name, folder=place
+        )
 
     return draw
 

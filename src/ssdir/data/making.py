@@ -49,7 +49,7 @@ class Object(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedImage:
     """One image as it goes to disk, and its objects."""
 
     png: bytes
@@ -66,7 +66,7 @@ class Drawn:
     """Where the image lies instead of ``images/{split}``."""
 
 
-Draw = Callable[[str, int], Drawn]
+Draw = Callable[[str, int], GeneratedImage]
 """(split, index) -> image; a pure function."""
 
 Records = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
@@ -79,7 +79,7 @@ Annotate = Callable[[Path, dict[str, Records], tuple[str, ...]], dict[str, Any]]
 
 def make_dataset(
     folder: Path,
-    identity: dict[str, Any],
+    fingerprint: dict[str, Any],
     splits: dict[str, int],
     categories: tuple[str, ...],
     prepare: Callable[[], Draw],
@@ -92,8 +92,8 @@ def make_dataset(
 ) -> None:
     """Make ``splits`` (name -> number of images; those with none are left out) in ``folder``.
 
-    ``identity`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is called
-    once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the annotations:
+    ``fingerprint`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is
+    called once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the annotations:
     COCO's, unless told otherwise. What is done is noted down every ``chunk`` (64) images; a killed run loses at most
     so many for each worker.
 
@@ -116,7 +116,7 @@ def make_dataset(
     with making_lock(folder, shard):
         _make(
             folder,
-            identity,
+            fingerprint,
             splits,
             categories,
             prepare,
@@ -131,7 +131,7 @@ def make_dataset(
 
 def _make(
     folder: Path,
-    identity: dict[str, Any],
+    fingerprint: dict[str, Any],
     splits: dict[str, int],
     categories: tuple[str, ...],
     prepare: Callable[[], Draw],
@@ -143,7 +143,7 @@ def _make(
     merge: bool,
 ) -> None:
     """:func:`make_dataset`, in a folder that no other process makes."""
-    if not _begin(folder, identity, shared=shard is not None):
+    if not _begin(folder, fingerprint, shared=shard is not None):
         return
     chunks = chunks_of(splits, chunk)
     if shard is not None:
@@ -165,7 +165,7 @@ def _make(
             if progress is not None:
                 progress(done, total)
     if shard is None:
-        _finish(folder, identity, splits, categories, annotate, chunk)
+        _finish(folder, fingerprint, splits, categories, annotate, chunk)
 
 
 def mask_path(folder: Path, split: str, file_name: str) -> Path:
@@ -173,7 +173,7 @@ def mask_path(folder: Path, split: str, file_name: str) -> Path:
     return (folder / "masks" / split / file_name).with_suffix(".png")
 
 
-def _begin(folder: Path, identity: dict[str, Any], shared: bool = False) -> bool:
+def _begin(folder: Path, fingerprint: dict[str, Any], shared: bool = False) -> bool:
     """Make or take over the folder; False where it is finished already, DataError where it holds something else.
 
     What other jobs are writing into a ``shared`` folder is left alone.
@@ -182,7 +182,7 @@ def _begin(folder: Path, identity: dict[str, Any], shared: bool = False) -> bool
     for path in (finished, begun):
         if path.exists():
             there = read_json(path)
-            _require_same(there if isinstance(there, dict) else {}, identity, folder)
+            _require_same(there if isinstance(there, dict) else {}, fingerprint, folder)
             if path == finished:
                 shutil.rmtree(folder / MAKING, ignore_errors=True)
                 return False
@@ -195,15 +195,15 @@ def _begin(folder: Path, identity: dict[str, Any], shared: bool = False) -> bool
     others = [item for item in folder.iterdir() if item.name != MAKING] if folder.exists() else []
     if any(not is_of_ssdir(item.name) for item in others) and not begun.exists():
         raise DataError(f"{folder} holds other files; choose an empty or a new folder for the dataset")
-    write_json(begun, identity)
+    write_json(begun, fingerprint)
     return True
 
 
-def _require_same(there: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
+def _require_same(there: dict[str, Any], fingerprint: dict[str, Any], folder: Path) -> None:
     """DataError naming what differs between the folder's content and what is asked for."""
     differences = [
         f"{name} is {old!r} there, {new!r} here"
-        for name, old, new in _differences(there, identity, "")
+        for name, old, new in _differences(there, fingerprint, "")
         if old != new
     ]
     if differences:
@@ -336,7 +336,7 @@ def _write(folder: Path, path: Path, data: bytes) -> dict[str, Any]:
 
 def _finish(
     folder: Path,
-    identity: dict[str, Any],
+    fingerprint: dict[str, Any],
     splits: dict[str, int],
     categories: tuple[str, ...],
     annotate: Annotate,
@@ -350,7 +350,7 @@ def _finish(
     summary = annotate(folder, records, categories)
     versions = {name: version(name) for name in ("numpy", "pillow")}
     versions |= {"python": platform.python_version(), "zlib": zlib.ZLIB_RUNTIME_VERSION}
-    write_json(folder / MANIFEST, {**identity, "versions": versions, "splits": summary})
+    write_json(folder / MANIFEST, {**fingerprint, "versions": versions, "splits": summary})
     shutil.rmtree(folder / MAKING)
 
 

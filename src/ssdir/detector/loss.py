@@ -129,7 +129,7 @@ class MultiboxLoss:
         """
         with torch.autocast(output.logits.device.type, enabled=False):
             offsets, logits = output.offsets.float(), output.logits.float()
-            sound = _sound(batch.boxes, detector.config.image_size)
+            sound = _valid(batch.boxes, detector.config.image_size)
             boxes = torch.where(sound[:, None], batch.boxes.float(), 0)  # empty boxes match nothing
             rows = match(detector.priors, boxes, batch.image_index, len(batch.images), self.config.match_iou)
             positive = rows >= 0
@@ -157,7 +157,7 @@ class MultiboxLoss:
             return {"box": box / n_positive, "score": score / n_positive}
 
 
-def _sound(boxes: Float[Tensor, "g 4"], image_size: int) -> Bool[Tensor, " g"]:
+def _valid(boxes: Float[Tensor, "g 4"], image_size: int) -> Bool[Tensor, " g"]:
     """Which boxes (``cxcywh``) are finite and at least a pixel wide and high."""
     return torch.isfinite(boxes).all(1) & (boxes[:, 2:] >= 1.0 / image_size).all(1)
 

@@ -14,7 +14,7 @@ from ssdir.boxes import cxcywh_to_xyxy, decode_offsets, nms
 from ssdir.common.errors import DataError
 from ssdir.config import DetectorConfig
 from ssdir.data.batch import Answer
-from ssdir.detector.backbone import Backbone, laid_out, zero_bias
+from ssdir.detector.backbone import Backbone, to_channels_last, zero_bias
 from ssdir.detector.priors import make_priors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -179,7 +179,7 @@ class Detector(nn.Module):
             max_detections: most objects of an image; None takes the value of the configuration.
         """
         with torch.no_grad():
-            return self.detections(self(laid_out(images)), score_threshold, nms_iou, max_detections)
+            return self.detections(self(to_channels_last(images)), score_threshold, nms_iou, max_detections)
 
     def detections(
         self,

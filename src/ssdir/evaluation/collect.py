@@ -25,7 +25,7 @@ from ssdir.evaluation.reconstruction import (
     image_errors,
     object_errors,
     object_pictures,
-    painter,
+    renderer,
 )
 from ssdir.model.latents import Objects
 from ssdir.plots.sheet import Scene
@@ -159,8 +159,8 @@ def collect(
         for batch in batches:
             batch = batch.to(device)
             if whole and found.n_images == 0:
-                ask.find_and_paint(batch)
-                found.peak_mib = peak_of(functools.partial(ask.find_and_paint, batch), device)
+                ask.find_and_render(batch)
+                found.peak_mib = peak_of(functools.partial(ask.find_and_render, batch), device)
             _add(found, ask, batch, choose_scenes)
     return found
 
@@ -183,8 +183,8 @@ class _Asking:
             return described(self.model, batch.images, batch.boxes, batch.image_index, patches=self.whole)
         return objects_of(self.model, batch.images, patches=self.whole)
 
-    def find_and_paint(self, batch: Batch) -> None:
-        paint = painter(self.model, batch.images, self.find(batch))
+    def find_and_render(self, batch: Batch) -> None:
+        paint = renderer(self.model, batch.images, self.find(batch))
         if paint is not None:
             paint()
 
@@ -208,7 +208,7 @@ def _add(
         MATCH_IOU,
     )
     if ask.whole:
-        _measure_painting(found, ask.model, batch, objects, pairs, choose_scenes)
+        _measure_rendering(found, ask.model, batch, objects, pairs, choose_scenes)
     found.truth.append(truth.cpu())
     found.truth_image.append(batch.image_index.cpu() + found.n_images)
     for name, values in {CATEGORY: batch.labels, **getattr(batch, "attributes", {})}.items():
@@ -224,7 +224,7 @@ def _add(
     found.n_truth += len(truth)
 
 
-def _measure_painting(
+def _measure_rendering(
     found: Collected,
     model: Any,
     batch: Batch,
@@ -236,12 +236,12 @@ def _measure_painting(
     images = batch.images
     target = getattr(batch, "target", None)
     target = images if target is None else target.to(images.device)
-    painted = None
-    paint = painter(model, images, objects)
+    rendered = None
+    paint = renderer(model, images, objects)
     if paint is not None:
-        painted, seconds = _timed(paint, images.device)
+        rendered, seconds = _timed(paint, images.device)
         found.seconds_render.append(seconds / max(1, len(batch)))
-        found.image_mse.append(image_errors(painted, target).cpu())
+        found.image_mse.append(image_errors(rendered, target).cpu())
         found.image_mse_black.append(black_errors(target).cpu())
     pictures = object_pictures(model, images, objects)
     if pictures is not None:
@@ -252,7 +252,7 @@ def _measure_painting(
     if choose_scenes is not None and found.n_images == 0:
         shown = replace(objects, patches=pictures).to("cpu")
         found.scenes = [
-            Scene(images[i].cpu(), None if painted is None else painted[i].cpu(), shown.of_image(i))
+            Scene(images[i].cpu(), None if rendered is None else rendered[i].cpu(), shown.of_image(i))
             for i in choose_scenes(batch)
         ]
 

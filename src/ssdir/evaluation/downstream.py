@@ -99,11 +99,11 @@ class _Train:
 
     def attributes(self) -> dict[str, str]:
         """What is asked, and under which name the labels have it."""
-        names = asked_attributes(self.asked)
+        names = probed_attributes(self.asked)
         return {shown: name for shown, name in names.items() if len(self.labels.names.get(name, ())) > 1}
 
 
-def asked_attributes(labels: Labels) -> dict[str, str]:
+def probed_attributes(labels: Labels) -> dict[str, str]:
     """What a probe can be asked of a split's objects, by the name to show: the name under which the labels have it.
 
     An attribute that only repeats the class lends it its name.
@@ -154,7 +154,7 @@ def _probe(
     results: dict[str, dict[str, Any]] = {}
     for shown, name in train.attributes().items():
         truth = joined(test.truth_labels[name], torch.int64).numpy()
-        answers = ask_probe(fit, asked, name, truth, config.seed, with_box)
+        answers = score_probe(fit, asked, name, truth, config.seed, with_box)
         results[shown] = answers.figures if answers else {**dict.fromkeys(_FIGURES), "reason": _ONE_CLASS}
     first = next((name for name, scores in results.items() if "reason" not in scores), None)
     if first is None:
@@ -173,7 +173,7 @@ class Answers(NamedTuple):
     """From z_what with the box, where that was asked for."""
 
 
-def ask_probe(
+def score_probe(
     fit: MatchedLatents,
     asked: MatchedLatents,
     name: str,

@@ -25,7 +25,7 @@ from ssdir.data.cache import CachedDataset
 from ssdir.data.folder import splits
 from ssdir.evaluation.collect import Collected, FoundBoxes, collect, joined
 from ssdir.evaluation.detection import DetectionScores, average_precision, count_accuracy
-from ssdir.evaluation.downstream import asked_attributes, measure_downstream, train_labels
+from ssdir.evaluation.downstream import measure_downstream, probed_attributes, train_labels
 from ssdir.evaluation.labels import CATEGORY, Labels, labelled_batches, read_labels
 from ssdir.evaluation.memory import what_is_measured
 from ssdir.evaluation.predictions import device_of, image_side
@@ -92,7 +92,7 @@ def evaluate(
         | {
             "probe_data": None if other is None else str(other),
             "categories": list(dataset.categories),
-            "attributes": asked_attributes(labels),
+            "attributes": probed_attributes(labels),
         },
         "memory": {"peak_mib": found.peak_mib, "is": what_is_measured(device_of(model))},
         "record": record_of(model, data, split, config),

@@ -20,7 +20,7 @@ PATCH_SIDE = 64
 """Side at which object reconstruction is measured, in pixels."""
 
 
-def painter(
+def renderer(
     model: Any, images: Float[Tensor, "b 3 s s"], objects: Objects
 ) -> Callable[[], Float[Tensor, "b 3 t t"]] | None:
     """What paints the images: the objects found, or, for a model with more than objects, the model itself."""
@@ -75,10 +75,10 @@ def object_errors(
     return error.sum(dim=(1, 2)) / weight.sum(dim=(1, 2))
 
 
-def image_errors(painted: Float[Tensor, "b 3 t t"], images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+def image_errors(rendered: Float[Tensor, "b 3 t t"], images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """Mean squared error of each painted image, at :data:`IMAGE_SIDE` pixels."""
     target = resize(images, IMAGE_SIDE)
-    return ((resize(painted.float(), IMAGE_SIDE) - target) ** 2).mean(dim=(1, 2, 3))
+    return ((resize(rendered.float(), IMAGE_SIDE) - target) ** 2).mean(dim=(1, 2, 3))
 
 
 def resize(images: Float[Tensor, "m 3 h w"], side: int) -> Float[Tensor, "m 3 side side"]:

@@ -71,7 +71,7 @@ def predict(
     found = find_images(images, out)
     require_free(out)
     network = _load(model).to(choose_device(device))
-    settings = {"model": _identity(network), "present": present, "version": VERSION}
+    settings = {"model": _fingerprint(network), "present": present, "version": VERSION}
     earlier = 0
     with locked(out, "inferring"):
         claim(out, "infer")
@@ -107,7 +107,7 @@ def _load(path: Path | None) -> SSDIR | Baseline:
     return network
 
 
-def _identity(network: SSDIR | Baseline) -> str:
+def _fingerprint(network: SSDIR | Baseline) -> str:
     """A hash of a model: its weights, its settings and the names of its classes."""
     if isinstance(network, SSDIR):
         described = {"detector": to_dict(network.detector.config), "model": to_dict(network.config)}
@@ -178,10 +178,10 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
         rows.append(record)
     draw_boxes(pixels, corners, names).save(folder / "overlay.png")
     if isinstance(network, Baseline) and network.has_background:
-        painted = network.reconstruct(pixels)[0]
+        rendered = network.reconstruct(pixels)[0]
     else:
-        painted = network.render(objects, network.image_size)[0]
-    to_picture(painted).save(folder / "reconstruction.png")
+        rendered = network.render(objects, network.image_size)[0]
+    to_picture(rendered).save(folder / "reconstruction.png")
     write_json(folder / "objects.json", {"width": width, "height": height, "objects": rows})
 
 

@@ -125,12 +125,12 @@ class Objects:
     """Decoded opacity in [0, 1] (models that have one)."""
     labels: Int[Tensor, " m"] | None = None
     """The likeliest class 0..C-1, of a model whose detector tells classes."""
-    _painted: tuple[Tensor | None, Tensor | None, Tensor | None] | None = field(default=None, kw_only=True)
+    _rendered: tuple[Tensor | None, Tensor | None, Tensor | None] | None = field(default=None, kw_only=True)
     """``what``, and the patches and alpha that belong to it; ``dataclasses.replace`` hands it on."""
 
     def __post_init__(self) -> None:
-        if self._painted is not None and self._painted[0] is not self.what:
-            for name, old in zip(("patches", "alpha"), self._painted[1:], strict=True):
+        if self._rendered is not None and self._rendered[0] is not self.what:
+            for name, old in zip(("patches", "alpha"), self._rendered[1:], strict=True):
                 if getattr(self, name) is old:
                     object.__setattr__(self, name, None)
         object.__setattr__(self, "_painted", (self.what, self.patches, self.alpha))
@@ -283,7 +283,7 @@ class Objects:
             DataError: a value is NaN or infinite.
         """
         kept = self if patches else dataclasses.replace(self, patches=None, alpha=None)
-        kept._require_sound("these objects cannot be written")
+        kept._require_valid("these objects cannot be written")
         sizes = {"n_images": self.n_images}
         if kept.what is not None:
             sizes["z_what_size"] = kept.what.shape[1]
@@ -330,7 +330,7 @@ class Objects:
                 ours = load_metadata(path).get("kind") == _KIND
             if not ours:
                 raise DataError(f"{path} exists and holds no objects that were saved; move it")
-        self._require_sound(f"{path} is not written")
+        self._require_valid(f"{path} is not written")
         save_tensors(path, self._parts(), {"kind": _KIND, "n_images": str(self.n_images)})
 
     @classmethod
@@ -355,10 +355,10 @@ class Objects:
             objects = cls(**{"what": None, "depth": None, **parts}, n_images=n_images)  # type: ignore[arg-type]
         except (ObjectsError, TypeError) as error:
             raise DataError(f"{blame}: {error}") from error
-        objects._require_sound(blame)
+        objects._require_valid(blame)
         return objects
 
-    def _require_sound(self, blame: str) -> None:
+    def _require_valid(self, blame: str) -> None:
         """Raise :class:`DataError` where a value is not finite or an object lies in no image."""
         for name, part in self._parts().items():
             if not part.isfinite().all():

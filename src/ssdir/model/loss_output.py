@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Terms(NamedTuple):
+class LossOutput(NamedTuple):
     """What a model says of a batch."""
 
     losses: dict[str, Float[Tensor, ""]]
     """Unweighted loss terms."""
-    health: dict[str, Any]
+    diagnostics: dict[str, Any]
     """Scalars (tensors or numbers) that tell a healthy run from a sick one; columns ``health/...``."""

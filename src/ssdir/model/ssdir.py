@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssdir.boxes import cxcywh_to_xyxy, nms
 from ssdir.config import DetectorConfig, ModelConfig, to_dict
 from ssdir.data.batch import Answer
-from ssdir.detector.backbone import laid_out
+from ssdir.detector.backbone import to_channels_last
 from ssdir.detector.ssd import Detector, DetectorOutput
 from ssdir.model import pretrained
 from ssdir.model.decoder import WhatDecoder
@@ -236,7 +236,7 @@ class SSDIR(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                latents = self.encode(laid_out(prepare(images, self.detector.mean, self.image_size)))
+                latents = self.encode(to_channels_last(prepare(images, self.detector.mean, self.image_size)))
                 objects = self.select(latents, present_threshold, nms_iou, max_objects)
                 if patches:
                     assert objects.what is not None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssdir.common.errors import ConfigError
-from ssdir.config import SSDIRRun, from_dict, perhaps, to_dict
+from ssdir.config import SSDIRRun, did_you_mean, from_dict, to_dict
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -123,7 +123,7 @@ def make_space(run: SSDIRRun, changes: Sequence[str] = ()) -> dict[str, Between 
     for change in changes:
         name, equals, text = change.partition("=")
         if name not in settings:
-            raise ConfigError(f"--space {change}: there is no setting {name!r}{perhaps(name, settings)}")
+            raise ConfigError(f"--space {change}: there is no setting {name!r}{did_you_mean(name, settings)}")
         if not equals or not text:
             raise ConfigError(
                 f"--space {change}: give NAME=LOW:HIGH, NAME=log:LOW:HIGH, NAME=A,B,C or NAME=off"

@@ -33,7 +33,7 @@ from ssdir.common.storage import (
 )
 from ssdir.config import TrainingConfig
 from ssdir.model.pretrained import fill, require_finite
-from ssdir.training.metrics import Window
+from ssdir.training.metrics import MetricAccumulator
 from ssdir.training.optim import MovingAverage
 from ssdir.training.run_folder import RUN, checkpoints
 from ssdir.training.tasks.base import Task
@@ -211,7 +211,7 @@ class RunState:
         task: Task,
         optimizer: Any,
         average: MovingAverage,
-        window: Window,
+        window: MetricAccumulator,
         settings: TrainingConfig,
         description: Mapping[str, Any],
     ) -> None:

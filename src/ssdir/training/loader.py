@@ -76,7 +76,7 @@ def describe_images(images: Images, validation: Images | None) -> dict[str, Any]
         described["folder"] = str(images.folder.resolve())
         described["fingerprint"] = dataset_fingerprint(images.folder)
     else:
-        described["stream"] = images.identity()
+        described["stream"] = images.fingerprint()
         for item in files:
             described["validation"] = str(item.folder.resolve())
             described["fingerprint"] = annotations_digest(item.folder, "val")
@@ -85,7 +85,7 @@ def describe_images(images: Images, validation: Images | None) -> dict[str, Any]
     return described | {"images": len(images), "categories": list(images.categories)}
 
 
-class Feed:
+class Loader:
     """The micro-batches of a step: this process's share of the images, on its device.
 
     Beside an accelerator the next step's images are read by a thread while this one computes; on the CPU they
@@ -168,7 +168,7 @@ class Feed:
             return batch
         return replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
 
-    def __enter__(self) -> Feed:
+    def __enter__(self) -> Loader:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -30,11 +30,11 @@ from ssdir.config import AugmentationConfig, DetectorRun, TrainingConfig, to_dic
 from ssdir.data.cache import CachedDataset
 from ssdir.data.mnist.streaming import Images, StreamedScenes
 from ssdir.detector.feature_cache import CacheSettings, FeatureCache, require_memory
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.training.checkpoint import RunState
 from ssdir.training.health import Row
-from ssdir.training.loader import Feed, describe_images, open_images
-from ssdir.training.metrics import Clock, FiniteGuard, Window
+from ssdir.training.loader import Loader, describe_images, open_images
+from ssdir.training.metrics import Clock, FiniteGuard, MetricAccumulator
 from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.training.run_folder import check_run, remove_leftovers
 from ssdir.training.tasks.base import Task
@@ -154,7 +154,7 @@ def _train(
         task, make_optimizer(task.model, settings, place, task.optimizer_groups())
     )
     average = MovingAverage(task.model, settings.ema_decay)
-    window = Window()
+    window = MetricAccumulator()
     run = RunState(out, task, optimizer, average, window, settings, description)
     start = run.load(checkpoint) if checkpoint is not None else 0
     source = images if cache is None else _with_answers(task, images, accelerator, cache)
@@ -163,7 +163,7 @@ def _train(
 
     console = console or Console()
     with (
-        Feed(source, settings, accelerator, augmentation) as feed,
+        Loader(source, settings, accelerator, augmentation) as loader,
         Recorder(
             out,
             settings.steps,
@@ -184,9 +184,9 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group["lr_scale"]
 
-            micro_terms: list[Terms] = []
+            micro_terms: list[LossOutput] = []
             image_ids: list[int] = []
-            for micro, batch in enumerate(feed.micro_batches(step)):
+            for micro, batch in enumerate(loader.micro_batches(step)):
                 noise = generator_of(settings.seed, step, accelerator.process_index, micro, device=place)
                 with accelerator.accumulate(network):
                     terms = network(batch, noise, step)
@@ -302,7 +302,7 @@ def _cache_settings(
     """
     if settings.feature_cache == "off":
         return None
-    frozen = task.frozen()
+    frozen = task.cached_detector()
     if frozen is None:
         raise ConfigError(
             f"training.feature_cache {settings.feature_cache} keeps what a frozen detector says, and in training a "
@@ -328,7 +328,7 @@ def _cache_settings(
 
 def _with_answers(task: Task, images: Images, accelerator: Accelerator, cache: CacheSettings) -> FeatureCache:
     """The images with what the detector says of them; the first process of a machine writes it to the disk for all."""
-    frozen = task.frozen()
+    frozen = task.cached_detector()
     assert frozen is not None and isinstance(images, CachedDataset)  # _cache_settings refuses all else
     if cache.place == "memory":
         return FeatureCache(images, frozen[0], cache)
@@ -342,7 +342,7 @@ def _describe(task: Task, run_config: Any, images: Images, validation: Images | 
         "kind": task.kind,
         "version": VERSION,
         "config": to_dict(run_config),
-        **task.identity(),
+        **task.fingerprint(),
         "data": describe_images(images, validation),
     }
 
@@ -437,12 +437,12 @@ def _validate(
     with average.applied(), torch.no_grad():
         if validation is not None:
             values = task.validate(validation, settings.validation_images)
-        picture = task.picture(validation if validation is not None else images)
+        picture = task.visualize(validation if validation is not None else images)
     task.train()
     path = out / "pictures" / f"step_{done:06d}.png"
     with atomic_open(path) as file:
         picture.save(file, "PNG")
-    recorder.picture(done, path)
+    recorder.log_image(done, path)
     if values:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         recorder.display.say(f"validation at step {done}: {shown}")

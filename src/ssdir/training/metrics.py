@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ssdir.common.errors import TrainingError
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.training.run_folder import checkpoints
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Window:
+class MetricAccumulator:
     """Sums of the logged values since the last line of metrics, kept on the device.
 
     Attributes:
@@ -34,14 +34,14 @@ class Window:
         self.sums: Tensor | None = None
         self.count = 0
 
-    def add(self, micro_terms: Sequence[Terms], grad_norm: Tensor) -> dict[str, Tensor]:
+    def add(self, micro_terms: Sequence[LossOutput], grad_norm: Tensor) -> dict[str, Tensor]:
         """Add a step's values (means over its micro-batches); returns them by name."""
         device = grad_norm.device
         names: list[str] = []
         total: Tensor | None = None
         for terms in micro_terms:
             named = {f"loss/{name}": value for name, value in terms.losses.items()}
-            named |= {f"health/{name}": value for name, value in terms.health.items()}
+            named |= {f"health/{name}": value for name, value in terms.diagnostics.items()}
             names = list(named)
             vector = torch.stack(
                 [

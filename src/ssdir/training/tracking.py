@@ -209,7 +209,7 @@ class Tracker(Protocol):
     """Somewhere else that a run's numbers and pictures go."""
 
     def log(self, step: int, row: Row) -> None: ...
-    def picture(self, step: int, path: Path) -> None: ...
+    def log_image(self, step: int, path: Path) -> None: ...
     def close(self) -> None: ...
 
 
@@ -228,7 +228,7 @@ class TensorBoard:
             if name != "step":
                 self._writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, path: Path) -> None:
+    def log_image(self, step: int, path: Path) -> None:
         import numpy as np
         from PIL import Image
 
@@ -263,7 +263,7 @@ class WandB:
     def log(self, step: int, row: Row) -> None:
         self._run.log({name: value for name, value in row.items() if name != "step"}, step=step)
 
-    def picture(self, step: int, path: Path) -> None:
+    def log_image(self, step: int, path: Path) -> None:
         self._run.log({"picture": self._wandb.Image(str(path))}, step=step)
 
     def close(self) -> None:
@@ -340,9 +340,9 @@ class Recorder:
             tracker.log(done, row)
         self.display.row(done, row, seconds_left, *health(self.metrics.rows, self.weights))
 
-    def picture(self, step: int, path: Path) -> None:
+    def log_image(self, step: int, path: Path) -> None:
         for tracker in self.trackers:
-            tracker.picture(step, path)
+            tracker.log_image(step, path)
 
     def sync(self) -> None:
         """Bring the lines of metrics to the disk."""

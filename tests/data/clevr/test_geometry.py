@@ -20,8 +20,8 @@ from ssdir.data.clevr.geometry import (
     fit_cameras,
     outline_boxes,
     outlines,
-    paint,
     project,
+    rasterize,
 )
 from ssdir.data.clevr.scenes import parse_scene
 
@@ -238,15 +238,15 @@ def test_a_pixel_is_inside_if_the_ray_through_its_centre_meets_the_solid(
     """The last place is at the image's lower border, which cuts the solid."""
     solid = body(kind, centre, 0.7, yaw=0.5)
     points = outlines(solid, CAMERA, WIDTH, HEIGHT)
-    painted = paint(points, np.ones(1), WIDTH, HEIGHT)
+    rendered = rasterize(points, np.ones(1), WIDTH, HEIGHT)
     truth = inside(kind, solid)
     assert truth.sum() > 800
     # The outline's 256 points leave out slivers of a hundredth of a pixel.
-    assert (truth != (painted.ids == 1)).sum() <= 3 and not (painted.ids[~truth] == 1).any()
-    assert painted.visible[0] == painted.amodal[0] == (painted.ids == 1).sum()
+    assert (truth != (rendered.ids == 1)).sum() <= 3 and not (rendered.ids[~truth] == 1).any()
+    assert rendered.visible[0] == rendered.amodal[0] == (rendered.ids == 1).sum()
     columns, rows = np.flatnonzero(truth.any(0)), np.flatnonzero(truth.any(1))
     np.testing.assert_allclose(
-        painted.visible_boxes[0], [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], atol=1
+        rendered.visible_boxes[0], [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], atol=1
     )
 
 
@@ -256,32 +256,32 @@ def test_near_solids_hide_far_ones() -> None:
     far, near = CAMERA - 12 * back, CAMERA - 8 * back
     solids = Solids(np.stack([far, near]), np.zeros(2), *np.zeros((3, 2)), np.array([1.4, 0.7]))
     points = outlines(solids, CAMERA, WIDTH, HEIGHT)
-    painted = paint(points, np.array([12.0, 8.0]), WIDTH, HEIGHT)
-    assert painted.ids[160, 240] == 2 and painted.amodal[0] > painted.amodal[1]
-    assert painted.visible.tolist() == [painted.amodal[0] - painted.amodal[1], painted.amodal[1]]
+    rendered = rasterize(points, np.array([12.0, 8.0]), WIDTH, HEIGHT)
+    assert rendered.ids[160, 240] == 2 and rendered.amodal[0] > rendered.amodal[1]
+    assert rendered.visible.tolist() == [rendered.amodal[0] - rendered.amodal[1], rendered.amodal[1]]
     np.testing.assert_allclose(
-        painted.amodal / np.pi, (FOCAL * np.tan(np.arcsin([1.4 / 12, 0.7 / 8]))) ** 2, rtol=2e-3
+        rendered.amodal / np.pi, (FOCAL * np.tan(np.arcsin([1.4 / 12, 0.7 / 8]))) ** 2, rtol=2e-3
     )
-    hidden = paint(points, np.array([8.0, 12.0]), WIDTH, HEIGHT)
+    hidden = rasterize(points, np.array([8.0, 12.0]), WIDTH, HEIGHT)
     assert hidden.visible[1] == 0 and hidden.visible_boxes[1].tolist() == [0, 0, 0, 0]
-    assert hidden.visible[0] == hidden.amodal[0] and hidden.amodal[1] == painted.amodal[1]
+    assert hidden.visible[0] == hidden.amodal[0] and hidden.amodal[1] == rendered.amodal[1]
 
 
 def test_solids_outside_the_image_and_none_at_all() -> None:
     solids = body("sphere", (6.0, 7.0, 0.7), 0.7)
     points = outlines(solids, CAMERA, WIDTH, HEIGHT)
     assert outline_boxes(points)[0, 0] > WIDTH
-    away = paint(points, np.ones(1), WIDTH, HEIGHT)
+    away = rasterize(points, np.ones(1), WIDTH, HEIGHT)
     assert not away.ids.any() and away.visible[0] == away.amodal[0] == 0
     nothing = Solids(*(getattr(solids, name)[:0] for name in Solids.__dataclass_fields__))
-    painted = paint(outlines(nothing, CAMERA, WIDTH, HEIGHT), np.zeros(0), WIDTH, HEIGHT)
-    assert painted.ids.shape == (HEIGHT, WIDTH) and not painted.ids.any()
-    assert painted.visible.shape == (0,) and painted.visible_boxes.shape == (0, 4)
+    rendered = rasterize(outlines(nothing, CAMERA, WIDTH, HEIGHT), np.zeros(0), WIDTH, HEIGHT)
+    assert rendered.ids.shape == (HEIGHT, WIDTH) and not rendered.ids.any()
+    assert rendered.visible.shape == (0,) and rendered.visible_boxes.shape == (0, 4)
 
 
 def test_a_mask_of_bytes_holds_255_solids() -> None:
     with pytest.raises(ValueError, match="256 objects"):
-        paint(np.zeros((256, 8, 2)), np.ones(256), WIDTH, HEIGHT)
+        rasterize(np.zeros((256, 8, 2)), np.ones(256), WIDTH, HEIGHT)
 
 
 def against_the_oracle(root: Path, oracle: Path) -> dict[str, float]:
@@ -309,12 +309,12 @@ def against_the_oracle(root: Path, oracle: Path) -> dict[str, float]:
         common = (high - low).prod(1)
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (theirs[:, 2:] - theirs[:, :2]).prod(1)
         overlaps += (common / (areas - common)).tolist()
-        painted = paint(points, np.linalg.norm(scene.coords_3d - camera, axis=1), WIDTH, HEIGHT)
+        rendered = rasterize(points, np.linalg.norm(scene.coords_3d - camera, axis=1), WIDTH, HEIGHT)
         pixels = np.array(fact["visible_px"])
         allowed = np.maximum(0.03 * pixels, 10)
-        worst["pixels"] = max(worst["pixels"], float((np.abs(painted.visible - pixels) / allowed).max()))
+        worst["pixels"] = max(worst["pixels"], float((np.abs(rendered.visible - pixels) / allowed).max()))
         mask = np.asarray(Image.open(oracle / "masks" / scene.image_filename))
-        worst["mask"] = max(worst["mask"], float((mask != painted.ids).mean()))
+        worst["mask"] = max(worst["mask"], float((mask != rendered.ids).mean()))
     return {**worst, "iou": float(np.mean(overlaps))}
 
 

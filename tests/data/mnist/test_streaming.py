@@ -128,11 +128,11 @@ def test_empty_batches_and_scenes() -> None:
 
 
 def test_identity_tells_what_decides_the_scenes() -> None:
-    identity = StreamedScenes(SMALL, 64).identity()
-    assert identity == StreamedScenes(SMALL, 128, split="val").identity()
-    assert identity["scenes"]["grids"][0] == [2, 2]
-    assert identity["digits"]["train"] == load_digits()[0].checksum()
-    assert identity != StreamedScenes(dataclasses.replace(SMALL, seed=2)).identity()
+    fingerprint = StreamedScenes(SMALL, 64).fingerprint()
+    assert fingerprint == StreamedScenes(SMALL, 128, split="val").fingerprint()
+    assert fingerprint["scenes"]["grids"][0] == [2, 2]
+    assert fingerprint["digits"]["train"] == load_digits()[0].checksum()
+    assert fingerprint != StreamedScenes(dataclasses.replace(SMALL, seed=2)).fingerprint()
 
 
 def test_patches_equal_bicubic_interpolation_with_antialiasing() -> None:

@@ -19,7 +19,7 @@ class Mixed(NamedTuple):
     """Softmax of the logits over the slots; carries no gradient of its own."""
 
 
-def mix(painted: Float[Tensor, "b k layers p"]) -> Mixed:
+def mix(rendered: Float[Tensor, "b k layers p"]) -> Mixed:
     """Mix the slots' colours in every pixel.
 
     Saves two thirds of the time that plain automatic differentiation takes on a CPU: the gradient of colours and
@@ -32,7 +32,7 @@ def mix(painted: Float[Tensor, "b k layers p"]) -> Mixed:
     >>> mix(torch.stack([red, blue])[None, :, :, None]).colours[0, :, 0]
     tensor([0.5000, 0.5000])
     """
-    return Mixed(*_Mix.apply(painted))
+    return Mixed(*_Mix.apply(rendered))
 
 
 class _Mix(torch.autograd.Function):
@@ -40,23 +40,23 @@ class _Mix(torch.autograd.Function):
     m_k g (v_k - y)."""
 
     @staticmethod
-    def forward(ctx: Any, painted: Tensor) -> tuple[Tensor, Tensor]:
-        masks = painted[:, :, -1].softmax(1)
-        colours = painted[:, 0, :-1] * masks[:, 0, None]
-        for slot in range(1, painted.shape[1]):
-            colours.addcmul_(painted[:, slot, :-1], masks[:, slot, None])
-        ctx.save_for_backward(painted, masks, colours)
+    def forward(ctx: Any, rendered: Tensor) -> tuple[Tensor, Tensor]:
+        masks = rendered[:, :, -1].softmax(1)
+        colours = rendered[:, 0, :-1] * masks[:, 0, None]
+        for slot in range(1, rendered.shape[1]):
+            colours.addcmul_(rendered[:, slot, :-1], masks[:, slot, None])
+        ctx.save_for_backward(rendered, masks, colours)
         ctx.mark_non_differentiable(masks)
         return colours, masks
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> Tensor:
-        painted, masks, colours = ctx.saved_tensors
-        gradient = torch.empty_like(painted)
+        rendered, masks, colours = ctx.saved_tensors
+        gradient = torch.empty_like(rendered)
         mean = (grad_output * colours).sum(1)
-        for slot in range(painted.shape[1]):
+        for slot in range(rendered.shape[1]):
             torch.mul(grad_output, masks[:, slot, None], out=gradient[:, slot, :-1])
-            along = (grad_output * painted[:, slot, :-1]).sum(1)
+            along = (grad_output * rendered[:, slot, :-1]).sum(1)
             torch.mul(along.sub_(mean), masks[:, slot], out=gradient[:, slot, -1])
         return gradient

@@ -17,7 +17,7 @@ from ssdir.baselines.spair.background import resized
 from ssdir.config.slot_attention import SlotAttentionConfig
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.rendering.render import crop, paste
 
 _FAINT = 1e-6
@@ -59,20 +59,20 @@ class SlotAttentionAutoencoder(Baseline):
 
     def forward(
         self, images: Float[Tensor, "b 3 s s"], generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         """The mean squared error of the image (of pixels in [0, 1]: a quarter of the paper's, whose images lie in
         [-1, 1]; Adam's steps do not depend on such a factor). Nothing changes with ``step``."""
         shape = (len(images), *self.evaluation_noise.shape)
         noise = torch.randn(shape, generator=generator, device=generator.device).to(images.device)
-        painted, masks = self.decoder.images(self.decoder(self.slots(images, noise)))
+        rendered, masks = self.decoder.images(self.decoder(self.slots(images, noise)))
         with torch.autocast(images.device.type, enabled=False):
-            error = functional.mse_loss(painted, wide(images))
+            error = functional.mse_loss(rendered, wide(images))
         area = areas(winners(masks), self.config.n_slots)
         health = {
             "present_per_image": are_objects(area, self.config.min_area).sum() / len(images),
             "background_area": area.amax(1).mean(),
         }
-        return Terms({"image": error}, health)
+        return LossOutput({"image": error}, health)
 
     def slots(
         self, images: Float[Tensor, "b 3 s s"], noise: Float[Tensor, "b k d"] | None = None
@@ -111,16 +111,16 @@ class SlotAttentionAutoencoder(Baseline):
     def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
         """The sum of what all slots paint, the background's included."""
         with self.evaluating():
-            painted, _ = self.decoder.images(self.decoder(self.slots(self.prepared(images))))
-            return resized(painted.clamp(0, 1), self.image_size if size is None else size)
+            rendered, _ = self.decoder.images(self.decoder(self.slots(self.prepared(images))))
+            return resized(rendered.clamp(0, 1), self.image_size if size is None else size)
 
     def background(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
         """The colour that the background's slot paints, also where objects lie before it."""
         with self.evaluating():
             decoded = self.decoder.apart(self.decoder(self.slots(self.prepared(images))))
             each = torch.arange(len(decoded.masks), device=decoded.masks.device)
-            painted = decoded.rgb[each, regions(decoded.masks).background]
-            return resized(painted.clamp(0, 1), self.image_size if size is None else size)
+            rendered = decoded.rgb[each, regions(decoded.masks).background]
+            return resized(rendered.clamp(0, 1), self.image_size if size is None else size)
 
     def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
         """The sum of the objects' patches, each times its alpha, on black.
@@ -134,8 +134,8 @@ class SlotAttentionAutoencoder(Baseline):
                 "of its image; ask infer for patches"
             )
         shown = objects.patches * objects.alpha
-        painted = paste(shown, objects.boxes, objects.image_index, objects.n_images, size)
-        return painted.clamp(0, 1)
+        rendered = paste(shown, objects.boxes, objects.image_index, objects.n_images, size)
+        return rendered.clamp(0, 1)
 
 
 def _images_of(slots: Float[Tensor, "b k d"]) -> Int[Tensor, " m"]:

@@ -35,7 +35,7 @@ class Decoded(NamedTuple):
     """Their shares of each pixel; sum to 1 over the slots."""
 
     @property
-    def painted(self) -> Float[Tensor, "b k 3 s s"]:
+    def rendered(self) -> Float[Tensor, "b k 3 s s"]:
         """What each slot adds to the image."""
         return self.rgb * self.masks[:, :, None]
 
@@ -158,19 +158,19 @@ class Decoder(nn.Module):
         """Colours in [-1, 1], as in the paper, and the logit of the mask, for q pixels at each position."""
         rows = slots.flatten(0, 1)
         grids = self.position(rows[:, :, None, None].expand(-1, -1, self.side, self.side))
-        painted: Tensor = self.layers(grids)
-        return wide(painted).view(*slots.shape[:2], 4, self.block**2, *painted.shape[2:])
+        rendered: Tensor = self.layers(grids)
+        return wide(rendered).view(*slots.shape[:2], 4, self.block**2, *rendered.shape[2:])
 
-    def images(self, painted: Float[Tensor, "b k 4 q h w"]) -> tuple[Tensor, Tensor]:
+    def images(self, rendered: Float[Tensor, "b k 4 q h w"]) -> tuple[Tensor, Tensor]:
         """The images in [0, 1] (but not limited to it) that the slots make together, "b 3 s s", and the masks of
         :func:`~ssdir.baselines.slot_attention.mixture.mix`, "b k p", pixels in no particular order."""
-        mixed = mix(painted.flatten(3))
-        colours = mixed.colours.view(len(painted), 3 * painted.shape[3], *painted.shape[4:])
+        mixed = mix(rendered.flatten(3))
+        colours = mixed.colours.view(len(rendered), 3 * rendered.shape[3], *rendered.shape[4:])
         return (functional.pixel_shuffle(colours, self.block) + 1) / 2, mixed.masks
 
-    def apart(self, painted: Float[Tensor, "b k 4 q h w"]) -> Decoded:
+    def apart(self, rendered: Float[Tensor, "b k 4 q h w"]) -> Decoded:
         """What each slot paints, and its mask."""
-        layers = functional.pixel_shuffle(painted.flatten(2, 3), self.block)
+        layers = functional.pixel_shuffle(rendered.flatten(2, 3), self.block)
         # Masks sum to 1, so that colours may be mapped to [0, 1] one by one.
         return Decoded((layers[:, :, :3] + 1) / 2, layers[:, :, 3].softmax(1))
 

@@ -72,8 +72,8 @@ class Background(nn.Module):
         mean, std = _normal(self.posterior(self.encoder(seen)))
         divergence = divergence + normal_kl(mean, std, *self._prior(z_masks)).sum() / b
         component = mean if generator is None else normal_sample(mean, std, generator)
-        painted = self.decoder(component).float().sigmoid()
-        return Layers(painted.view(b, self.k, 3, side, side), masks, divergence)
+        rendered = self.decoder(component).float().sigmoid()
+        return Layers(rendered.view(b, self.k, 3, side, side), masks, divergence)
 
     def _prior(self, z_masks: Float[Tensor, "bk d"] | None) -> tuple[Tensor | float, Tensor | float]:
         """Mean and standard deviation of z_c a priori."""

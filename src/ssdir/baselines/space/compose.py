@@ -25,7 +25,7 @@ FRAME_VALUE = 1000 / FRAME_SIDE**2
 _BOUNDARY_STD = 0.7
 
 
-class Painted(NamedTuple):
+class Composed(NamedTuple):
     """The foreground of a batch of images."""
 
     mean: Float[Tensor, "b 3 s s"]
@@ -44,7 +44,7 @@ def compose(
     n_images: int,
     size: int,
     n_cells: int,
-) -> Painted:
+) -> Composed:
     """Objects to images, exactly as SPACE does, its quirks included.
 
     With a_n the opacity times presence and y_n = a_n times colour, both warped into the boxes, the weights W_n of a
@@ -65,7 +65,7 @@ def compose(
     nearness = SHARPNESS * (-depth).sigmoid().to(values.dtype)
     merged = _Merge.apply(values, nearness, objects, pixels, n_images * size * size, n_cells)
     planes = merged.view(4, n_images, size, size).transpose(0, 1)
-    return Painted(planes[:, :3], planes[:, 3:])
+    return Composed(planes[:, :3], planes[:, 3:])
 
 
 class _Merge(torch.autograd.Function):

@@ -96,8 +96,8 @@ class Foreground(nn.Module):
         side = self.config.glimpse_size
         if len(what) == 0:
             return what.new_zeros(0, 3, side, side), what.new_zeros(0, 1, side, side)
-        painted = self.decoder(what).float().sigmoid()
-        return painted[:, :3], painted[:, 3:]
+        rendered = self.decoder(what).float().sigmoid()
+        return rendered[:, :3], rendered[:, 3:]
 
     def _heads(self, images: Float[Tensor, "b 3 s s"]) -> _Heads:
         found = self.heads(self.encoder(images)).float().flatten(2).transpose(1, 2)

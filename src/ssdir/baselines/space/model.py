@@ -17,13 +17,13 @@ from ssdir.baselines.mixture import (
     two_layers_log_likelihood,
 )
 from ssdir.baselines.space.background import Background, Layers
-from ssdir.baselines.space.compose import Painted, boundary_loss, compose, frame_map
+from ssdir.baselines.space.compose import Composed, boundary_loss, compose, frame_map
 from ssdir.baselines.space.foreground import Cells, Foreground, image_of_cell
 from ssdir.config.space import SpaceConfig
 from ssdir.config.space_schedule import Annealed
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 
 FOREGROUND_TERMS = ("presence", "where", "depth", "what", "boundary")
 """Loss terms that concern the foreground alone."""
@@ -53,7 +53,7 @@ class SPACE(Baseline):
 
     def forward(
         self, images: Float[Tensor, "b 3 s s"], generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         """The negative log-likelihood (``image``), the divergences of all latents, and the boundary loss.
 
         ``background`` holds the divergences of all of the background's latents, ``where`` those of sides and centres.
@@ -65,29 +65,29 @@ class SPACE(Baseline):
         if now.background_only:
             return self._background_terms(behind, layers)
         cells, losses = self.foreground.sample(images, now, generator)
-        painted = self._paint(cells, images.shape[-1])
+        rendered = self._render(cells, images.shape[-1])
         losses = {
-            "image": self._surprise(images, painted, behind, now),
+            "image": self._surprise(images, rendered, behind, now),
             "background": layers.divergence,
             **losses,
-            "boundary": self._boundary(cells, painted, now),
+            "boundary": self._boundary(cells, rendered, now),
         }
         with torch.no_grad():
             health = {
                 "present_per_image": (cells.probability > 0.5).sum() / len(images),
-                "alpha": painted.alpha.mean(),
+                "alpha": rendered.alpha.mean(),
             }
-        return Terms(losses, health)
+        return LossOutput(losses, health)
 
-    def _background_terms(self, behind: Float[Tensor, "b 3 s s"], layers: Layers) -> Terms:
+    def _background_terms(self, behind: Float[Tensor, "b 3 s s"], layers: Layers) -> LossOutput:
         """The loss while the background learns alone; the foreground's parameters get zero gradients, so that all
         processes of a distributed run have one for each."""
         still = sum((item.flatten()[0] * 0 for item in self.foreground.parameters()), behind.new_zeros(()))
         losses = {"image": -behind.sum() / len(behind), "background": layers.divergence}
         losses |= dict.fromkeys(FOREGROUND_TERMS, still)
-        return Terms(losses, {"present_per_image": 0.0, "alpha": 0.0})
+        return LossOutput(losses, {"present_per_image": 0.0, "alpha": 0.0})
 
-    def _paint(self, cells: Cells, size: int) -> Painted:
+    def _render(self, cells: Cells, size: int) -> Composed:
         """The foreground of all cells."""
         b, n = cells.present.shape
         rgb, alpha = self.foreground.decode(cells.what.flatten(0, 1))
@@ -106,27 +106,27 @@ class SPACE(Baseline):
     def _surprise(
         self,
         images: Float[Tensor, "b 3 s s"],
-        painted: Painted,
+        rendered: Composed,
         behind: Float[Tensor, "b 3 s s"],
         now: Annealed,
     ) -> Float[Tensor, ""]:
         """-log p(x), in nats: sum over pixels and channels, mean over images."""
         with torch.autocast(images.device.type, enabled=False):
-            front = normal_log_density(images.float(), painted.mean, self.config.sigma_fg)
-            alpha = painted.alpha
+            front = normal_log_density(images.float(), rendered.mean, self.config.sigma_fg)
+            alpha = rendered.alpha
             if now.fixed_alpha is not None:
                 alpha = torch.full_like(alpha, now.fixed_alpha)
             return -two_layers_log_likelihood(front, behind, alpha).sum() / len(images)
 
-    def _boundary(self, cells: Cells, painted: Painted, now: Annealed) -> Float[Tensor, ""]:
+    def _boundary(self, cells: Cells, rendered: Composed, now: Annealed) -> Float[Tensor, ""]:
         if not now.boundary:
-            return painted.alpha.new_zeros(())
+            return rendered.alpha.new_zeros(())
         b, n = cells.present.shape
         index = image_of_cell(b, n, cells.boxes)
         frames = frame_map(
-            cells.present.flatten(), cells.boxes.flatten(0, 1), index, b, painted.alpha.shape[-1]
+            cells.present.flatten(), cells.boxes.flatten(0, 1), index, b, rendered.alpha.shape[-1]
         )
-        return boundary_loss(frames, painted.alpha)
+        return boundary_loss(frames, rendered.alpha)
 
     def every_object(self, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
         """All cells: means, probabilities of presence, and -z_depth, so that bigger is nearer."""
@@ -153,9 +153,9 @@ class SPACE(Baseline):
         with self.evaluating():
             prepared = self.prepared(images)
             side = self.config.image_size if size is None else size
-            painted = self._paint(self.foreground.means(prepared), side)
+            rendered = self._render(self.foreground.means(prepared), side)
             back = _resized(self.back(prepared, None).mean, side)
-            return painted.alpha * painted.mean + (1 - painted.alpha) * back
+            return rendered.alpha * rendered.mean + (1 - rendered.alpha) * back
 
     def background(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
         """The mixture of the components' means."""
@@ -175,7 +175,7 @@ class SPACE(Baseline):
         if objects.patches is None or objects.alpha is None:
             objects = self.with_patches(objects)
         assert objects.patches is not None and objects.alpha is not None and objects.depth is not None
-        painted = compose(
+        rendered = compose(
             objects.patches,
             objects.alpha,
             objects.present,
@@ -186,7 +186,7 @@ class SPACE(Baseline):
             size,
             self.config.n_cells,
         )
-        return painted.alpha * painted.mean
+        return rendered.alpha * rendered.mean
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The foreground by RMSprop (or AdamW) at its share of the learning rate, the background by AdamW."""

@@ -147,7 +147,7 @@ class CellNetworks(nn.Module):
         image_index: Int[Tensor, " m"],
         origins: Float[Tensor, "m 4"],
         noise: Noise | None,
-        wheels: bool,
+        freeze_where: bool,
     ) -> tuple[CellPosterior, Float[Tensor, "m e"]]:
         """Infer cells that do not see each other.
 
@@ -167,7 +167,7 @@ class CellNetworks(nn.Module):
         normal = (None, None, None) if noise is None else noise.normal.split([4, d, 1], 1)
 
         parameters, handed = self.where(of_where).split([8, passed], 1)
-        where, where_mean, where_std = _normal(parameters, normal[0], wheels)
+        where, where_mean, where_std = _normal(parameters, normal[0], freeze_where)
         local = self.local_shift + clipped_sigmoid(where) * self.local_scale
         boxes = origins + local * self.box_scale
         boxes = boxes + (self.smallest - boxes).relu().detach()  # the gradient passes below the floor too
@@ -178,11 +178,11 @@ class CellNetworks(nn.Module):
         what, what_mean, what_std = _normal(parameters, normal[1], False)
 
         parameters, handed = self.depth(of_depth, handed, local, what).split([2, passed], 1)
-        depth, depth_mean, depth_std = _normal(parameters, normal[2], wheels)
+        depth, depth_mean, depth_std = _normal(parameters, normal[2], freeze_where)
         depth = clipped_sigmoid(depth)
 
         logits = wide(self.present(of_present, handed, local, what, depth))
-        logits = _ClampedLogits.apply(logits.detach() if wheels else logits)
+        logits = _ClampedLogits.apply(logits.detach() if freeze_where else logits)
         present = (logits if noise is None else logits + noise.logistic).sigmoid()
         posterior = CellPosterior(
             boxes, present[:, 0], depth[:, 0], what, where_mean, where_std, what_mean, what_std,

@@ -16,12 +16,12 @@ from ssdir.baselines.spair.background import background, resized
 from ssdir.baselines.spair.cells import CellNetworks, CellPosterior, Noise, draw_noise
 from ssdir.baselines.spair.count import count_kl, log_probability
 from ssdir.baselines.spair.networks import PatchDecoder, trunk
-from ssdir.baselines.spair.render import paint
+from ssdir.baselines.spair.render import composite
 from ssdir.baselines.spair.scan import Schedule, at_once, scan, wavefront
 from ssdir.config.spair import SPAIRConfig
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 
 _CERTAIN = 1e-6
 """Pixels are painted this far from 0 and 1 where they are the means of Bernoulli laws."""
@@ -58,19 +58,19 @@ class SPAIR(Baseline):
 
     def forward(
         self, images: Float[Tensor, "b 3 s s"], generator: torch.Generator, step: int | None = None
-    ) -> Terms:
+    ) -> LossOutput:
         """The negative log-likelihood (``image``) and the divergences of all latents, in nats an image."""
         config = self.config
-        wheels = step is not None and step < config.wheels_steps
-        cells = self.infer_cells(images, draw_noise(config, len(images), images, generator), wheels)
+        freeze_where = step is not None and step < config.wheels_steps
+        cells = self.infer_cells(images, draw_noise(config, len(images), images, generator), freeze_where)
         behind, of_background = self.back(images, generator)
-        painted = self._paint(cells, cells.present, behind)
+        rendered = self._render(cells, cells.present, behind)
         log_p = log_probability(step, config.count_start, config.count_end, config.count_decay)
         presence = count_kl(cells.present, cells.logits, log_p).mean()
-        if wheels:
+        if freeze_where:
             presence = presence + self._still(presence)
         losses = {
-            "image": self._surprise(wide(images), painted).sum() / len(images),
+            "image": self._surprise(wide(images), rendered).sum() / len(images),
             "background": of_background.mean(),
             "presence": presence,
             **self._divergences(cells),
@@ -81,21 +81,23 @@ class SPAIR(Baseline):
                 "prior_present": math.exp(log_p),
                 "box_side": cells.boxes[..., 2:].mean(),
             }
-        return Terms(losses, health)
+        return LossOutput(losses, health)
 
     def infer_cells(
-        self, images: Float[Tensor, "b 3 s s"], noise: Noise | None, wheels: bool = False
+        self, images: Float[Tensor, "b 3 s s"], noise: Noise | None, freeze_where: bool = False
     ) -> CellPosterior:
         """What is inferred for every cell: samples, or means without noise (see :func:`spair_scan.scan`)."""
-        return scan(self.networks, self.schedule, self.trunk(images), images, noise, wheels)
+        return scan(self.networks, self.schedule, self.trunk(images), images, noise, freeze_where)
 
-    def _paint(
+    def _render(
         self, cells: CellPosterior, present: Float[Tensor, "b n"], behind: Float[Tensor, "b 3 s s"]
     ) -> Float[Tensor, "b 3 s s"]:
         """The images that all cells make."""
         rgb, alpha = self.decoder(cells.what.flatten(0, 1))
         alpha = alpha * present.flatten()[:, None, None, None]
-        return paint(rgb, alpha, cells.depth.flatten(), cells.boxes.flatten(0, 1), _images_of(cells), behind)
+        return composite(
+            rgb, alpha, cells.depth.flatten(), cells.boxes.flatten(0, 1), _images_of(cells), behind
+        )
 
     def _still(self, like: Tensor) -> Float[Tensor, ""]:
         """Nothing, with zero gradients for parameters that training wheels cut off: all processes of a distributed
@@ -103,14 +105,14 @@ class SPAIR(Baseline):
         return sum((item.flatten()[0] * 0 for item in self.networks.parameters()), torch.zeros_like(like))
 
     def _surprise(
-        self, images: Float[Tensor, "b 3 s s"], painted: Float[Tensor, "b 3 s s"]
+        self, images: Float[Tensor, "b 3 s s"], rendered: Float[Tensor, "b 3 s s"]
     ) -> Float[Tensor, "b 3 s s"]:
         """-log p of each channel of each pixel, in nats."""
         if self.config.likelihood == "bernoulli":
-            means = painted.clamp(_CERTAIN, 1 - _CERTAIN)
+            means = rendered.clamp(_CERTAIN, 1 - _CERTAIN)
             return -(images * means.log() + (1 - images) * (-means).log1p())
         sigma = self.config.sigma
-        return ((images - painted) / sigma).square() / 2 + math.log(sigma * math.sqrt(2 * math.pi))
+        return ((images - rendered) / sigma).square() / 2 + math.log(sigma * math.sqrt(2 * math.pi))
 
     def _divergences(self, cells: CellPosterior) -> dict[str, Float[Tensor, ""]]:
         """Of the latents that a present object has: sums over cells, means over images."""
@@ -152,7 +154,7 @@ class SPAIR(Baseline):
             prepared = self.prepared(images)
             behind, _ = self.back(prepared, None)
             cells = self.infer_cells(prepared, None)
-            return self._paint(cells, cells.present, resized(behind, size or self.config.image_size))
+            return self._render(cells, cells.present, resized(behind, size or self.config.image_size))
 
     def background(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"] | None:
         """What lies behind the objects; None where that is black."""
@@ -176,7 +178,7 @@ class SPAIR(Baseline):
         assert objects.patches is not None and objects.alpha is not None and objects.depth is not None
         alpha = objects.alpha * objects.present[:, None, None, None]
         black = objects.patches.new_zeros(objects.n_images, 3, size, size)
-        return paint(objects.patches, alpha, objects.depth, objects.boxes, objects.image_index, black)
+        return composite(objects.patches, alpha, objects.depth, objects.boxes, objects.image_index, black)
 
 
 def _images_of(cells: CellPosterior) -> Int[Tensor, " m"]:

@@ -16,7 +16,7 @@ _FAINT = 1e-5
 """Below this total of importance (the outermost fringe of a patch) objects fade into the background."""
 
 
-def paint(
+def composite(
     rgb: Float[Tensor, "m 3 p p"],
     alpha: Float[Tensor, "m 1 p p"],
     depth: Float[Tensor, " m"],

@@ -132,7 +132,7 @@ def scan(
     features: Float[Tensor, "b f g g"],
     images: Float[Tensor, "b 3 s s"],
     noise: Noise | None,
-    wheels: bool = False,
+    freeze_where: bool = False,
 ) -> CellPosterior:
     """Infer all cells, in the schedule's order, which changes nothing but the time it takes.
 
@@ -163,10 +163,10 @@ def scan(
     features = features.to(networks.features.weight.dtype)
     shared = networks.features(torch.cat(in_order(features.flatten(2).permute(2, 0, 1))))
     origins = in_order(wide(networks.origins)[:, None].expand(n, b, 4))
-    drawn: list[Noise | None] = [None] * len(sizes)
+    sampled: list[Noise | None] = [None] * len(sizes)
     if noise is not None:
         normal, logistic = (in_order(part.transpose(0, 1)) for part in noise)
-        drawn = [Noise(*parts) for parts in zip(normal, logistic, strict=True)]
+        sampled = [Noise(*parts) for parts in zip(normal, logistic, strict=True)]
     image_index = torch.arange(b, device=images.device).repeat(n)
     found: list[CellPosterior] = []
     states: list[Tensor] = []
@@ -178,7 +178,9 @@ def scan(
             around = window.index_select(0, neighbours[now]).unflatten(0, (n_cells, -1))
             around = around.transpose(1, 2).flatten(2).flatten(0, 1)
             rows = torch.addmm(rows, around, networks.context.weight.t())
-        inferred, state = networks(rows, images, image_index[: len(rows)], origins[now], drawn[now], wheels)
+        inferred, state = networks(
+            rows, images, image_index[: len(rows)], origins[now], sampled[now], freeze_where
+        )
         found.append(inferred)
         states.append(state.unflatten(0, (n_cells, b)))
     back = order.argsort()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ssdir.common.errors import ConfigError
-from ssdir.config.base import from_dict, perhaps, to_dict
+from ssdir.config.base import did_you_mean, from_dict, to_dict
 from ssdir.config.data import ScenesConfig
 from ssdir.config.presets.ssdir import PRESETS
 
@@ -51,7 +51,7 @@ def named_scenes(name: str, *parameters: str) -> ScenesConfig:
     """
     presets = scenes_presets()
     if name not in presets:
-        raise ConfigError(f"there are no scenes {name!r}{perhaps(name, sorted(presets))}")
+        raise ConfigError(f"there are no scenes {name!r}{did_you_mean(name, sorted(presets))}")
     values = to_dict(presets[name][1])
     for parameter in parameters:
         key, _, text = parameter.partition("=")

@@ -22,7 +22,7 @@ from ssdir.config import (
     TeacherConfig,
     TeacherRun,
     TrainingConfig,
-    perhaps,
+    did_you_mean,
 )
 
 
@@ -280,5 +280,5 @@ def preset(name: str) -> Preset:
     ssdir.common.errors.ConfigError: there is no preset 'mnits'; perhaps you meant 'mnist' (of clevr, mnist, ...)
     """
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}{perhaps(name, sorted(PRESETS))}")
+        raise ConfigError(f"there is no preset {name!r}{did_you_mean(name, sorted(PRESETS))}")
     return PRESETS[name]

@@ -29,11 +29,11 @@ from ssdir.data.clevr.geometry import (
     fit_cameras,
     outline_boxes,
     outlines,
-    paint,
+    rasterize,
 )
 from ssdir.data.clevr.scenes import ClevrScene, Place, scene_at, walk
 from ssdir.data.hold_out import check_hold_out, held_out_rows
-from ssdir.data.making import Drawn, Object, make_dataset
+from ssdir.data.making import GeneratedImage, Object, make_dataset
 from ssdir.data.png import encode_png
 from ssdir.data.split import in_order
 
@@ -123,7 +123,7 @@ def convert(
     root, folder, show = Path(root), Path(folder), progress or no_progress
     files = _scene_files(root, splits)
     check_hold_out(hold_out or {}, files)
-    identity: dict[str, Any] = {
+    fingerprint: dict[str, Any] = {
         "kind": "clevr",
         "generator_version": converter_version,
         "masks": masks,
@@ -137,12 +137,12 @@ def convert(
             source, left_out = _survey(path, root / "images" / split, skip_missing, skip_unfit, tell)
         sources[split] = source
         digest = hashlib.sha256("\n".join(source.names).encode()).hexdigest()
-        identity["scene_files"][split] = {"sha256": _digest(path), "images": digest, "left_out": left_out}
+        fingerprint["scene_files"][split] = {"sha256": _digest(path), "images": digest, "left_out": left_out}
     sources = _held_out(sources, hold_out or {})
     counts = {split: len(source) for split, source in sources.items()}
     prepare = functools.partial(_prepare, sources, masks)
     with show("converting scenes", sum(counts.values())) as tell:
-        make_dataset(folder, identity, counts, SHAPES, prepare, workers, tell)
+        make_dataset(folder, fingerprint, counts, SHAPES, prepare, workers, tell)
     return counts
 
 
@@ -279,8 +279,8 @@ def _some(lines: list[str]) -> str:
     return "; ".join(lines[:_NAMED]) + ("; ..." if len(lines) > _NAMED else "")
 
 
-def _prepare(sources: dict[str, Source], masks: bool) -> Callable[[str, int], Drawn]:
-    def draw(split: str, index: int) -> Drawn:
+def _prepare(sources: dict[str, Source], masks: bool) -> Callable[[str, int], GeneratedImage]:
+    def draw(split: str, index: int) -> GeneratedImage:
         source = sources[split]
         scene = scene_at(source.scenes, Place(*source.places[index].tolist()))
         path = source.images / source.names[index]
@@ -301,7 +301,7 @@ def _prepare(sources: dict[str, Source], masks: bool) -> Callable[[str, int], Dr
             "camera_prior": bool(source.with_prior[index]),
         }
         mask = encode_png(ids) if masks else None
-        return Drawn(png, *size, objects, attributes, file_name=scene.image_filename, mask=mask)
+        return GeneratedImage(png, *size, objects, attributes, file_name=scene.image_filename, mask=mask)
 
     return draw
 
@@ -312,10 +312,10 @@ def annotate(
     """A scene's objects with their boxes, and the mask (place + 1 of the object that a pixel shows, else 0)."""
     solids = clevr_solids(scene.shapes, scene.radii, scene.coords_3d, scene.rotations)
     points = outlines(solids, camera, width, height)
-    painted = paint(points, np.linalg.norm(scene.coords_3d - camera, axis=1), width, height)
+    rendered = rasterize(points, np.linalg.norm(scene.coords_3d - camera, axis=1), width, height)
     amodal = outline_boxes(points)
     clipped = amodal.clip(0, [width, height, width, height])
-    share = painted.visible / painted.amodal.clip(1)
+    share = rendered.visible / rendered.amodal.clip(1)
     objects = [
         Object(
             bbox,
@@ -330,15 +330,15 @@ def annotate(
                 "pixel_coords": scene.pixel_coords[row].tolist(),
                 "amodal_bbox": whole,
                 "visible_bbox": seen,
-                "visible_pixels": int(painted.visible[row]),
+                "visible_pixels": int(rendered.visible[row]),
                 "visible_share": round(float(share[row]), 5),
             },
         )
         for row, (bbox, whole, seen) in enumerate(
-            zip(*map(_xywh, (clipped, amodal, painted.visible_boxes)), strict=True)
+            zip(*map(_xywh, (clipped, amodal, rendered.visible_boxes)), strict=True)
         )
     ]
-    return objects, painted.ids
+    return objects, rendered.ids
 
 
 def _xywh(boxes_xyxy: Shaped[np.ndarray, "n 4"]) -> Iterator[tuple[float, ...]]:

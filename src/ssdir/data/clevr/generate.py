@@ -24,7 +24,7 @@ from ssdir.data.clevr.convert import annotate
 from ssdir.data.clevr.geometry import SHAPES
 from ssdir.data.clevr.placement import make_scene, scene_json
 from ssdir.data.clevr.render import mitsuba, render
-from ssdir.data.making import Drawn, Records, make_dataset, write_coco
+from ssdir.data.making import GeneratedImage, Records, make_dataset, write_coco
 from ssdir.data.png import encode_png
 from ssdir.data.shards import Shard
 
@@ -51,7 +51,7 @@ def generate(
         DataError: Mitsuba is not installed, the folder holds something else, or the disk is too full.
     """
     mitsuba()
-    identity = {
+    fingerprint = {
         "kind": "clevr-like",
         "generator_version": generator_version,
         "scenes": to_dict(config),
@@ -60,7 +60,7 @@ def generate(
     splits = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
     make_dataset(
         Path(folder),
-        identity,
+        fingerprint,
         splits,
         SHAPES,
         functools.partial(_prepare, config),
@@ -73,11 +73,11 @@ def generate(
     )
 
 
-def _prepare(config: ClevrLikeConfig) -> Callable[[str, int], Drawn]:
+def _prepare(config: ClevrLikeConfig) -> Callable[[str, int], GeneratedImage]:
     return functools.partial(_draw, config)
 
 
-def _draw(config: ClevrLikeConfig, split: str, index: int) -> Drawn:
+def _draw(config: ClevrLikeConfig, split: str, index: int) -> GeneratedImage:
     width, height = config.width, config.height
     scene = make_scene(config.seed, split, index, width, height)
     image = render(scene, width, height, config.samples)
@@ -88,7 +88,7 @@ def _draw(config: ClevrLikeConfig, split: str, index: int) -> Drawn:
         "lamp_jitter": scene.lamp_jitter.round(7).tolist(),
     }
     mask = encode_png(ids) if config.masks else None
-    return Drawn(_png(image), width, height, objects, attributes, scene.content.image_filename, mask)
+    return GeneratedImage(_png(image), width, height, objects, attributes, scene.content.image_filename, mask)
 
 
 def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -222,7 +222,7 @@ def outline_boxes(points: Float[np.ndarray, "n k 2"]) -> Float[np.ndarray, "n 4"
 
 
 @dataclass(frozen=True)
-class Painted:
+class Rasterized:
     """Solids as an image shows them."""
 
     ids: UInt8[np.ndarray, "h w"]
@@ -235,9 +235,9 @@ class Painted:
     """Corners of the boxes around the pixels that are seen; zeros where there are none."""
 
 
-def paint(
+def rasterize(
     points: Float[np.ndarray, "n k 2"], distances: Float[np.ndarray, " n"], width: int, height: int
-) -> Painted:
+) -> Rasterized:
     """Paint convex outlines (as :func:`outlines` gives them) from far to near; a pixel is inside if its centre is.
 
     Raises :class:`ValueError` for more than 255 outlines.
@@ -259,7 +259,7 @@ def paint(
             windows[index] = window
     visible = np.bincount(ids.reshape(-1), minlength=n + 1)[1:].astype(np.int64)
     boxes = [_visible_box(ids, index + 1, window) for index, window in enumerate(windows)]
-    return Painted(ids, visible, amodal, np.array(boxes, np.int64).reshape(-1, 4))
+    return Rasterized(ids, visible, amodal, np.array(boxes, np.int64).reshape(-1, 4))
 
 
 def _runs(

@@ -28,8 +28,8 @@ from ssdir.data.clevr.geometry import (
     Solids,
     clevr_solids,
     outlines,
-    paint,
     project,
+    rasterize,
 )
 from ssdir.data.clevr.scenes import ClevrScene
 from ssdir.data.mnist.scenes import SPLIT_NUMBER
@@ -165,8 +165,8 @@ def _all_seen(objects: list[dict[str, Any]], camera: Float[np.ndarray, "3"], asp
         np.array([item["rotation"] for item in objects]),
     )
     points = outlines(solids, camera, width, height, directions=64)
-    painted = paint(points, np.linalg.norm(centres - camera, axis=1), width, height)
-    return bool((painted.visible >= _LEAST_PIXELS).all())
+    rendered = rasterize(points, np.linalg.norm(centres - camera, axis=1), width, height)
+    return bool((rendered.visible >= _LEAST_PIXELS).all())
 
 
 def scene_json(scene: PlacedScene, split: str) -> dict[str, Any]:

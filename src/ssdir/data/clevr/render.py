@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ssdir.common.errors import DataError
 from ssdir.common.extras import how_to_install
 from ssdir.data.clevr.denoise import denoise
-from ssdir.data.clevr.geometry import FOCAL_SHARE, outlines, paint
+from ssdir.data.clevr.geometry import FOCAL_SHARE, outlines, rasterize
 from ssdir.data.clevr.placement import BEHIND, COLORS, LAMPS, RIGHT, PlacedScene
 
 # Cycles: a square lamp of power P (its "strength") and area A has the radiance P / (4 A).
@@ -111,7 +111,7 @@ def _paint_metal(scene: PlacedScene, halves: Float[np.ndarray, "2 h w 3"], sampl
     mi = mitsuba()
     height, width = halves.shape[1:3]
     points = outlines(scene.solids(), scene.camera, width, height)
-    ids = paint(points, np.linalg.norm(scene.content.coords_3d - scene.camera, axis=1), width, height).ids
+    ids = rasterize(points, np.linalg.norm(scene.content.coords_3d - scene.camera, axis=1), width, height).ids
     tracer, world = mi.load_dict(_path_tracer()), build(scene)
     for place, material in enumerate(scene.content.materials):
         shown = _widened(ids == place + 1)

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from ssdir.common.errors import DataError
 from ssdir.config import ScenesConfig, to_dict
-from ssdir.data.making import Drawn, Object, make_dataset
+from ssdir.data.making import GeneratedImage, Object, make_dataset
 from ssdir.data.mnist.cubic import Resized, enlarge
 from ssdir.data.mnist.digits import Digits, load_digits
 from ssdir.data.png import encode_png
@@ -279,7 +279,7 @@ def generate(
     ``generator_version``, other files) or the disk is too full.
     """
     train, test = load_digits(digits)
-    identity = {
+    fingerprint = {
         "kind": "multiscale-mnist",
         "generator_version": generator_version,
         "scenes": to_dict(config),
@@ -291,18 +291,18 @@ def generate(
     splits = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
     prepare = functools.partial(_prepare, config, str(digits))
     make_dataset(
-        Path(folder), identity, splits, CLASSES, prepare, workers, progress, shard=shard, merge=merge
+        Path(folder), fingerprint, splits, CLASSES, prepare, workers, progress, shard=shard, merge=merge
     )
 
 
-def _prepare(config: ScenesConfig, digits: str) -> Callable[[str, int], Drawn]:
+def _prepare(config: ScenesConfig, digits: str) -> Callable[[str, int], GeneratedImage]:
     """What a worker does once: read the digits. Returns the function that draws one image."""
     train, test = load_digits(digits)
     of_split = {split: split_digits(train, test, split) for split in SPLIT_NUMBER}
 
-    def draw(split: str, index: int) -> Drawn:
+    def draw(split: str, index: int) -> GeneratedImage:
         scene = make_scene(config, of_split[split], split, index)
-        return Drawn(
+        return GeneratedImage(
             encode_png(scene.image), config.side, config.side, _objects(scene), {"grid": list(scene.grid)}
         )
 

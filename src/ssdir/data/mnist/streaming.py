@@ -164,7 +164,7 @@ class StreamedScenes:
         """The first ``n`` scenes of the val split, as a stream of their own."""
         return StreamedScenes(replace(self.config, n_val=n), self.image_size, self._source, "val")
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What decides the scenes, as JSON values: parameters, checksums of the digits, versions."""
         return {
             "generator_version": generator_version,

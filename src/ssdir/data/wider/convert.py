@@ -23,7 +23,7 @@ from ssdir.common.console import Progress, no_progress
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.machine import available_cores
 from ssdir.data.images import Header, read_header, require_decodable
-from ssdir.data.making import Draw, Drawn, Object, make_dataset
+from ssdir.data.making import Draw, GeneratedImage, Object, make_dataset
 from ssdir.data.split import SMALLEST_SIDE, missing_images_error
 from ssdir.data.wider.annotations import ATTRIBUTES, Face, WiderImage, leads_out, parse_mat, parse_text
 
@@ -261,7 +261,7 @@ def make_wider_face(
             f"no image of {root} keeps a face ({told}); a smaller --min-side-share may keep some, or the annotations "
             "are not these images'"
         )
-    identity = {
+    fingerprint = {
         "kind": "wider-face",
         "generator_version": WIDER_VERSION,
         "min_side_share": min_side_share,
@@ -271,7 +271,7 @@ def make_wider_face(
     total = {split: len(images) for split, images in kept.items()}
     with progress("copying images", sum(total.values())) as tell:
         prepare = functools.partial(_prepare, root, kept)
-        make_dataset(folder, identity, total, CATEGORIES, prepare, workers, tell)
+        make_dataset(folder, fingerprint, total, CATEGORIES, prepare, workers, tell)
     return counts
 
 
@@ -333,12 +333,14 @@ def _prepare(root: Path, kept: dict[str, list[Kept]]) -> Draw:
     """What a worker does once: open the archives. Returns the function that gives one image."""
     parts = {split: _Part(root, f"WIDER_{split}", "images") for split in kept}
 
-    def draw(split: str, index: int) -> Drawn:
+    def draw(split: str, index: int) -> GeneratedImage:
         image = kept[split][index]
         attributes: dict[str, Any] = {"event": image.name.partition("/")[0]}
         data = parts[split].read(image.name)
         if not parts[split].has_checksums:
             require_decodable(data, parts[split].place(image.name))
-        return Drawn(data, image.width, image.height, image.objects, attributes, file_name=image.name)
+        return GeneratedImage(
+            data, image.width, image.height, image.objects, attributes, file_name=image.name
+        )
 
     return draw

@@ -20,7 +20,7 @@ from ssdir.data.batch import Batch
 from ssdir.data.mnist.streaming import Images
 from ssdir.detector.loss import MultiboxLoss
 from ssdir.detector.ssd import Detections, Detector
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.model.objective import Objective
 from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
@@ -51,7 +51,7 @@ class Task(nn.Module, ABC):
     image_size: int
 
     @abstractmethod
-    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
         """The loss terms of a batch.
 
         Args:
@@ -66,18 +66,18 @@ class Task(nn.Module, ABC):
         """Figures on the first ``limit`` images, in eval mode and without gradients."""
 
     @abstractmethod
-    def picture(self, dataset: Images) -> Image.Image:
+    def visualize(self, dataset: Images) -> Image.Image:
         """A few images of a data set and what the model makes of them."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors into a folder, whole or not at all."""
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What decides the run besides its own settings: more sections of the run's config.json."""
         return {}
 
-    def frozen(self) -> tuple[Detector, bool] | None:
+    def cached_detector(self) -> tuple[Detector, bool] | None:
         """The frozen detector, whose answers may be computed once and kept, and whether its feature maps are used;
         None where there is none."""
         return None
@@ -133,13 +133,13 @@ class DetectorTask(Task):
         self.weights = self.objective.weights
         self.image_size = detector.config.image_size
 
-    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
         output = self.model(batch.images)
         losses = self.objective(self.model, output, batch)
         n_images = len(batch)
         with torch.no_grad():
             fired = (self.model.presence(output) > PRESENT_THRESHOLD).sum() / n_images
-        return Terms(losses, {"fired_per_image": fired, "true_per_image": len(batch.boxes) / n_images})
+        return LossOutput(losses, {"fired_per_image": fired, "true_per_image": len(batch.boxes) / n_images})
 
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses; COCO AP where faster-coco-eval is installed; recall and precision at presence > 0.5."""
@@ -167,7 +167,7 @@ class DetectorTask(Task):
             | _recall_precision(boxes[objects], index[objects], true_boxes, true_index)
         )
 
-    def picture(self, dataset: Images) -> Image.Image:
+    def visualize(self, dataset: Images) -> Image.Image:
         """Rows of: input, input with the true boxes, input with the boxes found."""
         batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
         found = self.model.detect(batch.images, score_threshold=PRESENT_THRESHOLD)
@@ -181,7 +181,7 @@ class DetectorTask(Task):
     def save(self, folder: Path) -> None:
         save_detector(self.model, folder, self.categories)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Where the first weights come from, unless the seed gives them."""
         return {} if self.initial_weights is None else {"initial_weights": self.initial_weights}
 
@@ -208,7 +208,7 @@ class SSDIRTask(Task):
         self.image_size = model.detector.config.image_size
         self._detector_fingerprint = tensors_fingerprint(model.detector.state_dict())
 
-    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
         output = self.model(batch.images, generator, self.objective.needs_images, batch.answer)
         losses = self.objective(output, batch.images, batch.grey)
         if self.teacher is not None:
@@ -225,7 +225,7 @@ class SSDIRTask(Task):
                 health[f"{name}_rms"] = rms
                 if sigma > 0:
                     health[f"{name}_to_noise"] = rms / sigma
-        return Terms(losses, health)
+        return LossOutput(losses, health)
 
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses, mean squared error of the reconstruction, and objects found an image."""
@@ -233,28 +233,28 @@ class SSDIRTask(Task):
         for batch, generator in self._batches(dataset, limit):
             terms = self(batch, generator)
             found = self.model.infer(batch.images, patches=True)
-            painted = self.model.render(found, self.image_size)
+            rendered = self.model.render(found, self.image_size)
             values = {
                 "loss": self.weighted(terms.losses),
                 **terms.losses,
-                "image_mse": (painted - batch.images).square().mean(),
+                "image_mse": (rendered - batch.images).square().mean(),
                 "present_per_image": len(found) / len(batch),
             }
             means.add(values, len(batch))
         return means.means()
 
-    def picture(self, dataset: Images) -> Image.Image:
+    def visualize(self, dataset: Images) -> Image.Image:
         """Rows of: input, output, output with the boxes of the objects found."""
         batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
         objects = self.model.infer(batch.images)
-        painted = self.model.render(objects, self.image_size)
+        rendered = self.model.render(objects, self.image_size)
         rows = []
         for i, image in enumerate(batch.images):
-            boxed = with_boxes(painted[i], objects.of_image(i).boxes_xyxy)
-            rows.append([to_picture(image), to_picture(painted[i]), boxed])
+            boxed = with_boxes(rendered[i], objects.of_image(i).boxes_xyxy)
+            rows.append([to_picture(image), to_picture(rendered[i]), boxed])
         return grid_of(rows)
 
-    def frozen(self) -> tuple[Detector, bool]:
+    def cached_detector(self) -> tuple[Detector, bool]:
         return self.model.detector, self.model.backbone is None
 
     def train(self, mode: bool = True) -> SSDIRTask:
@@ -267,15 +267,15 @@ class SSDIRTask(Task):
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """The detector's settings and a hash of its weights; a hash of the teacher's."""
-        identity: dict[str, Any] = {
+        fingerprint: dict[str, Any] = {
             "detector": to_dict(self.model.detector.config),
             "detector_weights": self._detector_fingerprint,
         }
         if self.teacher is not None:
-            identity["teacher_weights"] = tensors_fingerprint(self.teacher.state_dict())
-        return identity
+            fingerprint["teacher_weights"] = tensors_fingerprint(self.teacher.state_dict())
+        return fingerprint
 
     def image_networks(self) -> Sequence[nn.Module]:
         """Backbones and encoders. The decoder sees every object, a number that changes from step to step."""

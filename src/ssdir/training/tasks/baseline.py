@@ -18,7 +18,7 @@ from ssdir.data.batch import Batch
 from ssdir.data.mnist.streaming import Images
 from ssdir.detector.ssd import Detector
 from ssdir.model.latents import Objects
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.plots.overlay import to_picture
 from ssdir.training.tasks.base import PICTURE_IMAGES, Means, Task, box_average_precision, grid_of, with_boxes
 
@@ -48,7 +48,7 @@ class BaselineTask(Task):
                 "detector_weights": tensors_fingerprint(detector.state_dict()),
             }
 
-    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
         if self.model.frozen_detector() is None:
             return self.model(batch.images, generator, step)
         return self.model(batch.images, generator, step, answer=batch.answer)
@@ -61,36 +61,36 @@ class BaselineTask(Task):
         for batch, generator in self._batches(dataset, limit):
             terms = self(batch, generator)
             found = self.model.infer(batch.images, present_threshold=JUDGED, patches=False)
-            painted = self.model.reconstruct(batch.images)
+            rendered = self.model.reconstruct(batch.images)
             values = {
                 "loss": self.weighted(terms.losses),
                 **terms.losses,
-                "image_mse": (painted.float() - batch.images).square().mean(),
+                "image_mse": (rendered.float() - batch.images).square().mean(),
                 "present_per_image": (found.present > PRESENT_THRESHOLD).sum() / len(batch),
             }
             means.add(values, len(batch))
             judged.add(found, batch)
         return means.means() | judged.figures() if judged.n_images else {}
 
-    def picture(self, dataset: Images) -> Image.Image:
+    def visualize(self, dataset: Images) -> Image.Image:
         """Rows of: input, reconstruction, input with the boxes of the objects found."""
         batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
         found = self.model.infer(batch.images, patches=False)
-        painted = self.model.reconstruct(batch.images).float().clamp(0, 1)
+        rendered = self.model.reconstruct(batch.images).float().clamp(0, 1)
         rows = []
         for i, image in enumerate(batch.images):
             boxed = with_boxes(image, found.of_image(i).boxes_xyxy)
-            rows.append([to_picture(image), to_picture(painted[i]), boxed])
+            rows.append([to_picture(image), to_picture(rendered[i]), boxed])
         return grid_of(rows)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """The settings of the frozen detector, where there is one, and a hash of its weights."""
         return self._detector_identity
 
-    def frozen(self) -> tuple[Detector, bool] | None:
+    def cached_detector(self) -> tuple[Detector, bool] | None:
         detector = self.model.frozen_detector()
         return None if detector is None else (detector, False)
 

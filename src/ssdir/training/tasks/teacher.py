@@ -18,7 +18,7 @@ from ssdir.config import ModelConfig, TeacherConfig, to_dict
 from ssdir.data.batch import Answer, Batch
 from ssdir.data.mnist.streaming import Images
 from ssdir.detector.ssd import Detector, DetectorOutput
-from ssdir.model.loss_output import Terms
+from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import (
     CONFIG,
     config_part,
@@ -53,14 +53,14 @@ class TeacherTask(Task):
     def detector(self) -> Detector:
         return self._detector[0].to(self.device)
 
-    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> Terms:
+    def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
         boxes, image_index = self.find(batch.images, batch.answer)
         if len(boxes) > self.model.config.crops:
             order = torch.randperm(len(boxes), generator=generator, device=generator.device)
             chosen = order[: self.model.config.crops].sort().values.to(boxes.device)
             boxes, image_index = boxes[chosen], image_index[chosen]
         contexts = contexts_of(batch.images, boxes, image_index, self.model.config)
-        return Terms(self.model.losses(contexts, generator), {"crops": len(contexts)})
+        return LossOutput(self.model.losses(contexts, generator), {"crops": len(contexts)})
 
     @torch.no_grad()
     def find(
@@ -80,7 +80,7 @@ class TeacherTask(Task):
             means.add({"loss": self.weighted(losses), **losses}, len(batch))
         return means.means() if len(dataset) else {}
 
-    def picture(self, dataset: Images) -> Image.Image:
+    def visualize(self, dataset: Images) -> Image.Image:
         """Crops above, and what the decoder makes of their codes below."""
         batch = dataset.batch(range(min(4, len(dataset)))).to(self.device)
         boxes, image_index = self.find(batch.images)
@@ -90,8 +90,8 @@ class TeacherTask(Task):
             return Image.new("RGB", (side, side))
         crops = crop(batch.images, boxes, image_index, side)
         codes = self.model.codes_of(batch.images, boxes, image_index)
-        painted = self.model.decoder(codes).float().sigmoid()
-        return grid_of([[to_picture(item) for item in row] for row in (crops, painted)])
+        rendered = self.model.decoder(codes).float().sigmoid()
+        return grid_of([[to_picture(item) for item in row] for row in (crops, rendered)])
 
     def save(self, folder: Path) -> None:
         config = {
@@ -101,10 +101,10 @@ class TeacherTask(Task):
         }
         save_folder(folder, config, self.model)
 
-    def frozen(self) -> tuple[Detector, bool]:
+    def cached_detector(self) -> tuple[Detector, bool]:
         return self.detector, False
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """A hash of the detector's weights."""
         return {"detector_weights": tensors_fingerprint(self.detector.state_dict())}
 
