@@ -93,9 +93,9 @@ def make_dataset(
     """Make ``splits`` (name -> number of images; those with none are left out) in ``folder``.
 
     ``fingerprint`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is
-    called once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the annotations:
-    COCO's, unless told otherwise. What is done is noted down every ``chunk`` (64) images; a killed run loses at most
-    so many for each worker.
+    called once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the
+    annotations: COCO's, unless told otherwise. What is done is noted down every ``chunk`` (64) images; a killed run
+    loses at most so many for each worker.
 
     With ``shard``, only that share of the images is made, and the folder stays unfinished; ``merge`` finishes a folder
     whose images are all there, after comparing each file with the checksum of the job that made it.
