@@ -268,7 +268,7 @@ def throughput(setup: Setup, limits: Limits) -> list[Row]:
         shapes = setup.shapes(objects=true)
         calls = {"": _full_step(setup, settings, name)}
         flops = operations(calls[""])
-        if on_gpu:  # on a CPU it gains nothing: see docs/results.md
+        if on_gpu:  # on a CPU it gains nothing: see docs/performance.md
             calls[" + compile"] = _full_step(setup, settings, name)
             for part in calls[" + compile"].task.image_networks():
                 part.compile()

@@ -151,7 +151,7 @@ PRESETS: dict[str, Preset] = {
         scenes=ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=10_000, n_val=200, n_test=600),
         detector=DetectorRun(
             # One prior a cell, of the mean shape of the digits that each map finds; the stride-8 map finds the small
-            # ones. See docs/results.md for what each choice gave.
+            # ones. See docs/trials.md for what each choice gave.
             detector=DetectorConfig(
                 image_size=128,
                 width=0.25,
