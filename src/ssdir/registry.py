@@ -1,4 +1,4 @@
-"""Which class loads which kind of model folder."""
+"""Loading a model folder of any kind."""
 
 from __future__ import annotations
 

@@ -59,6 +59,12 @@ WORD = re.compile(r"[a-z][a-z-]*")
 # -- commands --------------------------------------------------------------------------------------------------------
 
 
+@cache
+def commands() -> Node:
+    """The tree of commands, as the command line has it."""
+    return _commands()
+
+
 def blocks(text: str) -> Iterator[tuple[str, str]]:
     """The code of a page: (language, text) of each fenced block, and of each indented one (language "")."""
     fenced = r"^```(\w*)\n(.*?)^```$"
@@ -149,12 +155,14 @@ def script_commands(script: str, *given: str) -> tuple[list[str], ...]:
     return found
 
 
-def refusals(commands: Iterable[list[str]], capsys: pytest.CaptureFixture[str]) -> list[str]:
+def refusals(given: Iterable[list[str]], capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The commands that the command line does not take, with what it says."""
     refused = []
-    for words in sorted({tuple(command) for command in commands}):
+    for words in sorted({tuple(command) for command in given}):
         try:
-            parse(words)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("ssdir.cli.main._commands", commands)  # built once, not for each line
+                parse(words)
         except (SystemExit, Exception) as stop:
             if not (isinstance(stop, SystemExit) and stop.code == 0):  # 0: --help, --version
                 said = capsys.readouterr()
@@ -192,11 +200,6 @@ def test_what_is_found_on_a_page() -> None:
 
 
 # -- names within sentences ------------------------------------------------------------------------------------------
-
-
-@cache
-def commands() -> Node:
-    return _commands()
 
 
 def leaves(node: Node) -> Iterator[Any]:

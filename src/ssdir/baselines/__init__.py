@@ -1,1 +1,1 @@
-"""Other models of objects, behind the interface of SSDIR: SPAIR, SPACE, Slot Attention and a VAE of crops."""
+"""Models to compare SSDIR with, behind the same interface: SPAIR, SPACE, Slot Attention and a VAE of crops."""

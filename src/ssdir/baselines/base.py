@@ -1,4 +1,4 @@
-"""What every baseline offers: the interface of SSDIR, so that training, evaluation and figures ask nothing else."""
+"""The interface of every baseline. It is that of SSDIR, so training, evaluation and figures need nothing else."""
 
 from __future__ import annotations
 

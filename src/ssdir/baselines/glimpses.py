@@ -1,6 +1,6 @@
-"""Glimpses: the contents of boxes, read for an encoder; and boxes that are safe to read and to paint through.
+"""Glimpses: the contents of boxes, cropped for an encoder, and limits on boxes that keep cropping and painting safe.
 
-An image is never copied per box.
+No image is copied for each box.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which baselines there are: their settings, their presets, and where their class is. Imports no torch."""
+"""The table of baselines: their settings, presets and classes. Imports no torch."""
 
 from __future__ import annotations
 

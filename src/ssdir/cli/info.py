@@ -1,4 +1,4 @@
-"""What a bug report needs, and what a preset's networks are made of."""
+"""``ssdir info``: the environment for a bug report, and the layers of a preset's networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole path in one command: scenes, detector, SSDIR, evaluation, report."""
+"""``ssdir quickstart``: scenes, detector, SSDIR, evaluation and report in one command."""
 
 from __future__ import annotations
 

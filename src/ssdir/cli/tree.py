@@ -1,4 +1,4 @@
-"""What the command line is built of: words that lead to commands, and configurations whose fields become options."""
+"""The parts of the command line: a tree of words that lead to commands, whose configurations become options."""
 
 from __future__ import annotations
 

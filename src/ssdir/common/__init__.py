@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, progress, the machine, optional parts, randomness."""
+"""Tools that every room uses: errors, files, progress, the machine, optional parts, randomness."""

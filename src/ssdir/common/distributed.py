@@ -1,4 +1,4 @@
-"""What processes that train together agree upon."""
+"""Values that processes average while they train together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that a user can mend; the command line prints them as one line."""
+"""Errors that a user can correct; the command line prints them as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this computer offers: cores, an accelerator, bf16, and a folder for what can be made or fetched again."""
+"""The computer: its cores, its accelerator, whether it computes in bf16, and the folder of the user's cache."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Which folders and pictures are ours, and which process writes into a folder: nothing of a user's is written over.
+"""Marks and locks of folders, so that ssdir never writes over anything of a user's.
 
 A folder that ssdir writes carries a mark, the hidden file ``.ssdir.json``. One that is replaced as a whole (a model, a
-checkpoint, what was found in an image) has the names of its files in the mark: a file that came later is a user's, and
+checkpoint, the result of an image) has the names of its files in the mark. A file that came later is a user's, and
 then the folder stays as it is. Folders of versions that wrote no marks are known by what only ssdir writes there.
 
-A process that writes for long holds a lock of the system, which ends with the process, however that ends.
+A process that writes for long holds a lock of the operating system. It ends with the process, however that ends.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Files that are either whole or absent: written under a temporary name, flushed, then renamed.
+"""Files that are whole or absent: written under a temporary name, flushed, then renamed.
 
-A process killed at any moment (also with SIGKILL) leaves the old file or the new one, never half of one; what
-it may leave is a hidden ``.NAME.*.tmp`` beside it, which nothing reads. A folder that is replaced is exchanged with
-the new one in a single step, where the system can (Linux); elsewhere it is renamed to ``.NAME.old`` for that moment,
-where :func:`whole_folder` finds it after a kill.
+A process killed at any moment (also with SIGKILL) leaves the old file or the new one, never half of one. It may also
+leave a hidden ``.NAME.*.tmp`` beside it, which nothing reads. A folder is exchanged with the new one in a single step,
+where the system can (Linux). Elsewhere it is renamed to ``.NAME.old`` for that moment, where :func:`whole_folder`
+finds it after a kill.
 """
 
 from __future__ import annotations

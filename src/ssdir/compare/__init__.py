@@ -1,1 +1,1 @@
-"""Several models on the same images: what is compared, its figures with intervals, tables and scenes."""
+"""Several models on the same images: metrics with intervals, tables and scenes."""

@@ -1,4 +1,4 @@
-"""The runs of a comparison, and what their folders tell before anything is measured."""
+"""The runs of a comparison, and what is known of them before anything is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of several evaluated models side by side: intervals over images, mean and range over seeds."""
+"""Metrics of several evaluated models side by side: intervals over images, mean and range over seeds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Several models on the same images, measured in the same way: one table and one figure.
 
-Every model is asked by the same protocol (:mod:`ssdir.evaluation.protocol`); its pictures are compared with the same
-images, its probe learns from as many objects. ``docs/compare.md`` tells what the table says.
+One protocol (:mod:`ssdir.evaluation.protocol`) measures all models. Their pictures are compared with the same images,
+and their probes learn from as many objects. ``docs/compare.md`` explains the table.
 """
 
 from __future__ import annotations

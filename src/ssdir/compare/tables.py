@@ -1,4 +1,4 @@
-"""A comparison as Markdown, CSV and LaTeX. What a model does not have is a dash with its reason, never a zero."""
+"""A comparison as Markdown, CSV and LaTeX. A missing value is a dash with its reason, never a zero."""
 
 from __future__ import annotations
 

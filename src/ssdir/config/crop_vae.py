@@ -1,4 +1,4 @@
-"""Settings of the crop VAE and its presets; imports no torch."""
+"""Settings of the crop VAE; imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of data: scenes that are generated, and how training images are changed. Imports no torch."""
+"""Settings of data: generated scenes, and augmentation of training images. Imports no torch."""
 
 from __future__ import annotations
 

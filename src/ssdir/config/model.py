@@ -61,7 +61,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Coefficients of the loss (the seed's table) and where the image error is scored."""
+    """Coefficients of the loss (from the paper's supplementary material) and where the image error is scored."""
 
     image: float = 10.0
     """alpha_obj: image reconstruction error."""

@@ -1,4 +1,4 @@
-"""Settings of the Slot Attention autoencoder and its presets; imports no torch."""
+"""Settings of the Slot Attention autoencoder; imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes in the course of a SPACE training, as pure functions of the step; imports no torch."""
+"""SPACE's schedules: values that change during training, as pure functions of the step; imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of SPAIR, and those that belong together. Imports no torch."""
+"""Settings of SPAIR; imports no torch."""
 
 from __future__ import annotations
 

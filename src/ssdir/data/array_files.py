@@ -1,7 +1,7 @@
-"""The caches' files: an array of one row an image, and a checksum of each row.
+"""Files of the caches: an array with one row for each image, and a checksum of each row.
 
 A file is an ``.npy`` file, as NumPy reads it, with the CRC-32 of every row after its end. When it is opened, its size
-and its header must be those of a whole file of the expected shape; a row's bytes are checked when it is first read. So
+and its header must be those of a whole file of the expected shape. A row's bytes are checked when it is first read. So
 opening is quick for a file of any size, and damage anywhere is found before it is used.
 """
 

@@ -1,4 +1,4 @@
-"""A batch of images and its objects in packed form: one row an object, ``image_index`` says whose."""
+"""A batch of images and its objects in packed form: one row is one object, and ``image_index`` says of which image."""
 
 from __future__ import annotations
 

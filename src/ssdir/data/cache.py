@@ -1,7 +1,7 @@
-"""What training reads: images squashed once to S x S and kept as a memory-mapped array of bytes.
+"""The image cache: images squashed once to S x S and kept as a memory-mapped array of bytes.
 
 Grey splits take (n, S, S) bytes, others (n, 3, S, S). The array's file name holds a hash of all that decides its
-content, so a cache that no longer fits is never read, and is replaced; so is one that is damaged
+content, so a cache that no longer fits is never read, and is replaced. So is one that is damaged
 (:mod:`ssdir.data.array_files`).
 """
 

@@ -1,4 +1,4 @@
-"""What is wrong in a dataset folder, file by file; reads every image."""
+"""Faults of a dataset folder, file by file; reads every image."""
 
 from __future__ import annotations
 

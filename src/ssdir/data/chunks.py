@@ -1,4 +1,4 @@
-"""The chunks that a dataset is made in: which are finished, and, where several jobs make it, which shards lack."""
+"""The chunks that a dataset is made in: which are finished, and which shards are missing where several jobs make it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits made out of the train split, by share: which images they take is a pure function of the images' names."""
+"""Splits taken out of the train split, by share. Their images are a pure function of the images' names."""
 
 from __future__ import annotations
 

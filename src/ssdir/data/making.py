@@ -1,11 +1,11 @@
-"""Making a dataset folder image by image: with all cores, resumable after a kill, whole or marked as unfinished.
+"""Making a dataset folder image by image: on all cores, resumable after a kill, whole or marked as unfinished.
 
 While a folder is being made it holds ``.making/``: ``manifest.json`` (what is being made; written first) and one small
-file for each finished chunk of images, with their checksums and objects. The annotations are written from these at the
-end, then ``dataset.json``, and ``.making`` goes. So a folder is whole exactly if it has ``dataset.json``.
+file for each finished chunk of images, with their checksums and objects. At the end the annotations are written from
+these, then ``dataset.json``, and ``.making`` is removed. So a folder is whole exactly if it has ``dataset.json``.
 
-Several jobs may make a folder together, each a shard of the chunks; a last one merges: it looks at every file, and
-writes what is written at the end. Since a chunk's images and record are the same whoever makes them, so is the folder.
+Several jobs may make a folder together, each of them a shard of the chunks. A last one merges: it checks every file and
+writes what is written at the end. A chunk's images and record are the same whoever makes them, and so is the folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every kind of dataset folder is read into: the images and objects of one split."""
+"""The images and objects of one split, as every format of dataset folder is read."""
 
 from __future__ import annotations
 

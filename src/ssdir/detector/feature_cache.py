@@ -1,9 +1,9 @@
-"""What a frozen detector says of every image of a data set, computed once and kept: the feature cache.
+"""The feature cache: outputs of a frozen detector for every image of a data set, computed once.
 
-Where a detector is frozen and images are not augmented, each epoch would compute the same again. Kept are the heads'
-outputs in float32, so that boxes and presence are exact to the last bit, and, for models that read them, the feature
-maps in float16: at full size 18 kB and 445 kB an image. The maps' rounding (2^-11 of a value; bfloat16's would be
-eight times as coarse) is all that differs from computing anew; maps beyond float16's range are kept in bfloat16.
+Where a detector is frozen and images are not augmented, each epoch would compute the same again. The heads' outputs are
+kept in float32, so boxes and presence are exact to the last bit. For models that read them, the feature maps are kept
+in float16: 18 kB and 445 kB an image at full size. The maps' rounding (2^-11 of a value; bfloat16's would be eight
+times as coarse) is the only difference. Maps beyond float16's range are kept in bfloat16 instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Priors: the boxes that the detector's offsets are relative to."""
+"""Prior boxes, to which the detector's offsets are relative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SSD detector: backbone, one box head and one score head a map, and detection with NMS."""
+"""The SSD detector: a backbone, a box head and a score head for each map, and detection with NMS."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which boxes COCO's evaluation counts as right, and average precision from that.
+"""The boxes that COCO's evaluation counts as right, and average precision computed from them.
 
-Matching is done once; average precision of any resample of the images then follows from sums, which makes confidence
-intervals of it cheap. Its figures on the whole split equal those of faster-coco-eval (a test holds it to that).
+Matching is done once. Average precision of any resample of the images then follows from sums, which makes its
+confidence intervals cheap. On the whole split it equals that of faster-coco-eval (a test checks it).
 """
 
 from __future__ import annotations

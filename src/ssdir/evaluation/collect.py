@@ -1,4 +1,4 @@
-"""One pass of a model over a split: what it found, how well it painted, what its latents say."""
+"""One pass of a model over a split: the objects found, the errors of what it paints, their latents."""
 
 from __future__ import annotations
 

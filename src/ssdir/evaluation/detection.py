@@ -1,7 +1,7 @@
-"""COCO average precision, precision-recall curves and counts, of packed boxes.
+"""COCO average precision, precision-recall curves and counts, from packed boxes.
 
-The judge is faster-coco-eval, whose figures equal those of the reference ``pycocotools`` (a test holds it to
-that). Boxes only: neither masks nor, unless labels are given, categories matter.
+faster-coco-eval computes them; its values equal those of the reference ``pycocotools`` (a test checks it). Only boxes
+count: no masks, and no categories unless labels are given.
 """
 
 from __future__ import annotations

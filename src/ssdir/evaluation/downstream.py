@@ -1,4 +1,4 @@
-"""What z_what is good for: a probe learns on the train split's objects and is asked about the reported split's."""
+"""The linear probe of z_what: trained on the train split's objects, tested on the reported split's."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a probe is asked to tell of objects: their class and their categorical attributes, as numbers.
+"""The classes that a probe predicts: an object's category and its categorical attributes, as numbers.
 
-Any attribute whose values are words is one (of CLEVR: shape, color, material, size). Numbers, lists and truth values
-are not: a rotation or a file's number is no class.
+An attribute counts if its values are words (in CLEVR: shape, color, material, size). Numbers, lists and truth values do
+not: a rotation or a file's number is no class.
 """
 
 from __future__ import annotations

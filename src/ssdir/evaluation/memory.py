@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its peak, measured in the same way for every model."""
+"""Peak memory of a piece of work, measured in the same way for every model."""
 
 from __future__ import annotations
 

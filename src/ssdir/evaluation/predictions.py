@@ -1,4 +1,4 @@
-"""What models are asked: the same questions of every one, be it a detector, SSDIR or a baseline."""
+"""Predictions of any model, be it a detector, SSDIR or a baseline, by the same calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the latents know: a linear classifier of an object's attribute from its z_what."""
+"""A linear classifier of an object's attribute from its z_what."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The protocol: the same measurements, in the same way, for every model and dataset.
 
-What each figure means is told in ``docs/evaluation.md``. Nothing that is reported here is chosen on what it is
-reported for.
+``docs/evaluation.md`` explains each metric. Nothing that is reported here is chosen on what it is reported for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""For the record: where numbers come from, what they cost, and the line of every image."""
+"""Provenance of an evaluation: weights, data, settings, versions, costs; and the line of every image."""
 
 from __future__ import annotations
 

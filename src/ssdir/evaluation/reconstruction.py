@@ -1,4 +1,4 @@
-"""How what a model paints is compared with the images: the same rule for every model, at the same resolutions."""
+"""Errors of painted images and objects: the same rule for every model, at the same resolutions."""
 
 from __future__ import annotations
 

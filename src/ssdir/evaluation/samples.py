@@ -1,4 +1,4 @@
-"""What an evaluation keeps image by image and object by object, from which intervals and comparisons are computed."""
+"""Samples of an evaluation, image by image and object by object, from which intervals and comparisons are computed."""
 
 from __future__ import annotations
 

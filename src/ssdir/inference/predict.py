@@ -1,4 +1,4 @@
-"""Images in, objects out: JSON, overlay and patches for every image."""
+"""Inference on image files: JSON, overlay and patches for every image."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where the results of images go: folders like the images' own, one for each image, the same in every call.
+"""Result folders of images: named after the images, one for each, the same in every call.
 
-The mark of a result says of which image it is, and with what it was made; so a call finds what earlier ones have done.
+The mark of a result says of which image it is and with what it was made, so a call finds what earlier ones have done.
 Results of other images are left alone, whatever their names.
 """
 

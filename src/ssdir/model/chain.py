@@ -1,8 +1,8 @@
 """The fine end of the what decoder: a chain of matrix products in chunks of objects, recomputed for the gradient.
 
 The last doublings hold nearly all of a decoder's activations (7 of 8 at full size) and little of its arithmetic. So
-they are computed for a few objects at a time, which stay in the processor's cache, and only their input and their
-result are kept: the backward pass computes each chunk again. Memory then grows with the objects by their patches.
+they are computed for a few objects at a time, which stay in the processor's cache. Only their input and result are
+kept, and the backward pass computes each chunk again. Memory then grows by a patch for each object.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What decoder: a vector to a patch ("SSDIR what decoder")."""
+"""The what decoder: from a vector to a patch ("SSDIR what decoder")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What and depth encoders: feature maps to one posterior mean per cell ("SSDIR depth and what encoder")."""
+"""The what and depth encoders: from feature maps to one posterior mean per cell ("SSDIR depth and what encoder")."""
 
 from __future__ import annotations
 

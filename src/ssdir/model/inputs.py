@@ -1,4 +1,4 @@
-"""Images as every model takes them: tensors, files, Pillow images, arrays or lists of these."""
+"""Images in any form that a model takes: tensors, files, Pillow images, arrays or lists of these."""
 
 from __future__ import annotations
 

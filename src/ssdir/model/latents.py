@@ -1,4 +1,4 @@
-"""What the encoder says of every cell (:class:`CellLatents`) and the packed form of objects (:class:`Objects`)."""
+"""Latents of every cell (:class:`CellLatents`) and the packed form of objects (:class:`Objects`)."""
 
 from __future__ import annotations
 

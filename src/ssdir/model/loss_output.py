@@ -1,4 +1,4 @@
-"""What a model or a task says of a batch in training."""
+"""The output of a training step's forward pass: loss terms and diagnostics."""
 
 from __future__ import annotations
 

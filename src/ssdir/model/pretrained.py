@@ -1,4 +1,4 @@
-"""Model folders: ``config.json`` says what a model is, ``model.safetensors`` holds its weights."""
+"""Model folders: ``config.json`` says what the model is, ``model.safetensors`` holds its weights."""
 
 from __future__ import annotations
 

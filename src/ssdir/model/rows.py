@@ -1,4 +1,4 @@
-"""What ``objects[...]`` takes, as something that picks rows out of a tensor."""
+"""Indices of ``objects[...]``, turned into something that selects rows of a tensor."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A teacher of single crops, whose decoder SSDIR takes over and whose codes its what encoder first learns to give.
+"""The teacher: an autoencoder of single crops. SSDIR takes over its decoder and learns towards its codes.
 
-The what encoder learns slowly through a decoder that knows nothing yet. So an autoencoder of the crops that the
-frozen detector finds is trained first (seconds: its images are small), and the what encoder is then also regressed
-onto its codes. No label is used. Two random views of every crop must have codes from which the same embedding can be
-read (VICReg, arXiv:2105.04906), which is what makes classes linearly separable in the codes; the decoder keeps them
-faithful. Not in the paper; off in its presets.
+The what encoder learns slowly through a decoder that knows nothing yet. So an autoencoder of the crops that the frozen
+detector finds is trained first (its images are small), and the what encoder is then also regressed onto its codes. No
+label is used. Two random views of a crop must have codes from which the same embedding can be read (VICReg,
+arXiv:2105.04906), which makes classes linearly separable in the codes. The decoder keeps them faithful. This is not in
+the paper, and off in its presets.
 """
 
 from __future__ import annotations

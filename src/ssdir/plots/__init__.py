@@ -1,1 +1,1 @@
-"""Figures good enough for a paper, and boxes drawn on images."""
+"""Plots for papers, and boxes drawn on images."""

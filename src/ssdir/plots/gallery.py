@@ -1,4 +1,4 @@
-"""All the figures of an evaluation, drawn into a folder."""
+"""All plots of an evaluation, drawn into a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What z_what means: traversals of single objects, and a map of many."""
+"""Plots of z_what: traversals of single objects, and a map of many."""
 
 from __future__ import annotations
 

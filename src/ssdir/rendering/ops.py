@@ -1,9 +1,9 @@
 """The operators ``ssdir::paste``, ``ssdir::covered`` and ``ssdir::crop`` with their backward passes.
 
-Which windows there are is read from the boxes' values, which no traced graph knows. So the operators are registered
-with PyTorch, and ``torch.compile`` and ``torch.export`` take each as one node. Gradients are written out, once
-differentiable, and those that nobody needs are not computed. All tensors are float32 or float64 of one type
-(:mod:`ssdir.rendering.render` casts), ``image_index`` is int64 in any order.
+Which windows there are depends on the boxes' values, which no traced graph knows. So the operators are registered with
+PyTorch, and ``torch.compile`` and ``torch.export`` take each as one node. Gradients are written out, are differentiable
+once, and are computed only where needed. All tensors are float32 or float64 of one type (:mod:`ssdir.rendering.render`
+casts), and ``image_index`` is int64 in any order.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Rendering: patches pasted at boxes, boxes cropped out of images, and the two merges.
 
-:func:`covered` is the primitive, :func:`paste` its scatter-add, :func:`crop` the inverse warp. Never are ``m`` whole
-images held: work and memory follow the area that the boxes cover. All three are operators of their own
-(:mod:`ssdir.rendering.ops`), which ``torch.compile`` and ``torch.export`` take whole, in plain PyTorch on any
-device. Everything is in float32 or wider, also under autocast, and deterministic on the CPU.
+:func:`covered` is the primitive, :func:`paste` its scatter-add, :func:`crop` the inverse warp. Work and memory follow
+the area that the boxes cover; ``m`` whole images are never held. All three are operators of their own
+(:mod:`ssdir.rendering.ops`), which ``torch.compile`` and ``torch.export`` take whole. Everything is in float32 or
+wider, also under autocast, and deterministic on the CPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where to look: the pixels of the image that each object touches, objects grouped by the size of these windows.
+"""Windows: the pixels of the image that each object touches, with objects grouped by the size of their windows.
 
-Plain PyTorch works on many objects at a time, so that objects whose windows have similar sizes share one batched
-product; a chunk of them is small enough for the processor's caches.
+Plain PyTorch works on many objects at a time. Objects whose windows have similar sizes share one batched product, and a
+chunk of them is small enough for the processor's caches.
 """
 
 from __future__ import annotations

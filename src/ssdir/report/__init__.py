@@ -1,1 +1,1 @@
-"""The report of an evaluation."""
+"""The report of an evaluation: its text and its HTML."""

@@ -1,4 +1,4 @@
-"""``report.html``: one file that shows the figures and the numbers and says in plain words what one sees."""
+"""``report.html``: one file with the figures, the numbers, and what they mean in plain words."""
 
 from __future__ import annotations
 

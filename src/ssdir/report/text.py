@@ -1,4 +1,4 @@
-"""What measured numbers mean, in plain words that fit them."""
+"""Plain words for measured numbers."""
 
 from __future__ import annotations
 

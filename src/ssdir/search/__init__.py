@@ -1,1 +1,1 @@
-"""Studies: many trainings that know of each other, on any number of processes and machines."""
+"""Studies: many trainings that share what they learn, on any number of processes and machines."""

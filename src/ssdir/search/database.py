@@ -1,4 +1,4 @@
-"""Where studies are kept: Optuna's databases, and the journals of version 0.1.0, which are read and copied."""
+"""Databases of studies: Optuna's, and the journals of version 0.1.0, which are read and copied."""
 
 from __future__ import annotations
 

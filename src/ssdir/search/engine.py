@@ -1,7 +1,7 @@
 """Studies: trials in one database, and any number of workers that run them.
 
 Optuna keeps the trials, proposes their settings, records the workers' heartbeats, and queues the trial of a dead worker
-once more. What is decided here is whether one more trial is wanted: under a file lock, so that a study ends with
+once more. This module decides whether one more trial is wanted. It does so under a file lock, so a study ends with
 exactly as many trials as were asked for.
 """
 

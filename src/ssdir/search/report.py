@@ -1,4 +1,4 @@
-"""What a study found: history, importance and slices as figures, and a summary."""
+"""The report of a study: history, importance and slices as plots, and a summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the workers of a study share: locks, and the models that one of them trains for all."""
+"""Locks of a study's workers, and the models that one of them trains for all."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The search space of a run's settings: derived from its dataclasses, changed by the user.
+"""The search space: derived from the dataclasses of a run's settings, changed by the user.
 
-A dimension belongs to a setting by its full name (``objective.what``) and knows nothing of its meaning: the setting's
+A dimension belongs to a setting by its full name (``objective.what``) and knows nothing of its meaning. The setting's
 type decides whether numbers are whole, and its dataclass refuses what it cannot be.
 """
 

@@ -1,7 +1,7 @@
 """Search for settings of SSDIR: one study, any number of workers.
 
-The detector, and the teacher where there is one, are trained once; each trial trains SSDIR on them with settings that
-Optuna proposes, and is measured on the val split. ``docs/tuning.md`` tells how to use it.
+The detector, and the teacher where there is one, are trained once. Each trial trains SSDIR on them with settings that
+Optuna proposes, and is measured on the val split. ``docs/tuning.md`` shows how to use it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Training: the loop, what it is given, and what it writes."""
+"""Training: the loop, the tasks that it trains, and what it writes."""

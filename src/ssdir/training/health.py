@@ -1,4 +1,4 @@
-"""Whether a run looks healthy: what a person would look for in the curves, in a line.
+"""The health of a run, in a line: what a person would look for in the curves.
 
 Terms that do not move, gradients that vanish or jump, a loss that rises, images without a single present object,
 latents that say nothing or explode.

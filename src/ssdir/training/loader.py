@@ -1,4 +1,4 @@
-"""Where a training's images come from: a dataset folder, or scenes drawn on the fly; step by step, on the device."""
+"""The source of training images: a dataset folder, or scenes drawn on the fly; step by step, on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loop measures on the way: sums without waiting for the device, finite numbers, time."""
+"""Metrics of the loop: sums without waiting for the device, checks for finite numbers, time."""
 
 from __future__ import annotations
 

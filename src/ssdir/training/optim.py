@@ -1,4 +1,4 @@
-"""Learning rate, optimizer and moving average of a run: what happens to the weights besides the gradient."""
+"""Learning rate, optimizer and moving average of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run folder may become: refusals before anything is written, and what makes two runs the same."""
+"""Run folders: what is refused before anything is written, and what makes two runs the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of slots to boxes and presence."""
+"""Boxes and presence of slots, from their masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What slots paint, mixed pixel by pixel by the softmax of their mask logits."""
+"""The image of a set of slots: their colours, mixed in each pixel by a softmax of the mask logits."""
 
 from __future__ import annotations
 

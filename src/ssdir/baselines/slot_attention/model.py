@@ -1,4 +1,4 @@
-"""The Slot Attention autoencoder (Locatello et al., arXiv:2006.15055), its slots taken for objects by their masks."""
+"""The Slot Attention autoencoder (Locatello et al., arXiv:2006.15055), whose slots count as objects by their masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SPACE's background: K components, each a mask and an appearance, one after another (arXiv:2001.02407)."""
+"""SPACE's background: K components, each a mask and an appearance, inferred one after another (arXiv:2001.02407)."""
 
 from __future__ import annotations
 

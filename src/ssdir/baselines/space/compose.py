@@ -1,7 +1,7 @@
-"""How SPACE's objects make an image: a softmax of importance over the cells, in every pixel; and the boundary loss.
+"""The image of SPACE's objects: in each pixel a softmax of importance over the cells; and the boundary loss.
 
-Only pairs of an object and a pixel that it covers are visited (:func:`ssdir.rendering.render.covered`); never is there
-a canvas per cell.
+Only pairs of an object and a pixel that it covers are visited (:func:`ssdir.rendering.render.covered`), so there is
+never a canvas for each cell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SPACE's foreground: what every cell says of its object (arXiv:2001.02407, "Foreground")."""
+"""SPACE's foreground: the latents of each cell's object (arXiv:2001.02407, "Foreground")."""
 
 from __future__ import annotations
 

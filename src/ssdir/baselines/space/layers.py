@@ -1,4 +1,4 @@
-"""Blocks that SPACE's networks are made of."""
+"""Layers of SPACE's networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SPACE: spatially parallel attention for objects, a mixture of components for what lies behind (arXiv:2001.02407)."""
+"""SPACE: objects in all cells of a grid at once, in front of a mixture of background components (arXiv:2001.02407)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies behind SPAIR's objects: nothing, one learned colour, or a variational autoencoder of the whole image."""
+"""SPAIR's background: black, one learned colour, or a variational autoencoder of the whole image."""
 
 from __future__ import annotations
 

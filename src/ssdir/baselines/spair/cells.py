@@ -1,4 +1,4 @@
-"""What SPAIR infers for a cell, and the networks that infer it, the same for all cells."""
+"""The latents that SPAIR infers for a cell, and the networks that infer them, shared by all cells."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""SPAIR's prior of how many objects there are, and what it says of each cell once those before it are known.
+"""SPAIR's prior of the number of objects, and the prior of each cell's presence given the cells before it.
 
-The number of objects C of n cells has P(C = c) proportional to odds^c, odds = p for the p of the schedule, and given C
-all placements are equally likely. Presences are exchangeable then, so that the probability of cell i given those before
-it depends on their number s alone: a table, exact, in place of the usual recursion over cells.
+The number of objects C of n cells has P(C = c) proportional to odds^c, where odds is the p of the schedule. Given C,
+all placements are equally likely. So presences are exchangeable: the probability of cell i, given those before it,
+depends on their number s alone. It is an exact table, in place of the usual recursion over cells.
 """
 
 from __future__ import annotations

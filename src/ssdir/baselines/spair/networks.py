@@ -1,4 +1,4 @@
-"""SPAIR's networks outside of the scan: backbones, and encoders and decoders of patches."""
+"""SPAIR's networks beside the scan: backbones, and encoders and decoders of patches."""
 
 from __future__ import annotations
 

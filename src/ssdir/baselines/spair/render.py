@@ -1,4 +1,4 @@
-"""SPAIR's painting: every pixel is the average of what the objects that cover it show, by their importance."""
+"""SPAIR's renderer: a pixel is the average of the objects that cover it, weighted by their importance."""
 
 from __future__ import annotations
 

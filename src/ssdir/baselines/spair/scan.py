@@ -1,8 +1,8 @@
-"""SPAIR's scan: in which order cells are inferred, and the inference of all of them in that order.
+"""SPAIR's scan: the order in which cells are inferred, and their inference in that order.
 
 A cell (i, j), row and column, sees the cells before it in raster order within ``lookback`` rings r: those to its left
-in its own row and those up to r rows above, r columns to both sides. (i - 1, j + r) is the neighbour that decides:
-cells of one t = (r + 1) i + j know nothing of each other and can be inferred at once, and no schedule is shorter.
+in its own row, and those up to r rows above and r columns to either side. The neighbour (i - 1, j + r) decides the
+order: cells of one t = (r + 1) i + j do not see each other and can be inferred at once, and no schedule is shorter.
 For r = 1 there are 2 (H - 1) + W steps in place of H W.
 """
 

@@ -1,4 +1,4 @@
-"""What a baseline's presets are made of; imports no torch."""
+"""The type of a baseline's preset; imports no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Taking the noise out of rendered pictures, guided by what is free of noise: normals, colours, places.
+"""A noise filter for rendered pictures, guided by what is free of noise: normals, colours, places.
 
-An edge-avoiding à-trous wavelet filter (Dammertz et al., HPG 2010), whose tolerance for differences of colour is the
-noise found at each pixel, from two renders of half the samples (as in SVGF, Schied et al., HPG 2017).
+An edge-avoiding à-trous wavelet filter (Dammertz et al., HPG 2010). Its tolerance for differences of colour is the
+noise at each pixel, measured on two renders of half the samples (as in SVGF, Schied et al., HPG 2017).
 """
 
 from __future__ import annotations

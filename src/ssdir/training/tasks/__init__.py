@@ -1,1 +1,1 @@
-"""What can be trained: a network and its loss as one module."""
+"""Tasks: a network and its loss as one module."""

@@ -1,4 +1,4 @@
-"""Training of a baseline, whichever it is (see :mod:`ssdir.baselines.base`)."""
+"""The task of any baseline (see :mod:`ssdir.baselines.base`)."""
 
 from __future__ import annotations
 

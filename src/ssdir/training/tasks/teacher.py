@@ -1,4 +1,4 @@
-"""Training of the teacher, whose decoder and codes SSDIR starts from (see :mod:`ssdir.model.teacher`)."""
+"""The task of the teacher, whose decoder and codes SSDIR starts from (see :mod:`ssdir.model.teacher`)."""
 
 from __future__ import annotations
 
