@@ -353,3 +353,11 @@ def test_python_on_a_page_compiles_and_imports_what_exists(page: Path) -> None:
                 names = [f"{node.module}.{item.name}" for item in node.names]
                 missing += [name for name in names if not resolves(name)]
     assert missing == []
+
+
+def test_pages_have_the_same_sections() -> None:
+    for page in ROOT.glob("docs/*.md"):
+        headings = re.findall(r"^## (.+)$", page.read_text("utf-8"), re.MULTILINE)
+        assert headings[0] == "What it is for" and headings[-1].startswith("Limits"), (
+            f"{page.name}: {headings}"
+        )
