@@ -1,4 +1,4 @@
-"""SSDIR's loss: four terms. Every reduction is named here and nowhere else."""
+"""The loss of SSDIR: four terms, every reduction named here and nowhere else."""
 
 from __future__ import annotations
 
