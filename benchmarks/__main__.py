@@ -109,7 +109,7 @@ def run(arguments: Arguments, setup: Setup, console: Console) -> int:
             torch.cuda.empty_cache()  # nothing without a GPU
     pictures = plots.draw(results.rows, arguments.out / name)
     if arguments.out == page.RESULTS and not arguments.quick:
-        page.refresh(page.PAGE, page.RESULTS)
+        page.refresh(page.PAGES, page.RESULTS)
     console.print(_targets(results.rows))
     wrote = ", ".join(str(path) for path in (results.path, *pictures))
     console.print(f"{wrote}, after {time.perf_counter() - began:.0f} s", soft_wrap=True)

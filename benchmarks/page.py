@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, written from the results so that the page says what was measured.
+"""The tables of docs/performance.md and results/MACHINE/growth.md, written from the results.
 
 A table stands between ``<!-- table: KIND MACHINE -->`` and ``<!-- end of table -->``; what is between is replaced.
 ``python -m benchmarks.page`` does so without measuring anew.
@@ -16,16 +16,18 @@ from benchmarks.results import quantity, ratio_in_words, significant, target_in_
 from ssdir.common.storage import atomic_write, read_json
 
 HERE = Path(__file__).parent
-PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE / "results"
+RESULTS = HERE / "results"
+PAGES = (HERE.parent / "docs" / "performance.md", *sorted(RESULTS.glob("*/growth.md")))
 Rows = Sequence[dict[str, Any]]
 _MARKED = re.compile(
     r"(<!-- table: (?P<kind>\S+) (?P<machine>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
 
 
-def refresh(page: Path, results: Path) -> None:
-    """Rewrite the tables of a page whose machine has results."""
-    atomic_write(page, refreshed(page.read_text("utf-8"), results))
+def refresh(pages: Sequence[Path], results: Path) -> None:
+    """Rewrite the tables of pages whose machine has results."""
+    for page in pages:
+        atomic_write(page, refreshed(page.read_text("utf-8"), results))
 
 
 def refreshed(text: str, results: Path) -> str:
@@ -181,4 +183,4 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    refresh(PAGE, RESULTS)
+    refresh(PAGES, RESULTS)
