@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluate.test_protocol import SMALL, make_dataset
+from tests.evaluation.test_protocol import SMALL, make_dataset
 
 from ssdir.baselines.crop_vae import CropVAE
 from ssdir.cli.main import main

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "images" / "train").mkdir(parents=True)
     for number in (1, 2, 3):
         Image.new("RGB", (8, 6)).save(tmp_path / "images" / "train" / f"{number}.png")
-    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "dataset.json").write_text('{"kind": "convert", "generator_version": 1, "splits": {}}')
     _write(tmp_path, VALUE)
     return tmp_path
 
@@ -59,7 +59,11 @@ def test_folder_faults(folder: Path, tmp_path: Path) -> None:
     assert _only(folder).severity == "error"
     (folder / "dataset.json").write_text("[]")
     assert "not a JSON object" in _only(folder).message
-    (folder / "dataset.json").write_text('{"splits": {"train": {}, "test": {}}}')
+    (folder / "dataset.json").write_text('{"title": "somebody else\'s"}')
+    assert (_only(folder).severity, "not ssdir's record" in _only(folder).message) == ("note", True)
+    (folder / "dataset.json").write_text(
+        '{"kind": "convert", "generator_version": 1, "splits": {"train": {}, "test": {}}}'
+    )
     assert "dataset.json lists it" in _only(folder).message
 
 
@@ -72,7 +76,7 @@ def test_image_faults(folder: Path) -> None:
     found = {(problem.file.name, problem.severity): problem.message for problem in check(folder)}
     assert found.keys() == {("1.png", "error"), ("2.png", "error"), ("3.png", "error"), ("4.png", "warning")}
     assert "does not exist" in found["1.png", "error"]
-    assert "(6, 8)" in found["3.png", "error"] and "(8, 6)" in found["3.png", "error"]
+    assert "has 6 x 8 pixels, but its annotation says 8 x 6" in found["3.png", "error"]
     assert "no entry" in found["4.png", "warning"]
 
 
@@ -128,3 +132,20 @@ def test_changed_files_differ_from_the_manifest(tmp_path: Path) -> None:
     Image.new("L", (16, 16), 3).save(tmp_path / "scenes" / "images" / "val" / "000001.png")
     problem = _only(tmp_path / "scenes")
     assert problem.file.name == "dataset.json" and "split val differ" in problem.message
+
+
+def test_what_exif_turns_is_told(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = folder / "images" / "train"
+    (images / "1.png").unlink()
+    Image.new("RGB", (8, 6)).save(images / "1.jpg", exif=exif)
+    Image.new("RGB", (8, 8)).save(images / "2.png", exif=exif)
+    value = copy.deepcopy(VALUE)
+    value["images"][0]["file_name"] = "1.jpg"
+    value["images"][1]["height"] = 8
+    _write(folder, value)
+    found = {problem.severity: problem.message for problem in check(folder)}
+    assert found.keys() == {"error", "note"}
+    assert "1.jpg has 6 x 8 pixels when turned as its EXIF orientation says" in found["error"]
+    assert "train: EXIF turns 1 of the images, such as" in found["note"] and "2.png" in found["note"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -326,3 +327,64 @@ def test_what_cannot_be_held_out(coco: Path, tmp_path: Path, shares: dict[str, f
     with pytest.raises(ConfigError, match=message):
         convert(coco, "coco", tmp_path / "out", hold_out=shares)
     assert not (tmp_path / "out").exists()
+
+
+def _write_images(folder: Path, names: list[str]) -> Path:
+    """A COCO file of one split, with an object in each image."""
+    for number, name in enumerate(dict.fromkeys(names)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (9 * number, 50, 50)).save(folder / name)
+    value = {
+        "images": [
+            {"id": n, "file_name": name, "width": 64, "height": 48} for n, name in enumerate(names, start=1)
+        ],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1, "bbox": [n, 5, 20, 20]}
+            for n in range(1, len(names) + 1)
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (folder / "result.json").write_text(json.dumps(value))
+    return folder
+
+
+def test_labels_of_images_below_a_folder_images_are_found_again(tmp_path: Path) -> None:
+    source = _write_images(tmp_path / "in", ["siteA/images/1.jpg", "siteB/images/2.jpg", "siteC/3.jpg"])
+    convert(source, "yolo", tmp_path / "out", workers=1)
+    assert (tmp_path / "out/images/train/siteA/labels/1.txt").is_file()  # where Ultralytics looks too
+    split = open_split(tmp_path / "out", "train")
+    np.testing.assert_allclose(split.boxes_xywh, [[1, 5, 20, 20], [2, 5, 20, 20], [3, 5, 20, 20]], atol=1e-6)
+    assert check(tmp_path / "out") == []
+
+
+def test_an_image_listed_twice_is_told_and_never_in_two_splits(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(4)] * 2
+    source = _write_images(tmp_path / "in", names)
+    (source / "same.png").symlink_to("0.png")
+    with pytest.warns(UserWarning, match="4 images are listed more than once"):
+        done = convert(source, "coco", tmp_path / "out", hold_out={"val": 0.375}, workers=1)
+    assert {split: result.images for split, result in done.items()} == {"train": 4, "val": 4}
+    train, val = (
+        {entry.path.read_bytes() for entry in open_split(tmp_path / "out", split).images}
+        for split in ("train", "val")
+    )
+    assert len(train) == len(val) == 2 and not train & val
+
+
+def test_names_that_are_no_utf_8_become_names_that_are(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "images").mkdir(parents=True)
+    for name in (b"caf\xe9.png", b"caf\xe8.png"):
+        Image.new("RGB", (8, 8)).save(folder / "images" / os.fsdecode(name))
+    (folder / "data.yaml").write_text("train: images\nnames: [x]\n")
+    with pytest.warns(UserWarning, match="no image has labels"):
+        convert(folder, "coco", tmp_path / "out", hold_out={"val": 0.5}, workers=1)
+    names = [open_split(tmp_path / "out", split).images[0].path.name for split in ("train", "val")]
+    assert names == ["caf_.png", "caf_.png"]
+
+
+@pytest.mark.parametrize("split", ["../x", "a/b", ""])
+def test_a_split_is_called_by_an_identifier(tmp_path: Path, split: str) -> None:
+    source = _write_images(tmp_path / "in", ["a.png"])
+    with pytest.raises(ConfigError, match="cannot be the name of a split; use letters and digits"):
+        convert(source / "result.json", "coco", tmp_path / "out", split=split)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ssdir.common.errors import DataError
-from ssdir.data.images import image_size, open_image, read_header, read_image, squash
+from ssdir.data.images import image_size, open_image, read_header, read_image, size_fault, squash
 
 GREY = np.array([[0, 10, 128], [200, 254, 255]], np.uint8)
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], 2)
@@ -211,3 +211,27 @@ def test_headers_of_damaged_files(tmp_path: Path) -> None:
         read_header(BytesIO(data[:10]), "entry 7")
     with pytest.raises(DataError, match=r"none\.png does not exist"):
         image_size(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_floating_point_files_may_exceed_their_range_a_little(tmp_path: Path, top: float) -> None:
+    values = np.array([[-0.02, 0.5, 1.0, 1.02]], np.float32) * np.float32(top)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 128, 255, 255]
+
+
+def test_images_of_many_bits_that_become_black_are_warned_of(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match=r"almost black, since white is taken to be 65535; .*4095"):
+        assert read_image(tmp_path / "a.png").max() == 16
+
+
+def test_a_size_that_exif_turns_is_called_so(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
+    assert size_fault(tmp_path / "a.jpg", (48, 64), (48, 64)) is None
+    assert "EXIF orientation says, but its annotation says 64 x 48" in str(
+        size_fault(tmp_path / "a.jpg", (48, 64), (64, 48))
+    )
+    assert "EXIF" not in str(size_fault(tmp_path / "a.jpg", (48, 64), (64, 64)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.model.baselines.toy_baseline import ToyBaseline, ToyConfig
+from tests.baselines.toy_baseline import ToyBaseline, ToyConfig
 from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy

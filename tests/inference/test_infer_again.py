@@ -320,3 +320,12 @@ def test_a_kill_costs_the_index_its_last_entry_at_most(run: Path, tmp_path: Path
     predict([tmp_path / "in" / "c.png"], out, run)
     assert folders(out) == {"a": "a.png", "b": "b.png", "c": "c.png"}
     assert not (out / JOURNAL).exists() and list(out.glob(".*.tmp")) == []
+
+
+def test_what_is_no_image_is_counted_in_one_line(tmp_path: Path) -> None:
+    photos(tmp_path / "in", "a.png", "album.png/b.png")
+    for name in ("._a.png", "c.heic", "d.mov", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"\0")
+    with pytest.warns(UserWarning, match=r"2 files are passed over for the ending \(1 \.heic, 1 \.mov\)$"):
+        found = find_images([tmp_path / "in"], tmp_path / "out")
+    assert [item.path.name for item in found] == ["a.png", "b.png"]

@@ -185,9 +185,7 @@ def test_nothing_that_can_be_read_is_an_error_with_an_index(
 def test_input_that_is_nothing_writes_nothing(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
-    with pytest.raises(
-        DataError, match=r"empty: no image in this folder or in its subfolders \(looked for \.png"
-    ):
+    with pytest.raises(DataError, match=r"empty: no image in this folder or in its subfolders$"):
         predict([tmp_path / "empty"], out, run)
     with pytest.raises(DataError, match=r"no\.png: no such file or folder"):
         predict([photo(tmp_path / "a.png"), tmp_path / "no.png"], out, run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from ssdir.common.storage import SpaceError, require_free_space, temporary_name
 from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, Layout, new_array, tell_damage
 from ssdir.data.batch import Batch
 from ssdir.data.folder import annotations_digest, open_split
-from ssdir.data.images import open_image, squash_image
+from ssdir.data.images import open_image, size_fault, squash_image
 from ssdir.data.split import Split, require_images
 
 CACHE_VERSION = 2
@@ -193,7 +194,7 @@ def _key(folder: Path, split: Split, image_size: int) -> str:
     require_images(split)
     for entry in split.images:
         status = entry.path.stat()
-        digest.update(f"{entry.path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{entry.path.name} {status.st_size} {status.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]
 
 
@@ -202,7 +203,7 @@ def _user_cache(folder: Path) -> Path:
 
 
 def _folder_hash(folder: Path) -> str:
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
 
 
 def _is_writable(folder: Path) -> bool:
@@ -248,11 +249,8 @@ def _fill(
     def one(row: int) -> None:
         entry = split.images[row]
         image = open_image(entry.path)
-        if image.size != (entry.width, entry.height):
-            raise DataError(
-                f"{entry.path} has {image.width} x {image.height} pixels, but its annotation says {entry.width} x "
-                f"{entry.height}; correct the annotation or the image"
-            )
+        if fault := size_fault(entry.path, image.size, (entry.width, entry.height)):
+            raise DataError(fault)
         if not channels and image.mode != "L":
             raise _ColourError
         squashed = np.asarray(squash_image(image if not channels else image.convert("RGB"), size))

@@ -12,9 +12,11 @@ from ssdir.common.errors import DataError
 from ssdir.common.machine import available_cores
 from ssdir.common.storage import read_json
 from ssdir.data.chunks import lacking
+from ssdir.data.files import images_below
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
-from ssdir.data.images import IMAGE_SUFFIXES, open_image
+from ssdir.data.images import open_image, read_header, size_fault
 from ssdir.data.making import MANIFEST, mask_path, split_checksum
+from ssdir.data.record import is_record
 from ssdir.data.split import ImageEntry, Problem
 
 __all__ = ["Problem", "check"]
@@ -41,6 +43,7 @@ def check(folder: str | Path, progress: Callable[[int, int], None] | None = None
         return [Problem(folder, nothing_known(folder), "error")]
     problems: list[Problem] = []
     manifest = _manifest(folder, problems, wanted=opened.has_manifest)
+    problems += opened.unused()
     images: dict[str, list[ImageEntry]] = {}
     for name in names:
         found, entries = opened.examine(name)
@@ -50,12 +53,22 @@ def check(folder: str | Path, progress: Callable[[int, int], None] | None = None
     total, done = sum(map(len, images.values())), 0
     for name, entries in images.items():
         hashes: list[str] = []
-        for found, digests in _image_problems(folder, name, entries):
+        turned: list[Path] = []
+        for entry, (found, digests, unclear) in zip(
+            entries, _image_problems(folder, name, entries), strict=True
+        ):
             problems += found
             hashes += digests
+            turned += [entry.path] if unclear else []
             done += 1
             if progress is not None and (done % 100 == 0 or done == total):
                 progress(done, total)
+        if turned:
+            message = (
+                f"{name}: EXIF turns {len(turned)} of the images, such as {turned[0]}, and their sizes do not tell "
+                "whether their boxes belong to the upright image, as they must: look at them with ssdir data show"
+            )
+            problems.append(Problem(opened.source(name), message, "note"))
         problems += _checksum_problems(opened, name, manifest, hashes)
     if len(images) == len(names):
         problems += _orphans(opened.image_folders(), images)
@@ -98,24 +111,29 @@ def _manifest(folder: Path, problems: list[Problem], wanted: bool) -> dict[str, 
     if not isinstance(value, dict):
         problems.append(Problem(path, "is not a JSON object", "error"))
         return {}
+    if not is_record(value):
+        problems.append(Problem(path, "is not ssdir's record of a dataset, and is not compared with", "note"))
+        return {}
     return value
 
 
 def _image_problems(
     folder: Path, split: str, entries: Sequence[ImageEntry]
-) -> Iterator[tuple[list[Problem], list[str]]]:
-    """For each image, in order: its problems and the SHA-256 of its file and its mask's (where they can be read)."""
+) -> Iterator[tuple[list[Problem], list[str], bool]]:
+    """For each image, in order: its problems, the SHA-256 of its file and its mask's (where they can be read), and
+    whether EXIF turns it without that its size would show it."""
 
-    def one(entry: ImageEntry) -> tuple[list[Problem], list[str]]:
+    def one(entry: ImageEntry) -> tuple[list[Problem], list[str], bool]:
         try:
             image = open_image(entry.path)
             digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(folder, split, entry)]
+            fault = size_fault(entry.path, image.size, (entry.width, entry.height))
+            orientation = read_header(entry.path).orientation
         except (DataError, OSError) as error:
-            return [Problem(entry.path, str(error), "error")], [""]
-        if image.size != (entry.width, entry.height):
-            message = f"has {image.size} pixels, but its annotation says {(entry.width, entry.height)}"
-            return [Problem(entry.path, message, "error")], digests
-        return [], digests
+            return [Problem(entry.path, str(error), "error")], [""], False
+        if fault:
+            return [Problem(entry.path, fault, "error")], digests, False
+        return [], digests, orientation != 1 and (orientation < 5 or image.width == image.height)
 
     with ThreadPoolExecutor(available_cores()) as pool:
         yield from pool.map(one, entries)
@@ -138,12 +156,7 @@ def _orphans(folders: Sequence[Path], images: dict[str, list[ImageEntry]]) -> It
             if entry.path in seen:
                 yield Problem(entry.path, "two entries name this file", "warning")
             seen.add(entry.path)
-    others = {
-        path
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    }
+    others = {path for folder in folders if folder.is_dir() for path in images_below(folder).found}
     for path in sorted(others - seen):
         yield Problem(path, "no entry of the annotations names this file", "warning")
 

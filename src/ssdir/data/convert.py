@@ -22,12 +22,12 @@ from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.storage import atomic_open, atomic_write
 from ssdir.data.folder import DatasetFolder, nothing_known, open_folder
 from ssdir.data.formats.coco import CocoFolder
-from ssdir.data.formats.yolo import YoloFolder
+from ssdir.data.formats.yolo import YoloFolder, label_path
 from ssdir.data.formats.yolo_config import read_config
 from ssdir.data.hold_out import TRAIN, check_hold_out, held_out_rows
-from ssdir.data.images import image_size, require_decodable
+from ssdir.data.images import image_size, require_decodable, size_fault
 from ssdir.data.making import Annotate, Draw, GeneratedImage, Object, Records, make_dataset
-from ssdir.data.split import Split, in_order, require_images, split_in
+from ssdir.data.split import Split, in_order, require_images, require_split_name, split_in
 
 Format = Literal["coco", "yolo", "hf"]
 CONVERT_VERSION = 1
@@ -134,7 +134,11 @@ def _with_held_out(splits: dict[str, Split], shares: dict[str, float]) -> dict[s
     train = splits[TRAIN]
     parts = {
         name: train.part(name, rows)
-        for name, rows in held_out_rows([entry.path.name for entry in train.images], shares).items()
+        for name, rows in held_out_rows(
+            [entry.path.name for entry in train.images],
+            shares,
+            [os.path.realpath(entry.path) for entry in train.images],
+        ).items()
     }
     for name, part in parts.items():
         if not part.images:
@@ -149,6 +153,8 @@ def _open_source(source: Path, images: Path | None, split: str | None) -> Datase
     suffix = source.suffix.lower()
     if images is not None and not images.is_dir():
         raise DataError(f"{images} is not a folder; give the folder of the images")
+    if split is not None:
+        require_split_name(split)
     if source.is_file() and suffix == ".json":
         return CocoFolder(source.parent, {split or split_in(source.stem) or "train": source}, images)
     if split is not None:
@@ -193,6 +199,7 @@ def _copies(split: Split) -> list[_Copy]:
 
 def unique_names(paths: list[Path]) -> list[str]:
     """Names below the folder that all images share, no two alike up to their endings: labels have names of their own.
+    What is no UTF-8 in a name becomes ``_``, since no format could hold it.
 
     >>> unique_names([Path("d/a.jpg"), Path("d/a.png"), Path("d/e/a.jpg")])
     ['a.jpg', 'a_2.png', 'e/a.jpg']
@@ -201,7 +208,7 @@ def unique_names(paths: list[Path]) -> list[str]:
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
-        inside = path.absolute().relative_to(shared)
+        inside = Path(_as_utf_8(str(path.absolute().relative_to(shared))))
         stem, number = inside.with_suffix(""), 1
         while (key := str(stem).lower()) in taken:
             number += 1
@@ -209,6 +216,10 @@ def unique_names(paths: list[Path]) -> list[str]:
         taken.add(key)
         names.append((stem.parent / f"{stem.name}{inside.suffix}").as_posix())
     return names
+
+
+def _as_utf_8(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "replace").replace("\N{REPLACEMENT CHARACTER}", "_")
 
 
 def _fingerprint(copies: Iterable[_Copy]) -> str:
@@ -224,12 +235,8 @@ def _prepare(plan: dict[str, list[_Copy]], folder: str) -> Draw:
 
     def draw(split: str, index: int) -> GeneratedImage:
         item = plan[split][index]
-        size = image_size(item.path)
-        if size != (item.width, item.height):
-            raise DataError(
-                f"{item.path} has {size[0]} x {size[1]} pixels, but its annotation says {item.width} x {item.height}; "
-                "correct the annotation or the image"
-            )
+        if fault := size_fault(item.path, image_size(item.path), (item.width, item.height)):
+            raise DataError(fault)
         place = folder.format(split=split)
         data = item.path.read_bytes()
         require_decodable(data, str(item.path))
@@ -246,7 +253,7 @@ def _write_yolo(folder: Path, records: dict[str, Records], categories: tuple[str
     for split, of in records.items():
         n_images = n_objects = 0
         for _, image in of():
-            labels = (folder / "labels" / split / image["file_name"]).with_suffix(".txt")
+            labels = label_path(folder / "images" / split / image["file_name"], folder)
             lines = [_yolo_line(bbox, label, image) for bbox, label, _ in image["objects"]]
             atomic_write(labels, "".join(lines), sync=False)
             n_images, n_objects = n_images + 1, n_objects + len(lines)

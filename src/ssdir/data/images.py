@@ -6,7 +6,7 @@ What happens to what Pillow can read:
 * 16-bit grey is divided by 257, so that 65535 becomes 255; 32-bit integers are read as 16-bit values and
   clipped;
 * floating point images in [0, 1] are scaled by 255; such files with larger values are taken as 8-bit up to
-  255 and as 16-bit above;
+  255 and as 16-bit above. Each range may be exceeded to its double, as resampling does, and is clipped;
 * CMYK, YCbCr, LAB and HSV are converted, an EXIF orientation is applied, of an animation the first frame is
   taken.
 """
@@ -14,6 +14,7 @@ What happens to what Pillow can read:
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,16 @@ from ssdir.common.errors import DataError
 
 ImageSource = str | Path | Image.Image | np.ndarray
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""What is looked for in folders of images; a file named by itself may have any suffix."""
+IMAGE_SUFFIXES = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif".split()
+    + ".jp2 .j2k .j2c .jpc .jpx .jpf".split()
+)
+"""What is looked for in folders of images: all endings of the formats that are read. A file named by itself may have
+any."""
 
 _EXIF_ORIENTATION = 0x0112
+_OVERSHOOT = 2  # resampling gives values a little beyond the range
+_BULK, _DARK = 99.5, 20  # percent of the pixels; 8-bit value below which they are almost black
 # What Pillow's readers raise on damaged files.
 _DAMAGED = (
     OSError,
@@ -101,6 +108,23 @@ def image_size(source: str | Path) -> tuple[int, int]:
     """Width and height that :func:`open_image` would give, from the header alone."""
     width, height, orientation = read_header(source)
     return (height, width) if orientation >= 5 else (width, height)
+
+
+def size_fault(path: Path, size: tuple[int, int], stated: tuple[int, int]) -> str | None:
+    """What is wrong with the size that an annotation states (width, height); None where it is the upright image's.
+
+    Raises :class:`~ssdir.common.errors.DataError` as :func:`read_header` does.
+    """
+    if size == stated:
+        return None
+    has, says = (f"{width} x {height}" for width, height in (size, stated))
+    if size == stated[::-1] and read_header(path).orientation >= 5:
+        return (
+            f"{path} has {has} pixels when turned as its EXIF orientation says, but its annotation says {says}, as it "
+            "is stored. Where its boxes belong to the upright image, swap width and height in the annotation; else "
+            "take the orientation out of the file (exiftool -Orientation= FILE)"
+        )
+    return f"{path} has {has} pixels, but its annotation says {says}; correct the annotation or the image"
 
 
 def require_decodable(data: bytes, name: str) -> None:
@@ -186,7 +210,14 @@ def _scaled(values: np.ndarray, mode: str, name: str) -> UInt8[np.ndarray, "h w"
         raise DataError(f"{name} holds NaN or infinite pixels; replace them first")
     top = 65535.0
     if mode == "F":
-        top = next((top for top in (1.0, 255.0) if values.max(initial=0) <= top), 65535.0)
+        top = next((top for top in (1.0, 255.0) if values.max(initial=0) <= _OVERSHOOT * top), 65535.0)
+    if 0 < np.percentile(values, _BULK) * (255 / top) < _DARK:
+        # Of a folder and not of a file: whole datasets are like that, and equal warnings are given once.
+        warnings.warn(
+            f"{Path(name).parent}: images of more than 8 bits become almost black, since white is taken to be {top:g}; "
+            "scale their values first where they end earlier (12 bits end at 4095)",
+            stacklevel=2,
+        )
     return np.floor(values.clip(0, top) * (255 / top) + 0.5).astype(np.uint8)
 
 

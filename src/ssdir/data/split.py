@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from ssdir.common.errors import DataError
+from ssdir.common.errors import ConfigError, DataError
 
 SMALLEST_SIDE = 1.0
 """Boxes with a side below this many pixels (to a thousandth), after clipping to the image, are left out."""
@@ -131,6 +132,24 @@ def split_in(name: str) -> str | None:
     words = set(re.split(r"[^a-z]+", name.lower()))
     found = [split for split, spoken in _SPLIT_WORDS.items() if words & set(spoken)]
     return found[0] if len(found) == 1 else None
+
+
+def require_split_name(name: str) -> None:
+    """Raise :class:`~ssdir.common.errors.ConfigError` where a split to be made cannot be called so: files and folders
+    get its name."""
+    if not name.isidentifier():
+        raise ConfigError(f"{name!r} cannot be the name of a split; use letters and digits, such as val")
+
+
+def repeated(paths: Sequence[str]) -> str:
+    """What to say of image files that a split lists more than once; "" where there are none."""
+    if len(set(paths)) == len(paths):
+        return ""
+    more = [path for path, number in Counter(paths).items() if number > 1]
+    return (
+        f"{len(more)} {'image is' if len(more) == 1 else 'images are'} listed more than once, and each time without "
+        f"the other times' objects (the first: {more[0]}); give each image one entry"
+    )
 
 
 _WITHOUT_THEM = (

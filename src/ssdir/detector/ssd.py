@@ -78,6 +78,7 @@ class Detector(nn.Module):
         priors: ``cxcywh`` of the prior of each prediction.
         cell_of_box: the cell of each prediction (k cells in the order map, row, column).
         mean, std: what ``normalise`` takes from images (ImageNet's).
+        categories: names of the classes that it was trained with, where known.
     """
 
     mean: Tensor
@@ -88,6 +89,7 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
+        self.categories: tuple[str, ...] | None = None
         self.backbone = Backbone(config)
         per_cell = config.boxes_per_cell
         n_logits = 1 if config.class_agnostic else config.n_classes + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssdir.boxes import xyxy_to_cxcywh
+from ssdir.common.errors import DataError
 from ssdir.config import PRESENT_THRESHOLD
 from ssdir.model.latents import Objects
 
@@ -71,6 +72,35 @@ def boxes_of(
         )
         return boxes, None
     return _detected(model, images, SCORE_THRESHOLD)
+
+
+def class_numbers(model: Any, data: str, categories: Sequence[str]) -> Int[Tensor, " c"] | None:
+    """The class that each class of a model has on a dataset, by name; None where the model tells no classes, or their
+    names are not known. Classes that the dataset lacks get numbers above its own, and so match nothing.
+
+    Args:
+        model: a detector, or anything else.
+        data: what messages call the dataset.
+        categories: names of its classes.
+
+    Raises:
+        DataError: the dataset has classes that the model was not trained with.
+    """
+    config: Any = getattr(model, "config", None)
+    if hasattr(model, "infer") or getattr(config, "class_agnostic", True):
+        return None
+    known = model.categories
+    lacking = [name for name in categories if name not in known] if known is not None else []
+    if lacking or (known is None and config.n_classes != len(categories)):
+        tells = ", ".join(known) if known is not None else f"{config.n_classes} classes without names"
+        raise DataError(
+            f"the detector was trained to tell {tells}, but {data} has {', '.join(categories)}; evaluate it on data "
+            "with its own classes, or rename those of the data"
+        )
+    if known is None:
+        return None
+    others = iter(range(len(categories), len(categories) + len(known)))
+    return torch.tensor([categories.index(name) if name in categories else next(others) for name in known])
 
 
 def described(

@@ -27,7 +27,7 @@ from ssdir.evaluation.detection import DetectionScores, average_precision, count
 from ssdir.evaluation.downstream import measure_downstream, probed_attributes, train_labels
 from ssdir.evaluation.labels import CATEGORY, Labels, labelled_batches, read_labels
 from ssdir.evaluation.memory import what_is_measured
-from ssdir.evaluation.predictions import device_of, image_side
+from ssdir.evaluation.predictions import class_numbers, device_of, image_side
 from ssdir.evaluation.provenance import provenance, record_of, write_per_image
 from ssdir.evaluation.samples import samples_of
 from ssdir.evaluation.settings import EvaluationConfig
@@ -58,9 +58,8 @@ def evaluate(
         data, are None, and ``downstream.reason`` says why the probe was left out.
 
     Raises:
-        DataError: ``out`` holds files that ssdir did not write; the data cannot be read, or has no annotated split; the
-            probe's data has other attributes or
-            categories.
+        DataError: ``out`` holds files that ssdir did not write; the data cannot be read, has no annotated split, or has
+            classes that the model does not tell; the probe's data has other attributes or categories.
         ConfigError: there is no split of the name asked for; the model takes no true boxes.
         ModuleNotFoundError: without the extra ``eval``.
     """
@@ -75,11 +74,12 @@ def evaluate(
     clock = _Clock()
     split = choose_split(data, config.split)
     dataset = CachedDataset(data, split, image_side(model))
+    numbers = class_numbers(model, f"{data} ({split})", dataset.categories)
     labels = read_labels(data, split)
     other = config.probe_data
     learned = None if other is None else train_labels(other, labels, strict=True)  # a misfit is told at once
     found = _pass(model, dataset, labels, config, progress)
-    scores, free_scores = (_judge_boxes(found, boxes) for boxes in (found.boxes, found.free_boxes))
+    scores, free_scores = (_judge_boxes(found, boxes, numbers) for boxes in (found.boxes, found.free_boxes))
     clock.lap("test_pass")
     downstream = measure_downstream(model, dataset, labels, found, config, progress, learned)
     clock.lap("probe")
@@ -164,12 +164,16 @@ def various(batch: Batch, most: int = 6) -> list[int]:
     return [order[round(k)] for k in np.linspace(0, len(order) - 1, most)]
 
 
-def _judge_boxes(found: Collected, boxes: FoundBoxes | None) -> DetectionScores | None:
+def _judge_boxes(
+    found: Collected, boxes: FoundBoxes | None, numbers: Int[Tensor, " c"] | None
+) -> DetectionScores | None:
+    """``numbers``: what the dataset calls the model's classes (:func:`class_numbers`)."""
     if boxes is None:
         return None
     labels = truth_labels = None
     if boxes.labels:
         labels, truth_labels = torch.cat(boxes.labels), torch.cat(found.truth_labels[CATEGORY])
+        labels = labels if numbers is None else numbers[labels]
     return average_precision(
         joined(boxes.boxes).reshape(-1, 4),
         joined(boxes.scores),

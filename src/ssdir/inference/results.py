@@ -6,10 +6,12 @@ Results of other images are left alone, whatever their names.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 from ssdir.common.errors import DataError
 from ssdir.common.ownership import INDEX, claim, is_result, read_index, read_mark, sweep
 from ssdir.common.storage import write_json
-from ssdir.data.images import IMAGE_SUFFIXES
+from ssdir.data.files import images_below
 
 JOURNAL = "index.jsonl"
 """What was done since ``index.json`` was written, one entry a line: while a call runs, and after a kill."""
@@ -39,7 +41,7 @@ def find_images(images: Sequence[Path], out: Path) -> list[Found]:
     """The images that paths mean, each once: files, and what is in folders and their subfolders.
 
     Hidden files and folders are passed over, and so are folders that ssdir marked, such as results of earlier calls.
-    Links are followed.
+    Links are followed. Files that are passed over for their endings are counted in a warning.
 
     Raises:
         DataError: a path that does not exist, a folder that cannot be read or has no image.
@@ -47,11 +49,16 @@ def find_images(images: Sequence[Path], out: Path) -> list[Found]:
     found: dict[str, Found] = {}
     for path in images:
         if path.is_dir():
-            below = list(_below(path, out))
+            search = images_below(path, skip=functools.partial(_is_ours, out))
+            below = [Found(item, item.relative_to(path).parent.parts) for item in search.found]
             if not below:
-                raise DataError(
-                    f"{path}: no image in this folder or in its subfolders (looked for {', '.join(IMAGE_SUFFIXES)})"
-                )
+                more = f" ({search.passed_over})" if search.others else ""
+                raise DataError(f"{path}: no image in this folder or in its subfolders{more}")
+            told = [search.passed_over] if search.others else []
+            if links := search.broken_links:
+                told.append(f"{len(links)} links lead nowhere (the first: {links[0]})")
+            if told:
+                warnings.warn(f"{path}: {'; '.join(told)}", stacklevel=2)
         elif path.exists():
             below = [Found(path, ())]
         else:
@@ -61,24 +68,8 @@ def find_images(images: Sequence[Path], out: Path) -> list[Found]:
     return list(found.values())
 
 
-def _below(folder: Path, out: Path) -> Iterator[Found]:
-    waiting: list[tuple[Path, tuple[str, ...]]] = [(folder, ())]
-    seen: set[str] = set()
-    while waiting:
-        place, inside = waiting.pop()
-        real = os.path.realpath(place)
-        ours = read_mark(place) is not None or real == os.path.realpath(out)
-        if real in seen or (inside and ours):
-            continue
-        seen.add(real)
-        try:
-            items = sorted(item for item in place.iterdir() if not item.name.startswith("."))
-        except OSError as error:
-            raise DataError(f"{place} cannot be read: {error.strerror or error}") from error
-        for item in items:
-            if item.suffix.lower() in IMAGE_SUFFIXES and item.is_file():
-                yield Found(item, inside)
-        waiting += [(item, (*inside, item.name)) for item in reversed(items) if item.is_dir()]
+def _is_ours(out: Path, folder: Path) -> bool:
+    return read_mark(folder) is not None or os.path.realpath(folder) == os.path.realpath(out)
 
 
 class ResultFolders:

@@ -180,4 +180,5 @@ def load_detector(path: str | Path) -> Detector:
     ):  # initial values are overwritten; leave the global generator alone
         detector = Detector(config_part(DetectorConfig, config, "detector", folder / CONFIG))
     load_weights(detector, folder)
+    detector.categories = categories_of(folder)
     return detector.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -183,7 +184,7 @@ def image_files_fingerprint(splits: Iterable[Split]) -> str:
         require_images(split)
         for entry in split.images:
             size = entry.path.stat().st_size
-            digest.update(f"{split.name}/{entry.path.name} {size}\n".encode())
+            digest.update(os.fsencode(f"{split.name}/{entry.path.name} {size}\n"))
     return digest.hexdigest()
 
 

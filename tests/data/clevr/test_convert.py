@@ -494,3 +494,15 @@ def test_show_tints_objects_and_breaks_the_lines_of_visible_boxes(tmp_path: Path
             x, y, w, h = item["bbox"]
             assert changed[4 + round((y + h / 2) * scale), 4 + round((x + w / 2) * scale)]
     assert not changed[-60:].any()
+
+
+def test_condition_a_of_cogent_can_be_trained_on(tmp_path: Path) -> None:
+    root = tmp_path / "CLEVR_CoGenT_v1.0"
+    for split, number in (("trainA", 5), ("valA", 3), ("valB", 2)):
+        write_split(root, split, [scene_value(split, index, 3) for index in range(number)])
+    assert convert(root, tmp_path / "all", workers=1) == {"train": 5, "val": 3, "valB": 2}
+    assert convert(root, tmp_path / "some", ["trainA"], workers=1, hold_out={"val": 0.4}) == {
+        "train": 3,
+        "val": 2,
+    }
+    assert check(tmp_path / "all") == []

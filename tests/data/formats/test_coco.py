@@ -253,7 +253,7 @@ def _value(*names: str, categories: tuple[str, ...] = ("cat", "dog")) -> dict[st
         ("annotations/instances_val2017.json", "images/val2017/a.jpg", "a.jpg", "val"),
         ("annotations/instances_default.json", "images/a.jpg", "a.jpg", "train"),  # CVAT
         ("annotations/instances_Train.json", "images/Train/a.jpg", "a.jpg", "train"),
-        ("annotations/night.json", "images/night/a.jpg", "a.jpg", "night"),
+        ("annotations/night.json", "images/night/a.jpg", "a.jpg", "train"),
         ("train/_annotations.coco.json", "train/a.jpg", "a.jpg", "train"),  # Roboflow
         ("valid/_annotations.coco.json", "valid/a.jpg", "a.jpg", "val"),
         ("result.json", "images/a.jpg", "images/a.jpg", "train"),  # Label Studio
@@ -379,3 +379,117 @@ def test_folders_without_annotations_say_what_was_looked_for(tmp_path: Path) -> 
     (tmp_path / "train").mkdir()
     (tmp_path / "train/metadata.jsonl").write_text("{}")
     assert "imagefolder of Hugging Face" in check(tmp_path)[0].message
+
+
+def _dialect(value: dict[str, Any]) -> dict[str, Any]:
+    """The same file as tools write it that have texts, fractions and objects with ids for keys."""
+    value = copy.deepcopy(value)
+    for image in value["images"]:
+        image |= {"id": str(image["id"]), "width": str(image["width"]), "height": float(image["height"])}
+        image["coco_url"] = f"http://images.example.org/{image.pop('file_name')}"
+    for annotation in value["annotations"]:
+        annotation["bbox"] = [str(side) for side in annotation["bbox"]]
+        annotation |= {
+            "image_id": str(annotation["image_id"]),
+            "category_id": float(annotation["category_id"]),
+        }
+    value["annotations"] = {str(item.pop("id")): item for item in value["annotations"]}
+    value["categories"][1]["name"] = 7
+    return value
+
+
+def test_other_types_are_read_where_they_are_beyond_doubt(tmp_path: Path) -> None:
+    expected = open_split(write_coco(tmp_path / "plain", GOOD), "train")
+    split = open_split(write_coco(tmp_path / "dialect", _dialect(GOOD)), "train")
+    assert [(image.id, image.width, image.height) for image in split.images] == [
+        (7, 40, 20),
+        (3, 10, 10),
+        (9, 5, 5),
+    ]
+    assert [image.path.name for image in split.images] == ["b.png", "a.png", "empty.png"]
+    assert split.boxes_xywh.tolist() == expected.boxes_xywh.tolist()
+    assert split.labels.tolist() == expected.labels.tolist()
+    assert split.categories == ("7", "stop sign", "toothbrush")
+
+
+@pytest.mark.parametrize("name", [["cat"], {"en": "cat"}, True])
+def test_names_that_are_no_text(tmp_path: Path, name: Any) -> None:
+    value = _value("a.jpg")
+    value["categories"][0]["name"] = name
+    with pytest.raises(DataError, match=r"categories\[0\] needs a text as name, not"):
+        open_split(write_coco(tmp_path, value), "train")
+
+
+def test_names_as_other_machines_and_tools_write_them(tmp_path: Path) -> None:
+    real = ["1.png", "2.png", "3.png", "a b.png", "caf\u00e9.png", "sub/x.png"]
+    listed = [
+        "1.png",
+        "..\\label\\2.png",
+        "/home/me/label/3.png",
+        "a%20b.png",
+        "cafe\u0301.png",
+        "/data/local-files/?d=up/sub/x.png",
+    ]
+    for name in real:
+        _image(tmp_path / "images/train" / name)
+    split = open_split(write_coco(tmp_path, _value(*listed)), "train")
+    assert [entry.path for entry in split.images] == [tmp_path / "images/train" / name for name in real]
+    # Two names that end alike: it is unclear whose the file is.
+    split = open_split(write_coco(tmp_path, _value("1.png", "/a/2.png", "/b/2.png", "/c/1.png")), "train")
+    assert [entry.path.is_file() for entry in split.images] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["../../../secret.png", "{outside}/secret.png"])
+def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    _image(tmp_path / "secret.png")
+    _image(tmp_path / "set/images/train/a.png")
+    value = _value("a.png", name.format(outside=tmp_path))
+    write_coco(tmp_path / "set", value)
+    with pytest.raises(DataError, match=r"secret\.png' leads out of .*set, to .*--images FOLDER"):
+        open_split(tmp_path / "set", "train")
+    assert ["leads out" in problem.message for problem in check(tmp_path / "set")] == [False, True]
+    _image(tmp_path / "set/images/train/secret.png")  # what lies inside is meant
+    split = open_split(tmp_path / "set", "train")
+    assert split.images[1].path == tmp_path / "set/images/train/secret.png"
+
+
+def test_an_image_listed_twice_is_warned_of(tmp_path: Path) -> None:
+    write_coco(tmp_path, _value("a.jpg", "b.jpg", "a.jpg"))
+    with pytest.warns(
+        UserWarning, match=r"train\.json: 1 image is listed more than once, .*a\.jpg\); give each"
+    ):
+        assert len(open_split(tmp_path, "train").images) == 3
+
+
+def test_a_heading_may_be_called_like_its_class(tmp_path: Path) -> None:
+    value = _value("a.jpg", categories=("ball", "ball"))
+    value["categories"][0]["supercategory"], value["categories"][1]["supercategory"] = "none", "ball"
+    value["annotations"][0]["category_id"] = 3
+    split = open_split(write_coco(tmp_path, value), "train")
+    assert split.categories == ("ball",) and split.labels.tolist() == [0]
+    value["annotations"].append({"image_id": 5, "category_id": 0, "bbox": [1, 1, 9, 9]})
+    with pytest.raises(DataError, match="has the name 'ball', which an earlier one has too"):
+        open_split(write_coco(tmp_path, value), "train")
+
+
+def test_somebody_elses_dataset_json_decides_nothing(tmp_path: Path) -> None:
+    write_coco(tmp_path, _value("a.jpg", categories=("cat", "dog")), "train")
+    write_coco(tmp_path, _value("a.jpg", categories=("dog", "cat")), "val")
+    (tmp_path / "dataset.json").write_text('{"name": "nnU-Net", "labels": {"cat": 1}}')
+    split = open_split(tmp_path, "val")
+    assert split.categories == ("cat", "dog") and split.labels.tolist() == [1]
+    # One that holds annotations is read.
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "dataset.json").write_text(json.dumps(_value("a.jpg")))
+    assert splits(own) == ["train"] and open_split(own, "train").categories == ("cat", "dog")
+
+
+def test_json_that_holds_no_annotations_is_no_split(tmp_path: Path) -> None:
+    write_coco(tmp_path, _value("a.jpg"), "my_project")
+    (tmp_path / "annotations/classes.json").write_text('["cat", "dog"]')
+    (tmp_path / "annotations/._my_project.json").write_bytes(b"\0")
+    _image(tmp_path / "images/a.jpg")
+    assert splits(tmp_path) == ["train"]
+    notes = {problem.file.name: problem.message for problem in check(tmp_path)}
+    assert notes.keys() == {"dataset.json", "classes.json"} and "is not read" in notes["classes.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -234,14 +235,16 @@ def test_absolute_paths_and_labels_beside_images(tmp_path: Path) -> None:
 
 def test_missing_images_of_a_list_are_named_or_left_out(folder: Path) -> None:
     (folder / "data.yaml").write_text("train: train.txt\nnames: [cat, dog]\n")
-    _text(folder / "train.txt", "images/train/a.jpg\nimages/train/gone.jpg\n")
+    _text(folder / "train.txt", f"images/train/a.jpg\nimages/train/{'x' * 300}gone.jpg\n")
     with pytest.raises(
-        DataError, match=r"(?s)1 of the 2 images that .*data\.yaml.*gone\.jpg.*--skip-missing"
+        DataError, match=r"(?s)1 of the 2 images that .*data\.yaml.*xgone\.jpg.*--skip-missing"
     ):
         open_split(folder, "train")
     split = open_split(folder, "train", skip_missing=True)
-    assert [path.name for path in split.missing] == ["gone.jpg"] and len(split.images) == 1
-    assert [(problem.file.name, problem.severity) for problem in check(folder)] == [("gone.jpg", "error")]
+    assert [path.name[-9:] for path in split.missing] == ["xgone.jpg"] and len(split.images) == 1
+    assert [(problem.file.name[-9:], problem.severity) for problem in check(folder)] == [
+        ("xgone.jpg", "error")
+    ]
 
 
 def test_damaged_images(folder: Path) -> None:
@@ -292,7 +295,7 @@ def test_malformed_yaml_names_file_and_key(folder: Path, text: str, message: str
     ],
 )
 def test_places_that_are_none(folder: Path, place: str, message: str) -> None:
-    (folder / "bad.txt").write_bytes(b"\xff")
+    (folder / "bad.txt").write_bytes("a.jpg".encode("utf-16"))
     (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog]\n")
     with pytest.raises(DataError, match=message):
         open_split(folder, "train")
@@ -308,3 +311,66 @@ def test_several_yaml_files(folder: Path) -> None:
         splits(folder)
     (folder / "two.yml").write_text("other: 1\n")
     assert splits(folder) == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "images\\train",
+        "/content/set/images/train",
+        "C:\\Users\\me\\set\\images\\train",
+        "/content/train.txt",
+        "windows.txt",
+    ],
+)
+def test_places_of_other_machines(folder: Path, place: str) -> None:
+    _text(folder / "train.txt", "".join(f"/content/set/images/train/{name}\n" for name in ("a.jpg", "b.png")))
+    _text(folder / "windows.txt", "images\\train\\a.jpg\r\nC:\\set\\images\\train\\b.png\r\n")
+    (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog, owl]\n")
+    split = open_split(folder, "train")
+    assert [entry.path.name for entry in split.images][:2] == ["a.jpg", "b.png"]
+    assert split.labels.tolist() == [1, 0]
+
+
+def test_an_end_that_does_not_speak_of_the_split_is_not_taken_for_it(folder: Path) -> None:
+    (folder / "data.yaml").write_text("train: /content/other/train/images\nnames: [cat, dog, owl]\n")
+    with pytest.raises(DataError, match="/content/other/train/images does not exist"):
+        open_split(folder, "train")
+
+
+def test_a_split_that_is_named_and_absent_is_left_out(folder: Path) -> None:
+    (folder / "data.yaml").write_text(f"test: ../test/images\n{YAML}")
+    assert splits(folder) == ["train", "val"]
+    with pytest.warns(UserWarning, match=r"test: .*test/images does not exist; this split is left out"):
+        assert len(open_split(folder, "train").images) == 3
+    assert [(problem.severity, "left out" in problem.message) for problem in check(folder)] == [
+        ("warning", True)
+    ]
+
+
+def test_links_and_endings(folder: Path, tmp_path: Path) -> None:
+    _image(tmp_path / "far/e.png").rename(tmp_path / "far/e.jfif")
+    (folder / "images/train/day1").symlink_to(tmp_path / "far")
+    _text(folder / "labels/train/day1/e.txt", "2 .5 .5 .5 .5\n")
+    _text(folder / "labels/train/._a.txt", "\0")
+    split = open_split(folder, "train")
+    assert [entry.path.name for entry in split.images] == ["a.jpg", "b.png", "e.jfif", "c.png"]
+    assert split.labels.tolist() == [1, 0, 2] and check(folder) == []
+    (folder / "images/train/f.heic").touch()
+    with pytest.warns(UserWarning, match=r"1 file is passed over for the ending \(1 \.heic\)"):
+        open_split(folder, "train")
+    (folder / "images/train/f.heic").rename(folder / "images/train/g.xml")
+    (folder / "images/train/gone.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"(?s)1 of the 5 images .*gone\.jpg"):
+        open_split(folder, "train")
+
+
+def test_names_that_are_no_utf_8(folder: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    _image(folder / f"images/train/{name}.png")
+    _text(folder / f"labels/train/{name}.txt", "2 .5 .5 .5 .5\n")
+    (folder / "train.txt").write_bytes(b"images/train/caf\xe9.png\n")
+    assert len(open_split(folder, "train").images) == 4 and len(dataset_fingerprint(folder)) == 64
+    (folder / "data.yaml").write_text("train: train.txt\nnames: [cat, dog, owl]\n")
+    assert open_split(folder, "train").labels.tolist() == [2]
+    assert CachedDataset(folder, "train", 8).batch([0]).labels.tolist() == [2]

@@ -44,6 +44,8 @@ LARGEST_DEPTH_RESIDUAL = 1e-3
 """World units. Official scenes stay below 1e-6."""
 LARGEST_PIXEL_RESIDUAL = 1.0
 """Pixels, along an axis. Rounding alone leaves up to 0.5; somewhat more where the nominal camera enters."""
+COGENT = {"trainA": "train", "valA": "val"}
+"""What the splits of condition A of CLEVR-CoGenT become, so that they can be trained on; valB keeps its name."""
 _FITTED_AT_ONCE = 1024
 _NAMED = 5
 
@@ -104,7 +106,8 @@ def convert(
     Args:
         root: the unpacked archive, with ``images/{split}/`` and ``scenes/CLEVR_{split}_scenes.json``.
         folder: the dataset to make.
-        splits: which ones; all that have scenes where none is named (the official test split has none).
+        splits: which ones; all that have scenes where none is named (the official test split has none). Of CLEVR-CoGenT
+            trainA and valA become train and val.
         masks: write ``masks/{split}/NAME.png`` too: which object each pixel shows.
         hold_out: shares of the train scenes that become splits of their own, such as ``{"val": 0.1}``; which ones
             follows from the images' names alone.
@@ -134,7 +137,9 @@ def convert(
     sources: dict[str, Source] = {}
     for split, path in files.items():
         with show(f"reading {path.name}", 0) as tell:
-            source, left_out = _survey(path, root / "images" / split, skip_missing, skip_unfit, tell)
+            source, left_out = _survey(
+                path, root / "images" / _split_of(path), skip_missing, skip_unfit, tell
+            )
         sources[split] = source
         digest = hashlib.sha256("\n".join(source.names).encode()).hexdigest()
         fingerprint["scene_files"][split] = {"sha256": _digest(path), "images": digest, "left_out": left_out}
@@ -150,14 +155,15 @@ def _scene_files(root: Path, wanted: Sequence[str]) -> dict[str, Path]:
     """Split -> scene file, in the usual order."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give CLEVR's unpacked one, with images/ and scenes/")
-    found = {
-        path.name.removeprefix("CLEVR_").removesuffix("_scenes.json"): path
-        for path in (root / "scenes").glob("CLEVR_*_scenes.json")
-    }
+    found = {_split_of(path): path for path in (root / "scenes").glob("CLEVR_*_scenes.json")}
+    for name, split in COGENT.items():
+        if name in found and split not in found:
+            found[split] = found.pop(name)
     if not found:
         inside = sorted(path.parent.parent for path in root.glob("*/scenes/CLEVR_*_scenes.json"))
         hint = f"; did you mean {inside[0]}?" if inside else "; give CLEVR's unpacked folder (CLEVR_v1.0)"
         raise DataError(f"{root} has no scenes/CLEVR_*_scenes.json{hint}")
+    wanted = [split if split in found else COGENT.get(split, split) for split in wanted]
     for split in wanted:
         if split not in found:
             known = ", ".join(in_order(found))
@@ -166,6 +172,11 @@ def _scene_files(root: Path, wanted: Sequence[str]) -> dict[str, Path]:
                 f"{root / 'scenes' / f'CLEVR_{split}_scenes.json'} does not exist{why}; there are scenes of: {known}"
             )
     return {split: found[split] for split in in_order(wanted or found)}
+
+
+def _split_of(path: Path) -> str:
+    """What the archive calls the split of a scene file."""
+    return path.name.removeprefix("CLEVR_").removesuffix("_scenes.json")
 
 
 def _held_out(sources: dict[str, Source], hold_out: dict[str, float]) -> dict[str, Source]:

@@ -6,7 +6,8 @@
 * boxes are clipped to their image; boxes that are then narrower or lower than 1 pixel, that hold NaN or have a
   negative side are left out, counted and warned of (``ssdir data check`` names each);
 * ``info``, ``licenses`` and the like may be there or not;
-* a file that is not JSON, lacks keys, repeats ids or names unknown images or categories is an error.
+* a file that is not JSON, lacks keys, repeats ids or names unknown images or categories is an error;
+* what other tools write in other types is read where it is beyond doubt (:mod:`ssdir.data.formats.coco_dialects`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from jaxtyping import Float
 
 from ssdir.common.errors import DataError
 from ssdir.common.storage import read_json
-from ssdir.data.formats.coco_files import image_paths, paths_under
-from ssdir.data.making import MANIFEST
+from ssdir.data.formats.coco_dialects import to_common_form
+from ssdir.data.formats.coco_files import image_paths, passed_over, paths_under
+from ssdir.data.record import has_record
 from ssdir.data.split import (
     BOX_PROBLEMS,
     TOLERANCE,
@@ -35,6 +37,7 @@ from ssdir.data.split import (
     clip_boxes,
     count_dropped,
     in_order,
+    repeated,
 )
 
 _NUMBERS = {int, float}
@@ -80,8 +83,8 @@ class CocoFolder:
             DataError: the file is not sound.
         """
         path = self.files[split]
-        value = read_json(path)
-        for problem in structure_problems(value):
+        value, problems = _read(path)
+        for problem in problems:
             raise DataError(
                 f"{path}: {problem}; ssdir data check {self.folder} lists everything that is wrong"
             )
@@ -91,24 +94,34 @@ class CocoFolder:
         """Everything wrong with a split's annotations, and its images (None where they remain unknown)."""
         path = self.files[split]
         try:
-            value = read_json(path)
+            value, problems = _read(path)
         except DataError as error:
             return [Problem(path, str(error), "error")], None
-        found = [Problem(path, message, "error") for message in structure_problems(value)]
+        found = [Problem(path, message, "error") for message in problems]
         if found:
             return found, None
+        entries = None
         try:
+            entries = self._entries(value, split)
             self._classes(value, path)
         except DataError as error:
             found.append(Problem(path, str(error), "error"))
         found += _annotation_problems(path, value)
         found += [Problem(path, note, "note") for note in _notes(value)]
-        return found, self._entries(value, split)
+        return found, entries
+
+    def unused(self) -> list[Problem]:
+        """What lies there and is not read."""
+        others = passed_over(self.folder, self.files.values())
+        return [
+            Problem(path, "is not read: it holds no boxes, or another file holds the split's", "note")
+            for path in others
+        ]
 
     def _entries(self, value: dict[str, Any], split: str) -> list[ImageEntry]:
         names = [image["file_name"] for image in value["images"]]
         if self.images is not None:
-            paths = paths_under([self.images], names)
+            paths = paths_under([self.images], names, self.images)
         else:
             paths = image_paths(self.folder, split, self.files[split], names)
         return [
@@ -120,7 +133,7 @@ class CocoFolder:
         """Category id -> class, and the names of the classes: those of the folder's first split."""
         here = _categories(value)
         first = self.files[self.splits()[0]]
-        if path == first or (self.folder / MANIFEST).exists():  # our own writing gives all splits the same
+        if path == first or has_record(self.folder):  # our own writing gives all splits the same
             names = tuple(here.values())
         else:
             status = first.stat()
@@ -139,7 +152,8 @@ class CocoFolder:
         images, missing = self._entries(value, split), []
         if skip_missing:
             missing = [image.path for image in images if not image.path.is_file()]
-            images = [image for image in images if image.path not in set(missing)]
+            absent = set(missing)
+            images = [image for image in images if image.path not in absent]
         label_of, names = self._classes(value, path)
         row_of = {image.id: row for row, image in enumerate(images)}
         there = [item for item in value["annotations"] if item["image_id"] in row_of]
@@ -157,6 +171,8 @@ class CocoFolder:
             warnings.warn(
                 f"{path}: boxes left out: {reasons}; ssdir data check {self.folder} names them", stacklevel=4
             )
+        if twice := repeated([str(image.path) for image in images]):
+            warnings.warn(f"{path}: {twice}", stacklevel=4)
         if len(kept) < len(there):
             dropped["crowd"] = len(there) - len(kept)
         return Split(
@@ -174,32 +190,55 @@ class CocoFolder:
         )
 
 
+def _read(path: Path) -> tuple[Any, list[str]]:
+    """A COCO file in the common form, and everything that leaves its meaning open.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    value = read_json(path)
+    problems = list(structure_problems(value))
+    if problems:
+        to_common_form(value)
+        problems = list(structure_problems(value))
+    return value, problems
+
+
 @functools.lru_cache(maxsize=16)
 def _category_names(path: Path, modified: int, size: int) -> tuple[str, ...]:
     """The classes of a file at some moment; every other split of its folder asks for them."""
-    value = read_json(path)
-    for problem in structure_problems(value):
+    value, problems = _read(path)
+    for problem in problems:
         raise DataError(f"{path}: {problem}; correct it first: its categories are the classes of the dataset")
     return tuple(_categories(value).values())
 
 
 def _categories(value: dict[str, Any]) -> dict[int, str]:
-    """Id -> name, by id. The heading that Roboflow puts above the classes is none: it has no object, is the
-    supercategory of another one, and has none itself."""
+    """Id -> name, by id, without headings."""
     entries = sorted(value["categories"], key=lambda category: category["id"])
-    above = {
-        entry["supercategory"]
-        for entry in entries
-        if isinstance(entry.get("supercategory"), str) and entry["supercategory"] != entry["name"]
+    headings = _headings(value)
+    return {entry["id"]: entry["name"] for entry in entries if entry["id"] not in headings}
+
+
+def _headings(value: dict[str, Any]) -> set[Any]:
+    """Ids of the headings that Roboflow puts above the classes, which are none: a heading has no object, is the
+    supercategory of another category (which may be called like it), and has none itself."""
+    entries = [entry for entry in value["categories"] if isinstance(entry, dict)]
+    above = {entry["supercategory"] for entry in entries if isinstance(entry.get("supercategory"), str)} - {
+        "none"
     }
     headings = {
         entry["id"]
         for entry in entries
-        if entry["name"] in above and entry.get("supercategory") in (None, "", "none")
+        if type(entry.get("id")) is int
+        and isinstance(entry.get("name"), str)
+        and entry["name"] in above
+        and entry.get("supercategory") in (None, "", "none")
     }
     if headings:
-        headings -= {item["category_id"] for item in value["annotations"]}
-    return {entry["id"]: entry["name"] for entry in entries if entry["id"] not in headings}
+        items = (item for item in value["annotations"] if isinstance(item, dict))
+        headings -= {item["category_id"] for item in items if type(item.get("category_id")) is int}
+    return headings
 
 
 def _notes(value: dict[str, Any]) -> Iterator[str]:
@@ -229,13 +268,15 @@ def structure_problems(value: Any) -> Iterator[str]:
     category_ids: set[int] = set()
     for place, image in enumerate(value["images"]):
         yield from _entry_problems(image, f"images[{place}]", image_ids, ("width", "height"), "file_name")
-    names: set[Any] = set()
+    names: set[str] = set()
+    headings = _headings(value)
     for place, category in enumerate(value["categories"]):
         yield from _entry_problems(category, f"categories[{place}]", category_ids, (), "name")
         name = category.get("name") if isinstance(category, dict) else None
-        if isinstance(name, str) and name in names:
-            yield f"categories[{place}] has the name {name!r}, which an earlier one has too; rename one"
-        names.add(name)
+        if isinstance(name, str) and (type(category.get("id")) is not int or category["id"] not in headings):
+            if name in names:
+                yield f"categories[{place}] has the name {name!r}, which an earlier one has too; rename one"
+            names.add(name)
     for place, annotation in enumerate(value["annotations"]):
         if not isinstance(annotation, dict):
             yield f"annotations[{place}] is not an object"
@@ -264,8 +305,10 @@ def _entry_problems(entry: Any, name: str, ids: set[int], sizes: tuple[str, ...]
         yield f"{name} has the id {number}, which an earlier one has too"
     else:
         ids.add(number)
-    if not (isinstance(entry.get(text), str) and entry[text]):
+    if text not in entry or entry[text] in ("", None):
         yield f"{name} lacks {text}"
+    elif not isinstance(entry[text], str):
+        yield f"{name} needs a text as {text}, not {entry[text]!r}"
     elif text == "file_name" and not _is_file_name(entry[text]):
         yield f"{name} has the {text} {entry[text][:80]!r}, which no file can have; correct it"
     elif not _is_text(entry[text]):

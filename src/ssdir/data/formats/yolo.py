@@ -20,6 +20,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from jaxtyping import Float
 
 from ssdir.common.errors import DataError
 from ssdir.common.machine import available_cores
+from ssdir.data.files import files_below
 from ssdir.data.formats.yolo_config import YoloConfig
 from ssdir.data.images import image_size
 from ssdir.data.split import (
@@ -43,6 +45,7 @@ from ssdir.data.split import (
     count_dropped,
     in_order,
     missing_images_error,
+    repeated,
 )
 
 _ROUNDING = 1e-5  # shares; what writing six decimals may cost
@@ -68,6 +71,16 @@ class YoloFolder:
     def source(self, split: str) -> Path:
         return self.config.file
 
+    def unused(self) -> list[Problem]:
+        """What is named or lies there, and is not read."""
+        return [Problem(self.config.file, self._absent(split), "warning") for split in self.config.absent]
+
+    def _absent(self, split: str) -> str:
+        place = self.config.absent[split][0]
+        return (
+            f"{split}: {place} does not exist; this split is left out: correct the path, or remove the line"
+        )
+
     def image_folders(self) -> list[Path]:
         """Where all images are the dataset's: none, since its folders are read whole and its lists choose."""
         return []
@@ -75,9 +88,9 @@ class YoloFolder:
     def digest(self, split: str) -> str:
         """SHA-256 over the names of classes, images and all labels."""
         digest = hashlib.sha256(json.dumps(self.config.names).encode())
-        for path in self.config.images(split)[0]:
+        for path in self.config.images(split).found:
             labels = label_path(path, self.folder)
-            digest.update(f"\n{path.name}\n".encode())
+            digest.update(b"\n%b\n" % os.fsencode(path.name))
             digest.update(labels.read_bytes() if labels.is_file() else b"")
         return digest.hexdigest()
 
@@ -94,6 +107,8 @@ class YoloFolder:
         if errors:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             raise DataError(f"{errors[0].message}{more}; ssdir data check {self.folder} lists all")
+        for absent in self.config.absent:
+            warnings.warn(f"{self.config.file}: {self._absent(absent)}", stacklevel=3)
         if read.odd:
             warnings.warn(
                 f"{self.config.file}: {split}: {'; '.join(read.odd)}; ssdir data check {self.folder} names each",
@@ -118,15 +133,22 @@ class YoloFolder:
             read = self._read(split)
         except DataError as error:
             return [Problem(self.config.file, str(error), "error")], None
-        missing = [Problem(path, "does not exist, but a list names it", "error") for path in read.missing]
+        missing = [
+            Problem(path, "does not exist, but a list or a link names it", "error") for path in read.missing
+        ]
         return missing + read.problems + list(self._labels_without_image(split)), read.images
 
     def _read(self, split: str) -> _Read:
         """Everything in a split, sound or not."""
-        paths, missing = self.config.images(split)
-        read = _Read(missing=missing)
+        search = self.config.images(split)
+        paths, read = search.found, _Read(missing=search.broken_links)
+        if search.others:
+            read.odd.append(search.passed_over)
+            read.problems.append(Problem(self.config.file, f"{split}: {search.passed_over}", "warning"))
         with ThreadPoolExecutor(available_cores()) as pool:
             sizes = list(pool.map(_size_or_fault, paths))
+        if twice := repeated([str(path) for path in paths]):
+            read.odd.append(twice)
         labelled = polygons = 0
         corners: list[tuple[float, float, float, float]] = []
         places: list[tuple[Path, int]] = []
@@ -160,14 +182,14 @@ class YoloFolder:
         return read
 
     def _labels_without_image(self, split: str) -> Iterator[Problem]:
-        paths, _ = self.config.images(split)
-        expected = {label_path(path, self.folder) for path in paths}
+        expected = {label_path(path, self.folder) for path in self.config.images(split).found}
         for place in self.config.places[split]:
             if not place.is_dir():
                 continue
             folder = label_path(place / "any.jpg", self.folder).parent
-            for path in sorted(folder.rglob("*.txt")):
-                if path not in expected and path.name not in _LISTS:
+            files = sorted(Path(entry.path) for entry in files_below(folder)) if folder.is_dir() else []
+            for path in files:
+                if path.suffix == ".txt" and path not in expected and path.name not in _LISTS:
                     yield Problem(path, "labels of an image that is not there", "warning")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ssdir.common.errors import DataError
-from ssdir.data.images import IMAGE_SUFFIXES
+from ssdir.data.files import ImageSearch, images_below, is_foreign, is_hidden, spellings, tails
+from ssdir.data.split import split_in
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -25,26 +28,28 @@ class YoloConfig:
     """Of the classes 0..C-1."""
     places: dict[str, tuple[Path, ...]]
     """Split -> folders of images and lists of images; they need not exist."""
+    absent: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Val or test where it is named and nothing of it exists, beside a split that does."""
     keypoint_numbers: int = 0
     """Numbers that follow each box."""
 
-    def images(self, split: str) -> tuple[list[Path], list[Path]]:
-        """The images of a split that are there, and those that a list names and that are not.
+    def images(self, split: str) -> ImageSearch:
+        """The images of a split. Among the broken links are images that a list names and that are not there.
 
         Raises:
-            DataError: a folder or list does not exist, or a folder holds no image.
+            DataError: a folder or list does not exist or cannot be read, or a folder holds no image.
         """
-        found: list[Path] = []
-        missing: list[Path] = []
+        found = ImageSearch()
         for place in self.places[split]:
             if place.is_dir():
-                inside = _images_in(place)
-                if not inside:
-                    raise DataError(f"{self.file}: {split}: there is no image in {place}")
-                found += inside
+                inside = images_below(place)
+                if not inside.found and not inside.broken_links:
+                    more = f" ({inside.passed_over})" if inside.others else ""
+                    raise DataError(f"{self.file}: {split}: there is no image in {place}{more}")
             elif place.is_file() and place.suffix.lower() == ".txt":
-                for path in self._listed(place):
-                    (found if path.is_file() else missing).append(path)
+                inside = ImageSearch()
+                for path, there in self._listed(place):
+                    (inside.found if there else inside.broken_links).append(path)
             elif place.is_file():
                 raise DataError(
                     f"{self.file}: {split}: {place} is neither a folder nor a .txt list of images"
@@ -54,30 +59,26 @@ class YoloConfig:
                     f"{self.file}: {split}: {place} does not exist; correct the path (relative paths start at the "
                     "folder of the YAML file, or at its `path`)"
                 )
-        return found, missing
+            found.found += inside.found
+            found.broken_links += inside.broken_links
+            found.others += inside.others
+        return found
 
-    def _listed(self, file: Path) -> list[Path]:
-        """The images of a list: relative ones start at the list, or at the folder of the YAML file."""
+    def _listed(self, file: Path) -> Iterator[tuple[Path, bool]]:
+        """The images of a list, and whether they are there: relative ones start at the list, or at the folder of the
+        YAML file."""
         try:
-            lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
+            data = file.read_bytes()
+        except OSError as error:
             raise DataError(f"{file} cannot be read as a list of images ({error})") from error
-        listed = [Path(line) for line in lines if line]
-        return [
-            next(
-                (base / path for base in (file.parent, self.file.parent) if (base / path).is_file()),
-                file.parent / path,
-            )
-            for path in listed
-        ]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+        if b"\0" in data:
+            raise DataError(f"{file} cannot be read as a list of images (it is no text); save it as UTF-8")
+        # Names of files may be no UTF-8, and are then kept byte for byte.
+        lines = [line.strip() for line in data.decode("utf-8-sig", "surrogateescape").splitlines()]
+        bases = (file.parent, self.file.parent)
+        for line in filter(None, lines):
+            path = _found(line, bases)
+            yield path or file.parent / line, path is not None and path.is_file()
 
 
 def find_config(folder: Path) -> Path | None:
@@ -89,7 +90,11 @@ def find_config(folder: Path) -> Path | None:
     for name in _NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.glob("*.y*ml") if path.is_file() and _has_names(path))
+    others = sorted(
+        path
+        for path in folder.glob("*.y*ml")
+        if not is_hidden(path.name) and path.is_file() and _has_names(path)
+    )
     if len(others) > 1:
         raise DataError(
             f"{folder} holds several YAML files that name classes ({', '.join(path.name for path in others)}); call "
@@ -122,10 +127,13 @@ def read_config(path: Path) -> YoloConfig:
     places: dict[str, tuple[Path, ...]] = {}
     for key, split in _SPLIT_KEYS.items():
         if not _absent(value.get(key)) and split not in places:
-            places[split] = _places(path, value, key)
+            places[split] = _places(path, value, key, split)
     if not places:
         raise DataError(f"{path} names no images: give folders of them as `train:` and `val:`")
-    return YoloConfig(path, names, places, _keypoint_numbers(path, value))
+    there = {split for split, of in places.items() if any(place.exists() for place in of)}
+    absent = {split: of for split, of in places.items() if there and split not in there and split != "train"}
+    places = {split: of for split, of in places.items() if split not in absent}
+    return YoloConfig(path, names, places, absent, _keypoint_numbers(path, value))
 
 
 def _names(path: Path, value: dict[str, Any]) -> tuple[str, ...]:
@@ -150,7 +158,7 @@ def _names(path: Path, value: dict[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _places(path: Path, value: dict[str, Any], key: str) -> tuple[Path, ...]:
+def _places(path: Path, value: dict[str, Any], key: str, split: str) -> tuple[Path, ...]:
     given = value[key] if isinstance(value[key], list) else [value[key]]
     if not given or not all(isinstance(item, str) and item for item in given):
         raise DataError(
@@ -159,17 +167,34 @@ def _places(path: Path, value: dict[str, Any], key: str) -> tuple[Path, ...]:
     root = value.get("path")
     if not (_absent(root) or isinstance(root, str)):
         raise DataError(f"{path}: path must be a folder, not {root!r}")
-    bases = [path.parent / root] if isinstance(root, str) and not _absent(root) else []
-    return tuple(_place(item, [*bases, path.parent]) for item in given)
+    roots = list(spellings(root)) if isinstance(root, str) and not _absent(root) else []
+    bases = [*(path.parent / root for root in roots), path.parent]
+    return tuple(_found(item, bases, split) or bases[0] / item for item in given)
 
 
-def _place(item: str, bases: list[Path]) -> Path:
-    """The first that exists. Roboflow writes ``../train/images`` for a folder beside the YAML file; and ``path`` is
-    often a folder of another machine."""
-    tried = [base / item for base in bases]
-    if item.startswith("../"):
-        tried += [base / item.removeprefix("../") for base in bases]
-    return next((path for path in tried if path.exists()), tried[0])
+def _found(item: str, bases: Sequence[Path], split: str | None = None) -> Path | None:
+    """The first that exists. Roboflow writes ``../train/images`` for a folder beside the YAML file; and absolute paths
+    are often of another machine: their ends are tried.
+
+    ``split``: of a place of this split; of an end that no longer speaks of the split, such as ``images``, nothing tells
+    that it is meant.
+    """
+    foreign = is_foreign(item.replace("\\", "/"))
+    for path in spellings(item):
+        candidates = [path]
+        if foreign:
+            candidates += [end for end in tails(path) if split is None or _speaks_of(split, end, path)]
+        for candidate in candidates:
+            for base in bases:
+                with suppress(OSError, ValueError):  # of what no file can be called
+                    (base / candidate).stat()
+                    return base / candidate
+    return None
+
+
+def _speaks_of(split: str, end: str, whole: str) -> bool:
+    """Whether the end of a path speaks of a split; or nothing of the whole does."""
+    return split in map(split_in, end.split("/")) or split not in map(split_in, whole.split("/"))
 
 
 def _keypoint_numbers(path: Path, value: dict[str, Any]) -> int:
