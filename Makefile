@@ -40,6 +40,7 @@ bench: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 src # every file is opened with its encoding
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.installed-dev

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import subprocess
 import sys
@@ -110,3 +111,13 @@ def test_a_missing_extra_is_told_in_a_line_and_other_modules_are_not_hidden(
     monkeypatch.setattr("ssdir.cli.info.print_environment", fail(KeyboardInterrupt()))
     assert main(["info"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_every_image_file_is_opened_with_its_formats() -> None:
+    calls = [
+        (file.name, call.lineno, {item.arg for item in call.keywords})
+        for file in (ROOT / "src").rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "Image.open"
+    ]
+    assert calls and all("formats" in given for _, _, given in calls), calls

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ssdir.baselines.kinds import BASELINES
-from ssdir.common.errors import DataError
+from ssdir.common.errors import DataError, shown
 from ssdir.model.pretrained import CONFIG, find_folder, load_detector, read_config
 from ssdir.model.ssdir import SSDIR
 
@@ -29,7 +29,7 @@ def load_model(path: Path | None = None) -> nn.Module:
         return BASELINES[kind].load_class().from_pretrained(path)
     if kind not in LOADERS:
         raise DataError(
-            f"{find_folder(path) / CONFIG} describes a {kind!r}; give a run of "
+            f"{find_folder(path) / CONFIG} describes a {shown(kind)}; give a run of "
             f"{' or '.join(sorted([*LOADERS, *BASELINES]))}"
         )
     return LOADERS[kind](path)

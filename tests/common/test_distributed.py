@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import two_processes
-from tests.two_processes import KINDS, MODEL, a_task, first_step
+from tests.common import two_processes
+from tests.common.two_processes import KINDS, MODEL, a_task, first_step
 from torch import nn
 
 from ssdir.common.storage import load_tensors, read_json

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
+from ssdir.compare import tables
 from ssdir.compare.metrics import Figure, Group, Model, Row
-from ssdir.compare.tables import DASH, Table, comma_separated, latex, markdown
+from ssdir.compare.tables import DASH, Table, comma_separated, escaped, latex, markdown
 
 ROWS = [Row("AP", "AP", "share", "higher"), Row("mse", "image_mse & more", "error", "lower")]
 
@@ -30,6 +31,13 @@ def table() -> Table:
         {"AP": Figure(0.6, 0.5, 0.7), "mse": Figure(None, reason="50% of it")},
     )
     return Table(ROWS, [first, second], [group], ["A note."])
+
+
+def test_names_are_text() -> None:
+    assert tables._marked("a|b [x](y) <b> `c` $d$ _e_ z_what\n") == (
+        r"a\|b \[x\](y) \<b\> \`c\` \$d\$ \_e\_ z_what\\n"
+    )
+    assert escaped("$x^2$ \x07") == r"\$x\textasciicircum{}2\$ \textbackslash{}x07"
 
 
 def test_markdown():

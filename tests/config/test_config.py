@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -120,3 +121,29 @@ def test_unusable_values_are_named(kind: type, values: dict[str, object], messag
 def test_impossible_settings_are_refused(config: object, change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(config, **change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (ModelConfig, {"n_hidden": 10**9}, "model.n_hidden is 1000000000; it must be at most 100"),
+        (ModelConfig, {"z_what_size": 10**12}, "it must be at most 4,096"),
+        (ModelConfig, {"decoder_channels": [1] * 40}, "it must have 1 to 12 entries"),
+        (DetectorConfig, {"width": 1e9}, "detector.width is 1000000000.0; it must be at most 32"),
+        (DetectorConfig, {"width": 10**400}, "width is 1000.*0000[.]{3}; it must be finite"),
+        (DetectorConfig, {"min_sizes": [1.0] * 101}, "min_sizes has 101 numbers; it may have 100"),
+        (ScenesConfig, {"side": 10**9}, "scenes.side is 1000000000; it must be at most 16,384"),
+        (ScenesConfig, {"n_train": 10**15}, "it must be at most 100,000,000"),
+        (TrainingConfig, {"batch_size": 10**9}, "it must be at most 65,536"),
+        (
+            DetectorRun,
+            {"training": None},
+            "DetectorRun.training must be an object with named values, not None",
+        ),
+        (DetectorRun, None, "DetectorRun must be an object with named values, not None"),
+        (DetectorRun, {"x" * 1000: 1}, "has no setting 'x{199}[.]{3}; there are"),
+    ],
+)
+def test_values_out_of_any_sense_are_refused(kind: type, values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(kind, values)

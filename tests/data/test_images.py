@@ -235,3 +235,15 @@ def test_a_size_that_exif_turns_is_called_so(tmp_path: Path) -> None:
         size_fault(tmp_path / "a.jpg", (48, 64), (64, 48))
     )
     assert "EXIF" not in str(size_fault(tmp_path / "a.jpg", (48, 64), (64, 64)))
+
+
+def test_only_the_formats_that_are_named_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
+    Image.new("RGB", (4, 4)).save(tmp_path / "y.png", "TGA")
+    for name in ("x.png", "y.png"):
+        with pytest.raises(
+            DataError, match=f"{name} cannot be read as an image .*none of PNG, JPEG, WEBP, BMP"
+        ):
+            read_image(tmp_path / name)

@@ -518,13 +518,29 @@ def test_a_named_device_is_taken_for_one_run_and_an_absent_one_before_anything_i
 
 
 def test_processes_that_share_a_training_take_no_single_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
     for device in ("cuda:1", "mps"):
         with pytest.raises(ConfigError, match=rf"--device {device} names one .* by CUDA_VISIBLE_DEVICES"):
             _accelerator(toy.SETTINGS, device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
         _accelerator(toy.SETTINGS, "cuda")
+
+
+@pytest.mark.parametrize("left", [{"LOCAL_RANK": ""}, {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1"}])
+def test_a_left_over_number_of_a_process_is_told_and_ignored(
+    left: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(
+        UserWarning, match=f"the environment has {', '.join(left)}, but not .*: one process trains"
+    ):
+        assert _accelerator(toy.SETTINGS, "cpu").num_processes == 1
+    assert {name: os.environ[name] for name in left} == left
 
 
 # -- the two tasks -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from ssdir.cli.tree import Node, Unprefixed, leaf, with_defaults
+from ssdir.common.console import say
 from ssdir.common.errors import ConfigError
 from ssdir.config import ClevrLikeConfig, ScenesConfig
 from ssdir.config.presets import scenes_presets
@@ -61,7 +62,7 @@ class MnistScenes:
                 _shard(self.shard, self.merge),
                 self.merge,
             )
-        print(_made(self.out, total, self.shard))
+        say(_made(self.out, total, self.shard))
         return 0
 
 
@@ -107,7 +108,7 @@ class Clevr:
             progress=progress_bar,
         )
         made = ", ".join(f"{split} {number:,}" for split, number in counts.items())
-        print(f"scenes in {self.out}: {made} (ssdir data show {self.out})")
+        say(f"scenes in {self.out}: {made} (ssdir data show {self.out})")
         return 0
 
 
@@ -137,7 +138,7 @@ class ClevrLike:
         with progress_bar("rendering scenes", total) as progress:
             shard = _shard(self.shard, self.merge)
             generate(self.scenes, self.out, self.workers, progress, shard, self.merge)
-        print(_made(self.out, total, self.shard))
+        say(_made(self.out, total, self.shard))
         return 0
 
 
@@ -196,8 +197,8 @@ class WiderFace:
 
         counts = make_wider_face(self.root, self.out, self.min_side_share, self.workers, progress_bar)
         for split, count in counts.items():
-            print(f"{split}: {count.describe(self.min_side_share)}")
-        print(f"{self.out} (ssdir data show {self.out})")
+            say(f"{split}: {count.describe(self.min_side_share)}")
+        say(f"{self.out} (ssdir data show {self.out})")
         return 0
 
 
@@ -244,13 +245,13 @@ class DataConvert:
         for split, result in done.items():
             left_out = [f"{number:,} objects: {reason}" for reason, number in result.dropped.items()]
             left_out += [f"{result.missing:,} images: not on the disk"] if result.missing else []
-            print(
+            say(
                 f"{split}: {result.images:,} images, {result.objects:,} objects"
                 f"{'; left out: ' if left_out else ''}{', '.join(left_out)}"
             )
             for note in result.notes:
-                print(f"note: {note}")
-        print(self.out)
+                say(f"note: {note}")
+        say(str(self.out))
         return 0
 
 
@@ -276,15 +277,16 @@ class DataCheck:
         else:
             for problem in problems:
                 named = problem.message.startswith(str(problem.file))
-                print(f"{problem.severity}: {'' if named else f'{problem.file}: '}{problem.message}")
+                where = "" if named else f"{problem.file}: "
+                say(f"{problem.severity}: {where}{problem.message}")
             if not errors:
                 for name in splits(self.folder):
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # of what is listed above
                         split = open_split(self.folder, name)
-                    print(f"{name}: {len(split.images):,} images, {len(split.labels):,} objects")
+                    say(f"{name}: {len(split.images):,} images, {len(split.labels):,} objects")
             odd = sum(problem.severity == "warning" for problem in problems)
-            print(f"{self.folder}: errors: {len(errors)}, warnings: {odd}")
+            say(f"{self.folder}: errors: {len(errors)}, warnings: {odd}")
         return 1 if errors else 0
 
 
@@ -309,9 +311,9 @@ class DataShow:
         from ssdir.plots.dataset import show_augmented, show_dataset
 
         if self.augment is None:
-            print(show_dataset(self.folder, self.out, self.split, self.first, self.count))
+            say(str(show_dataset(self.folder, self.out, self.split, self.first, self.count)))
         else:
-            print(show_augmented(self.folder, self.out, self.augment, self.split, self.first, self.count))
+            say(str(show_augmented(self.folder, self.out, self.augment, self.split, self.first, self.count)))
         return 0
 
 

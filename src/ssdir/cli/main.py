@@ -11,10 +11,12 @@ Exit codes: 0 done, 1 it failed (the reason is on standard error), 2 the command
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +28,9 @@ import ssdir
 from ssdir.cli.data import data_commands
 from ssdir.cli.search import Ablate, tune_commands
 from ssdir.cli.train import train_commands
-from ssdir.cli.tree import Node, leaf
+from ssdir.cli.tree import Node, home_expanded, leaf
+from ssdir.common.console import say
+from ssdir.common.errors import UserError, os_error_line, printable, shown
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ class Compare:
         config = CompareConfig(settings, self.resamples, self.seed, self.device)
         contenders = contenders_of(self.runs, self.name, self.true_boxes)
         compare(contenders, self.data, self.out, config, progress_bar)
-        print((self.out / "comparison.md").read_text(), end="")
-        print(f"\nLook at {self.out / 'comparison.png'}")
+        print((self.out / "comparison.md").read_text(encoding="utf-8"), end="")
+        say(f"\nLook at {self.out / 'comparison.png'}")
         return 0
 
 
@@ -160,7 +164,7 @@ class Infer:
         results = predict(self.images, self.out, self.model, self.present, self.device, progress_bar)
         read = [result for result in results if "error" not in result]
         found = sum(result["objects"] for result in read)
-        print(f"{found} objects in {len(read)} images; see {self.out}")
+        say(f"{found} objects in {len(read)} images; see {self.out}")
         if len(read) < len(results):
             print(
                 f"error: {len(results) - len(read)} of {len(results)} images failed (see above)",
@@ -219,8 +223,7 @@ def _stub(text: str) -> Callable[[], None]:
 
 
 def _refuse(message: str, program: Sequence[str]) -> NoReturn:
-    print(f"error: {message}\n       {' '.join(program)} --help lists them", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(_tell(f"{message}\n       {' '.join(program)} --help lists them", 2))
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -230,7 +233,7 @@ def parse(arguments: Sequence[str]) -> Any:
     >>> parse(words).run_config.training.steps
     7
     """
-    node, program, rest = _commands(), ["ssdir"], list(arguments)
+    node, program, rest = _commands(), ["ssdir"], [home_expanded(word) for word in arguments]
     if rest == ["--version"]:
         print(f"ssdir {ssdir.__version__}")
         raise SystemExit(0)
@@ -242,7 +245,7 @@ def parse(arguments: Sequence[str]) -> Any:
         if rest and not rest[0].startswith("-"):
             close = difflib.get_close_matches(rest[0], list(node.words), n=1)
             hint = f"; perhaps you meant {close[0]!r}" if close else ""
-            _refuse(f"{' '.join(program)} has no {node.noun} {rest[0]!r}{hint}", program)
+            _refuse(f"{' '.join(program)} has no {node.noun} {shown(rest[0])}{hint}", program)
         if rest and rest[0] not in ("-h", "--help"):
             words = " ".join([*program, next(iter(node.words)), *rest])
             advice = f"\n       {node.advice}" if node.advice else ""
@@ -257,40 +260,66 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    from ssdir.common.errors import UserError
-
     command = None
     as_usual = warnings.formatwarning
     warnings.formatwarning = _warning_line
+    for stream in (sys.stdout, sys.stderr):  # what a terminal has no letter for is shown as its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         code = int(command.run())
         sys.stdout.flush()  # here, where a closed pipe is still answered
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if command is None else 1  # 2: a value on the command line that its setting refuses
+        # 2: a value on the command line that its setting refuses
+        return _tell(str(error), 2 if command is None else 1)
     except ModuleNotFoundError as error:
         if "pip install" not in str(error):  # not an optional dependency, for which we tell what to install
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _tell(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (ssdir ... | head); point stdout elsewhere so that exit stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away (ssdir ... | head); point it elsewhere so that exit stays quiet.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141  # what a shell gives for a program that the closed pipe ended
+    except OSError as error:
+        return _tell(os_error_line(error))
+    except UnicodeError as error:
+        value = error.object if isinstance(error, UnicodeEncodeError | UnicodeDecodeError) else str(error)
+        return _tell(
+            f"{shown(value)} is not UTF-8; rename the file or folder of that name, or save the text as UTF-8"
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY)):
+            raise
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        return _tell(
+            f"out of memory{f' ({printable(reason)})' if reason else ''}; take fewer images at a time, smaller ones or "
+            "fewer workers"
+        )
     finally:
         warnings.formatwarning = as_usual
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""How torch's errors say so."""
+
+
+def _tell(message: str, code: int = 1) -> int:
+    print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr)
+    return code
 
 
 def _warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """A warning as users are told it: without the line of code that gave it."""
-    return f"warning: {message}\n"
+    return f"warning: {printable(str(message), keep=chr(10))}\n"
 
 
 if __name__ == "__main__":

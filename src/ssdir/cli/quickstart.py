@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ssdir
-from ssdir.common.console import progress_bar
+from ssdir.common.console import progress_bar, say
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.extras import require_evaluation
 from ssdir.common.machine import choose_device
@@ -86,7 +86,7 @@ def quickstart(
     write_json(out / "metrics.json", metrics)
     report = write_report(out, metrics, title="SSDIR quickstart", pretrained=pretrained)
     print_summary(metrics)
-    print(f"\nLook at {report}")
+    say(f"\nLook at {report}")
     return report
 
 
@@ -171,7 +171,7 @@ def evaluate_run(
     metrics = evaluate(model, data, out, config, progress_bar, run or SHIPPED_NAME)
     report = write_report(out, metrics, title=f"Evaluation of {run or 'the shipped weights'} on {data}")
     print_summary(metrics)
-    print(f"\nLook at {report}")
+    say(f"\nLook at {report}")
     return metrics
 
 

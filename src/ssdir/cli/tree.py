@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from ssdir.common.errors import ConfigError
 from ssdir.config.presets import laptop_first, who_trains
 
 Configuration = TypeVar("Configuration")
@@ -37,6 +40,29 @@ def preset_choice(help: str, presets: Mapping[str, Node]) -> Node:
     """A word after which one of SSDIR's or a baseline's presets is named: those for a laptop come first."""
     words = {name: presets[name] for name in laptop_first(presets)}
     return Node(help, words=words, noun="preset", advice=who_trains(words))
+
+
+def home_expanded(word: str) -> str:
+    """A word of the command line with ``~`` at the beginning of a path, or behind ``=``, read as the home folder.
+
+    Shells do so at the beginning of words alone: they leave ``--out=~/x``, ``NAME=~/run`` and quoted words as they are.
+
+    Raises:
+        ConfigError: the home folder is not known.
+
+    >>> import os
+    >>> home_expanded("--out=~/x") == "--out=" + os.path.expanduser("~") + "/x", home_expanded("a~b")
+    (True, 'a~b')
+    """
+    before, path = re.fullmatch(r"((?:[^=/~]*=)*)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not path.startswith("~"):
+        return word
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - a Path would forget ./ in front of ~
+    if expanded == path and path.split("/")[0] == "~":
+        raise ConfigError(
+            f"{word}: your home folder is not known here (HOME is not set); write the path in full"
+        )
+    return before + expanded
 
 
 def leaf(kind: type) -> Node:

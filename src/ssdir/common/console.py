@@ -6,11 +6,36 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from ssdir.common.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
 """``with progress(task, total) as tell: tell(done, total)``: :func:`progress_bar`, or :func:`no_progress`."""
+
+
+def say(text: str) -> None:
+    """Print text that may hold names: control characters in them are escaped."""
+    print(printable(text, keep="\n"))
+
+
+def rich_console(stderr: bool = False) -> Console:
+    """A console on the standard output, or on standard error.
+
+    Where its reader goes away it raises BrokenPipeError, as printing does; rich's own would end the process with 1.
+    """
+    from rich.console import Console
+
+    class OpenConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return OpenConsole(stderr=stderr)
 
 
 @contextmanager
@@ -19,13 +44,18 @@ def progress_bar(task: str, total: int) -> Iterator[Callable[[int, int], None]]:
 
     On a terminal this is a rich bar; elsewhere a line every ten seconds and one at the end.
     """
+    task = printable(task)
     if sys.stderr.isatty():
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bar(*columns, console=Console(stderr=True)) as bar:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=rich_console(stderr=True)) as bar:
             row = bar.add_task(task, total=total)
             yield lambda done, of: bar.update(row, completed=done, total=of)
         return

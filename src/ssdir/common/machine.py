@@ -39,10 +39,15 @@ def keep_freed_memory() -> bool:
     return kept and (library.mallopt(_M_MMAP_THRESHOLD, 2**30) == 1 or library.mallopt(_M_MMAP_MAX, 0) == 1)
 
 
-def user_cache_folder() -> Path:
-    """Where downloads and caches are kept: ``$XDG_CACHE_HOME/ssdir``, else ``~/.cache/ssdir``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ssdir"
+def user_cache_folder() -> Path | None:
+    """Where downloads and caches are kept: ``$XDG_CACHE_HOME/ssdir``, else ``~/.cache/ssdir``; None: the home folder is
+    not known (in a container, say)."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "ssdir"
+    try:
+        return Path.home() / ".cache" / "ssdir"
+    except RuntimeError:
+        return None
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -93,4 +98,4 @@ def _cpu_computes_in_bf16() -> bool:
     if hasattr(torch.cpu, "get_capabilities"):
         return any(value is True and "bf16" in name for name, value in torch.cpu.get_capabilities().items())
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "bf16" in cpuinfo.read_text()
+    return cpuinfo.is_file() and "bf16" in cpuinfo.read_text(encoding="utf-8")

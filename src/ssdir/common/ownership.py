@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdir.common.errors import DataError
+from ssdir.common.regular_files import require_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,6 +66,7 @@ _WRITTEN_INTO = {
 def read_mark(folder: Path) -> dict[str, Any] | None:
     """What the mark of a folder says; None: it has none."""
     try:
+        require_regular(folder / MARK)
         value = json.loads((folder / MARK).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -185,6 +187,7 @@ def _known(folder: Path, there: Iterable[str]) -> bool:
 def read_index(file: Path) -> list[dict[str, Any]] | None:
     """The index of a folder of inferred images; None where the file is none."""
     try:
+        require_regular(file)
         value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
@@ -195,6 +198,7 @@ def read_index(file: Path) -> list[dict[str, Any]] | None:
 def _keys(file: Path) -> set[str]:
     """The keys of the first JSON value in a file; none where it is no such file."""
     try:
+        require_regular(file)
         text = file.read_text(encoding="utf-8")
         value, _ = json.JSONDecoder().raw_decode(text)
     except (OSError, ValueError, RecursionError):
@@ -235,6 +239,7 @@ def require_own_picture(file: Path) -> None:
     if not file.exists():
         return
     try:
+        require_regular(file)
         with Image.open(file, formats=("PNG", "JPEG", "WEBP", "TIFF")) as picture:
             ours = picture.getexif().get(_SOFTWARE) == _NAME
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ssdir.common.errors import DataError
+from ssdir.common.errors import DataError, os_error_reason
 from ssdir.common.ownership import files_in, require_replaceable, write_mark
+from ssdir.common.regular_files import require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ def atomic_open(path: str | Path, sync: bool = True) -> Iterator[BinaryIO]:
         if sync:
             _sync_folder(path.parent)
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{path} cannot be written: {os_error_reason(error)}") from error
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -234,12 +235,13 @@ def format_bytes(n_bytes: int) -> str:
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file; :class:`DataError` where it is absent, truncated or not JSON."""
     path = Path(path)
+    require_regular(path)
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{path} cannot be read: {os_error_reason(error)}") from error
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and brackets without end
         raise DataError(
             f"{path} is not valid JSON ({error}); it may be truncated: write or copy it again"

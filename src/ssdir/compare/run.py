@@ -23,6 +23,7 @@ from ssdir.compare.contenders import TITLES, Contender, describe, training_time
 from ssdir.compare.metrics import Figure, Group, Model, figures_of, grouped, probe_objects, rows_of
 from ssdir.compare.sheet import comparison_scenes
 from ssdir.compare.tables import Table, comma_separated, latex, markdown
+from ssdir.config import require_bounded
 from ssdir.evaluation.bootstrap import Resamples
 from ssdir.evaluation.predictions import image_side
 from ssdir.evaluation.protocol import choose_split, evaluate
@@ -53,6 +54,7 @@ class CompareConfig:
     """Images that the figure shows."""
 
     def __post_init__(self) -> None:
+        require_bounded(self, "comparison", figure_images=100)
         for name in ("resamples", "figure_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ssdir.common.errors import printable
 from ssdir.compare.metrics import Figure, Group, Model, Row
 
 DASH = "\N{EN DASH}"
@@ -57,7 +59,7 @@ class Table:
 def markdown(table: Table) -> str:
     """The table, what its dashes mean, and the notes; its columns are aligned, so that it reads as text too."""
     columns, reasons = table.columns(), table.reasons()
-    lines = [["", *(_cell_text(name) for name, _, _ in columns)]]
+    lines = [["", *(_marked(name) for name, _, _ in columns)]]
     for row in table.rows:
         cells = []
         for _, figures, over_seeds in columns:
@@ -67,15 +69,15 @@ def markdown(table: Table) -> str:
             else:
                 cells.append(written(figure, row, over_seeds))
         arrow = {"higher": " ↑", "lower": " ↓", "": ""}[row.better]
-        lines.append([_cell_text(row.title) + arrow, *cells])
+        lines.append([_marked(row.title) + arrow, *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in lines
     ]
     rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    below = [f"{number}. {DASH}: {reason}" for number, reason in enumerate(reasons, start=1)]
-    parts = ["\n".join(rows), *(["\n".join(below)] if below else []), *table.notes]
+    below = [f"{number}. {DASH}: {_marked(reason)}" for number, reason in enumerate(reasons, start=1)]
+    parts = ["\n".join(rows), *(["\n".join(below)] if below else []), *map(_marked, table.notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -166,7 +168,7 @@ def escaped(text: str) -> str:
     >>> escaped("z_what: 5 % & {more}")
     'z\\_what: 5 \\% \\& \\{more\\}'
     """
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in printable(text))
 
 
 def _number(value: int | float, style: str, digits: int) -> str:
@@ -187,5 +189,10 @@ def _digits(value: int | float) -> int:
     return places
 
 
-def _cell_text(text: str) -> str:
-    return text.replace("|", r"\|")
+def _marked(text: str) -> str:
+    r"""Text as Markdown takes it: what could begin a link, a formula, emphasis or HTML has a backslash in front.
+
+    >>> _marked("z_what of $5 *x* |_a_")
+    'z_what of \\$5 \\*x\\* \\|\\_a\\_'
+    """
+    return re.sub(r"[\\`*<>\[\]|$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))

@@ -12,7 +12,7 @@ from ssdir.config.base import (
     from_dict,
     require,
     require_at_least,
-    require_finite,
+    require_bounded,
     to_dict,
 )
 from ssdir.config.data import AugmentationConfig, ClevrLikeConfig, ScenesConfig
@@ -39,6 +39,6 @@ __all__ = [
     "from_dict",
     "require",
     "require_at_least",
-    "require_finite",
+    "require_bounded",
     "to_dict",
 ]

@@ -11,7 +11,7 @@ from ssdir.config import (
     TrainingConfig,
     require,
     require_at_least,
-    require_finite,
+    require_bounded,
 )
 
 
@@ -47,12 +47,11 @@ class CropVAEConfig:
     """Most crops of a training step, chosen at random; None: all."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "model")
+        require_bounded(self, "model")
         require_at_least(self, "model", 1, "image_size", "z_what_size", "encoder_width", "crops")
         require(
-            len(self.decoder_channels) >= 3 and min(self.decoder_channels) >= 1,
-            f"model.decoder_channels is {list(self.decoder_channels)}; it must have at least three entries, each at "
-            "least 1",
+            3 <= len(self.decoder_channels) <= 12 and min(self.decoder_channels) >= 1,
+            f"model.decoder_channels is {list(self.decoder_channels)}; it must have 3 to 12 entries, each at least 1",
         )
         for name in ("sigma_what", "sigma"):
             require(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; it must be positive")

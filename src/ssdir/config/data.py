@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssdir.config.base import require, require_at_least, require_finite
+from ssdir.config.base import require, require_at_least, require_bounded
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ScenesConfig:
     """Every scene is a pure function of (seed, split, index)."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "scenes")
+        require_bounded(self, "scenes", side=16_384, digit_max=16_384)
         require(self.side >= 8, f"scenes.side is {self.side}; it must be at least 8 pixels")
         require(len(self.grids) > 0, "scenes.grids is empty; give at least one (rows, columns) pair")
         require(
@@ -73,6 +73,7 @@ class ClevrLikeConfig:
     """Write masks/{split}/NAME.png too: which object each pixel shows."""
 
     def __post_init__(self) -> None:
+        require_bounded(self, "scenes")
         for name in ("width", "height"):
             side = getattr(self, name)
             require(16 <= side <= 4096, f"scenes.{name} is {side}; it must be 16 to 4096 pixels")
@@ -115,7 +116,7 @@ class AugmentationConfig:
     """One of these is drawn: IoU with the crop that some object must reach; in any case a centre stays inside."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "augmentation")
+        require_bounded(self, "augmentation")
         for name in ("flip", "colour", "brightness", "contrast", "saturation", "zoom_out", "crop"):
             require(
                 0 <= getattr(self, name) <= 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssdir.config.base import require, require_at_least, require_finite
+from ssdir.config.base import require, require_at_least, require_bounded
 from ssdir.config.data import AugmentationConfig
 from ssdir.config.training import TrainingConfig
 
@@ -39,7 +39,7 @@ class DetectorConfig:
     """Most boxes kept of an image."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "detector")
+        require_bounded(self, "detector", width=32)
         require(self.image_size >= 1, "detector.image_size must be positive")
         require(self.width > 0, "detector.width must be positive")
         require(
@@ -83,7 +83,7 @@ class DetectorLossConfig:
     """Weight of the classification term."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "loss")
+        require_bounded(self, "loss")
         require(0 < self.match_iou <= 1, "loss.match_iou must lie in (0, 1]")
         require(self.negatives_per_positive >= 0, "loss.negatives_per_positive must not be negative")
         require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssdir.config.base import require, require_at_least, require_finite
+from ssdir.config.base import require, require_at_least, require_bounded
 from ssdir.config.training import TrainingConfig
 
 
@@ -44,12 +44,12 @@ class ModelConfig:
     """Cells less probable than this are reset (mean 0, sigma 1, box 0); 0 switches the reset off."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "model")
+        require_bounded(self, "model")
         require_at_least(self, "model", 1, "z_what_size", "what_width")
         require_at_least(self, "model", 0, "n_hidden", "sigma_what", "sigma_depth")
         require(
-            len(self.decoder_channels) >= 1 and min(self.decoder_channels) >= 1,
-            f"model.decoder_channels is {self.decoder_channels}; it must have at least one entry, each at least 1",
+            1 <= len(self.decoder_channels) <= 12 and min(self.decoder_channels) >= 1,
+            f"model.decoder_channels is {self.decoder_channels}; it must have 1 to 12 entries, each at least 1",
         )
         require(0 <= self.reset_below <= 1, "model.reset_below must lie in [0, 1]")
         require(0 <= self.present_threshold < 1, "model.present_threshold must lie in [0, 1)")
@@ -77,7 +77,7 @@ class ObjectiveConfig:
     """Pixels scored by the image term: all, or only those inside present objects' boxes."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "objective")
+        require_bounded(self, "objective")
         require_at_least(self, "objective", 0, "image", "objects", "what", "depth", "teacher")
 
 
@@ -123,7 +123,7 @@ class TeacherConfig:
     """Standard deviation of the noise on views' pixels."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "teacher")
+        require_bounded(self, "teacher")
         require(self.side >= 8, "teacher.side must be at least 8 pixels")
         require(self.context >= 1, "teacher.context must be at least 1, the box itself")
         require(self.crops >= 2, "teacher.crops must be at least 2: its statistics are over a batch")

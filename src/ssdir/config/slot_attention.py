@@ -9,7 +9,7 @@ from ssdir.config import (
     TrainingConfig,
     require,
     require_at_least,
-    require_finite,
+    require_bounded,
 )
 
 
@@ -48,7 +48,7 @@ class SlotAttentionConfig:
     """Seed of the noise that slots start from in evaluation, the same in every image."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "model")
+        require_bounded(self, "model")
         require_at_least(
             self, "model", 1,
             "image_size", "n_slots", "slot_size", "n_iterations", "width", "hidden", "block", "patch_size",

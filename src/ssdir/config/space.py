@@ -9,7 +9,7 @@ from ssdir.config import (
     TrainingConfig,
     require,
     require_at_least,
-    require_finite,
+    require_bounded,
 )
 from ssdir.config.space_schedule import SpaceSchedule
 
@@ -54,7 +54,7 @@ class SpaceConfig:
     """Learning rate of the foreground against training.learning_rate, which is the background's."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "model")
+        require_bounded(self, "model", width=32)
         require_at_least(self, "model", 1, "g", "k", "z_what_size", "z_mask_size", "z_component_size")
         odd, powers = odd_and_powers(self.image_size)
         require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssdir.config import TrainingConfig, require, require_at_least, require_finite
+from ssdir.config import TrainingConfig, require, require_at_least, require_bounded
 
 SMALLEST_PATCH = 8
 """Least side of a patch that the convolutional networks of patches take, in pixels."""
@@ -77,7 +77,7 @@ class SPAIRConfig:
     """IoU above which evaluation drops the less probable of two boxes; None keeps all."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "model")
+        require_bounded(self, "model")
         require_at_least(
             self, "model", 1, "image_size", "features", "hidden", "z_what_size", "patch_size", "background_size",
             "count_decay",

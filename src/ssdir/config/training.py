@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ssdir.config.base import require, require_at_least, require_finite
+from ssdir.config.base import require, require_at_least, require_bounded
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TrainingConfig:
     """Checkpoints kept, newest first."""
 
     def __post_init__(self) -> None:
-        require_finite(self, "training")
+        require_bounded(self, "training")
         require_at_least(
             self, "training", 0, "steps", "seed", "warmup_steps", "weight_decay", "validate_every", "validation_images"
         )  # fmt: skip

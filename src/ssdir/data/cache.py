@@ -128,7 +128,8 @@ class CachedDataset:
             prefix = f"{_folder_hash(self.folder)}-{prefix}"
             candidates, remedy = [self._cache_folder], "give another cache_folder"
         else:
-            candidates = [self.folder / ".cache", _user_cache(self.folder)]
+            users = user_cache_folder()
+            candidates = [self.folder / ".cache", *([users / _folder_hash(self.folder)] if users else [])]
             remedy = (
                 "set the environment variable XDG_CACHE_HOME to a folder that can be written and has room"
             )
@@ -196,10 +197,6 @@ def _key(folder: Path, split: Split, image_size: int) -> str:
         status = entry.path.stat()
         digest.update(os.fsencode(f"{entry.path.name} {status.st_size} {status.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]
-
-
-def _user_cache(folder: Path) -> Path:
-    return user_cache_folder() / _folder_hash(folder)
 
 
 def _folder_hash(folder: Path) -> str:

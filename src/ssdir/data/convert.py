@@ -226,7 +226,7 @@ def _fingerprint(copies: Iterable[_Copy]) -> str:
     """A hash of the images' names and sizes in bytes."""
     digest = hashlib.sha256()
     for item in copies:
-        digest.update(f"{item.name} {item.path.stat().st_size}\n".encode())
+        digest.update(f"{item.name} {item.path.stat().st_size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

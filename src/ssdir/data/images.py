@@ -13,6 +13,7 @@ What happens to what Pillow can read:
 
 from __future__ import annotations
 
+import functools
 import struct
 import warnings
 import zlib
@@ -27,6 +28,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 
 from ssdir.common.errors import DataError
+from ssdir.common.regular_files import require_regular
 
 ImageSource = str | Path | Image.Image | np.ndarray
 
@@ -36,6 +38,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 """What is looked for in folders of images: all endings of the formats that are read. A file named by itself may have
 any."""
+IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is read, whatever a file's ending says. Pillow knows more formats; one of them starts another program (EPS)."""
 
 _EXIF_ORIENTATION = 0x0112
 _OVERSHOOT = 2  # resampling gives values a little beyond the range
@@ -78,7 +82,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return _converted(source, "the image")
     path = Path(source)
-    with _faults_named(str(path)), Image.open(path) as image:
+    with _faults_named(str(path)), _opened(path) as image:
         return _converted(image, str(path))
 
 
@@ -97,11 +101,25 @@ def read_header(source: str | Path | BytesIO, name: str | None = None) -> Header
 
     Raises as :func:`read_image` does, but finds only what is wrong with the header.
     """
-    with _faults_named(name or str(source)), Image.open(source) as image:
+    with _faults_named(name or str(source)), _opened(source) as image:
         # Of a PNG without such metadata before its pixels, Pillow would decode these in search of some behind them.
         plain = image.format == "PNG" and not image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp"}
         orientation = 1 if plain else int(image.getexif().get(_EXIF_ORIENTATION, 1))
         return Header(image.width, image.height, orientation)
+
+
+def _opened(source: str | Path | BytesIO) -> Image.Image:
+    """``Image.open`` for the formats that are known, and for nothing whose reading might not end."""
+    if not isinstance(source, BytesIO):
+        require_regular(source)
+    return Image.open(source, formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those that this version of Pillow has (AVIF came with 11.3)."""
+    Image.init()
+    return tuple(kind for kind in IMAGE_FORMATS if kind in Image.OPEN)
 
 
 def image_size(source: str | Path) -> tuple[int, int]:
@@ -132,7 +150,7 @@ def require_decodable(data: bytes, name: str) -> None:
 
     Raises :class:`~ssdir.common.errors.DataError`, which calls the file ``name``, where it is damaged or truncated.
     """
-    with _faults_named(name), Image.open(BytesIO(data)) as image:
+    with _faults_named(name), _opened(BytesIO(data)) as image:
         image.draft(None, (1, 1))
         try:
             image.load()
@@ -159,7 +177,8 @@ def _faults_named(name: str) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         raise DataError(
-            f"{name} cannot be read as an image ({error}); it may be damaged, truncated or no image"
+            f"{name} cannot be read as an image ({error}); it may be damaged, truncated or no image, or of a format "
+            f"that is none of {', '.join(IMAGE_FORMATS)}"
         ) from error
 
 

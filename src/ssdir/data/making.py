@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssdir.common.errors import DataError
+from ssdir.common.errors import DataError, shown
 from ssdir.common.machine import available_cores
 from ssdir.common.ownership import is_leftover, is_of_ssdir
 from ssdir.common.storage import atomic_open, atomic_write, read_json, require_free_space, write_json
@@ -36,6 +36,7 @@ from ssdir.data.chunks import MAKING, Chunk, chunks_of, files_of, is_finished, r
 from ssdir.data.shards import Shard, making_lock, note_shards
 
 MANIFEST = "dataset.json"
+_MOST_WORKERS = 1024
 _CHUNK = 64  # images: large enough to be cheap to record, small enough to lose little and to share out evenly
 
 
@@ -105,8 +106,10 @@ def make_dataset(
             or files that lack or are damaged, by name.
     """
     splits = {name: number for name, number in splits.items() if number > 0}
-    if workers is not None and workers < 0:
-        raise DataError(f"workers is {workers}; give 1 or more processes, or 0 for as many as pay")
+    if workers is not None and not 0 <= workers <= _MOST_WORKERS:
+        raise DataError(
+            f"workers is {workers}; give 1 or more processes, up to {_MOST_WORKERS:,}, or 0 for as many as pay"
+        )
     if not splits:
         raise DataError(f"nothing to make in {folder}: every split has 0 images")
     if merge and not (folder / MAKING / "manifest.json").exists() and not (folder / MANIFEST).exists():
@@ -321,8 +324,10 @@ def require_inside(name: str, folder: Path) -> str:
     parts = name.replace("\\", "/").split("/")
     if ".." in parts or "" in parts or "\0" in name or re.match("[A-Za-z]:", name):
         raise DataError(
-            f"an image is called {name!r}, which would lie outside {folder}; rename it in its source"
+            f"an image is called {shown(name)}, which would lie outside {folder}; rename it in its source"
         )
+    if any("\ud800" <= letter <= "\udfff" for letter in name):  # which JSON files of other tools cannot name
+        raise DataError(f"an image is called {shown(name)}, which is not UTF-8; rename it in its source")
     return name
 
 

@@ -39,7 +39,11 @@ def download_weights(
     Raises:
         DataError: the address cannot be reached, the disk is full, or the file is not the expected one.
     """
-    folder = user_cache_folder() if folder is None else folder
+    folder = folder or user_cache_folder()
+    if folder is None:
+        raise DataError(
+            "your home folder is not known here; set the environment variable XDG_CACHE_HOME to a folder for downloads"
+        )
     path = folder / url.rsplit("/", 1)[-1]
     if path.exists():
         check_hash(path, sha256)

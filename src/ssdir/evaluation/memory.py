@@ -53,7 +53,7 @@ def _once(work: Callable[[], object], device: torch.device) -> float | None:
 def _reset() -> bool:
     """Forget the peak so far; whether that could be done."""
     try:
-        _RESET.write_text("5")
+        _RESET.write_text("5", encoding="ascii")
     except OSError:
         return False
     return True
@@ -61,7 +61,7 @@ def _reset() -> bool:
 
 def _kib(name: str) -> int | None:
     try:
-        lines = _STATUS.read_text().splitlines()
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssdir.common.errors import ConfigError
+from ssdir.config import require_bounded
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class EvaluationConfig:
     """Of the train images' order, the control's weights and the map's layout."""
 
     def __post_init__(self) -> None:
+        require_bounded(self, "evaluation")
         for name in ("batch_size", "probe_train_objects", "probe_train_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssdir.baselines.base import Baseline
 from ssdir.common.console import Progress, no_progress
-from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.errors import ConfigError, DataError, printable
 from ssdir.common.machine import choose_device
 from ssdir.common.ownership import claim, locked, read_mark, require_free, require_replaceable
 from ssdir.common.storage import atomic_folder, tensors_fingerprint, write_json
@@ -137,7 +137,7 @@ def _predict_one(
         require_replaceable(folder, RESULT)
         pixels = read_image(image.path)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return {"objects": 0, "error": str(error)}, False
     objects = network.infer(pixels, present_threshold=settings["present"])
     with atomic_folder(folder, RESULT, source=source, objects=len(objects)) as whole:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.errors import ConfigError, DataError, shown
 from ssdir.common.storage import (
     atomic_folder,
     load_tensors,
@@ -77,12 +77,15 @@ def read_config(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config, dict) or "kind" not in config:
         raise DataError(f"{file} does not say which kind of model this is; it was not written by ssdir")
+    for key, wanted in (("kind", str), ("format", int)):
+        if not isinstance(config.get(key, FORMAT), wanted):
+            raise DataError(f"{file} is damaged: {key} is {shown(config[key])}; copy the model again")
     if config.get("format", FORMAT) > FORMAT:
         raise DataError(f"{file} was written by a newer version of ssdir; upgrade with pip install -U ssdir")
     if kind is not None and config["kind"] != kind:
         raise DataError(
-            f"{file} describes a model of kind {config['kind']!r}, but {kind!r} is needed here; give the folder of a "
-            f"run or model of that kind (ssdir train {kind} makes one)"
+            f"{file} describes a model of kind {shown(config['kind'])}, but {kind!r} is needed here; give the folder "
+            f"of a run or model of that kind (ssdir train {kind} makes one)"
         )
     return config
 
@@ -98,8 +101,13 @@ def weights_fingerprint(path: str | Path) -> str:
 
 def categories_of(path: str | Path) -> tuple[str, ...] | None:
     """Names of the classes that the model was trained with, where its folder tells them."""
+    file = find_folder(path) / CONFIG
     names = read_config(path).get("categories")
-    return None if names is None else tuple(names)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file} is damaged: categories must be a list of names, not {shown(names)}")
+    return tuple(names)
 
 
 def config_part(kind: type[Any], config: Mapping[str, Any], key: str, file: Path) -> Any:

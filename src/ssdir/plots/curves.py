@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from ssdir.plots.style import MUTED, PALETTE, TEXT_WIDTH, new_figure, style
+from ssdir.plots.style import MUTED, PALETTE, TEXT_WIDTH, literal, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,12 +57,12 @@ def loss_curves(
             axes.set_visible(False)
         for i, (axes, (name, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
             _panel(axes, steps, curves, "loss" in name)
-            axes.set_title(name, loc="left")
+            axes.set_title(literal(name), loc="left")
             if i + columns >= len(panels):
                 axes.set_xlabel("step")
                 axes.tick_params(labelbottom=True)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+            figure.suptitle(literal(title), x=0.01, ha="left", fontsize=10.5)
         figure.tight_layout(pad=0.4, w_pad=1.2, h_pad=0.9)
     return figure
 
@@ -81,7 +81,7 @@ def precision_recall(
         axes = figure.subplots()
         axes.grid(True)
         for (name, (precision, ap)), colour in zip(curves.items(), LINE_COLOURS * len(curves), strict=False):
-            label = f"{name}: " if name else ""
+            label = f"{literal(name)}: " if name else ""
             axes.plot(recall, precision, color=colour, label=f"{label}AP50 {ap:.3f}", clip_on=False, zorder=3)
             if len(curves) == 1:
                 axes.fill_between(recall, precision, color=colour, alpha=0.10, linewidth=0)
@@ -136,7 +136,14 @@ def _panel(
         if len(measured) > 20:
             axes.plot(at, measured, color=colour, alpha=0.22, linewidth=0.6)
             measured = smooth(measured, max(3, len(measured) // 25))
-        axes.plot(at, measured, color=colour, label=name, marker="o" if len(at) < 12 else "", markersize=2.5)
+        axes.plot(
+            at,
+            measured,
+            color=colour,
+            label=literal(name),
+            marker="o" if len(at) < 12 else "",
+            markersize=2.5,
+        )
         if len(curves) == 1 and len(at):
             axes.set_title(f"{measured[-1]:.3g}", loc="right", color=colour, fontsize=8.5)
     if len(curves) > 1:

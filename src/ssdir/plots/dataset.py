@@ -19,7 +19,7 @@ from ssdir.config.presets import preset
 from ssdir.data.augment import augment
 from ssdir.data.batch import Batch
 from ssdir.data.folder import open_folder
-from ssdir.data.images import read_image, squash
+from ssdir.data.images import IMAGE_FORMATS, read_image, squash
 from ssdir.data.making import mask_path
 from ssdir.data.split import ImageEntry, Split
 from ssdir.plots.overlay import draw_boxes, draw_masks, to_picture
@@ -80,7 +80,7 @@ def _opened(folder: Path, out: Path, split: str | None, first: int, count: int) 
         raise ConfigError(
             f"--first {first} --count {count}: give a first index from 0 on and at least one image"
         )
-    if out.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(out.suffix.lower()) not in IMAGE_FORMATS:
         raise ConfigError(f"{out} is not the name of a picture; give --out a file that ends in .png or .jpg")
     require_own_picture(out)
     whole = open_folder(folder)

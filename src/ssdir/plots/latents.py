@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssdir.common.extras import how_to_install
 from ssdir.plots.overlay import to_bytes
-from ssdir.plots.style import INK, MUTED, PALETTE, TEXT_WIDTH, bare, new_figure, style
+from ssdir.plots.style import INK, MUTED, PALETTE, TEXT_WIDTH, bare, literal, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +153,7 @@ def latent_map(
             _name_class(axes, places[labels == label], names[label], MAP_COLOURS[label % len(MAP_COLOURS)])
         axes.set_aspect("equal", adjustable="datalim")
         if title:
-            axes.set_title(title, loc="left")
+            axes.set_title(literal(title), loc="left")
         figure.tight_layout(pad=0.2)
     return figure
 
@@ -164,6 +164,6 @@ def _name_class(axes: Axes, places: Float[np.ndarray, "k 2"], name: str, colour:
     nearest = np.partition(apart, min(len(places) - 1, max(1, len(places) // 10)), axis=1)
     x, y = places[nearest[:, min(len(places) - 1, max(1, len(places) // 10))].argmin()]
     axes.text(
-        x, y, name, ha="center", va="center", fontsize=9.5, fontweight="bold", color=INK,
+        x, y, literal(name), ha="center", va="center", fontsize=9.5, fontweight="bold", color=INK,
         bbox={"boxstyle": "round,pad=0.22", "facecolor": "white", "edgecolor": colour, "linewidth": 1.1, "alpha": 0.92},
     )  # fmt: skip

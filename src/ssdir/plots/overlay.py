@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
+from ssdir.common.errors import printable
 from ssdir.plots.style import PALETTE
 
 
@@ -119,6 +120,7 @@ def _draw_label(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont | None,
 ) -> None:
     """The text on a patch of the box's colour: above the box, or inside where the image ends."""
+    text = printable(text)
     x1, y1, x2, y2 = draw.textbbox((0, 0), text, font=font, anchor="lt")
     width, height = round(x2 - x1) + 4, round(y2 - y1) + 4
     left = max(0, edge[0])

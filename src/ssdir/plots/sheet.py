@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssdir.model.latents import Objects
 from ssdir.plots.overlay import to_bytes
-from ssdir.plots.style import PALETTE, TEXT_WIDTH, bare, new_figure, style
+from ssdir.plots.style import PALETTE, TEXT_WIDTH, bare, literal, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def _draw_scene(row: Sequence[Axes], scene: Scene, paints: bool, n_patches: int)
             _show(axes, picture)
     _draw_boxes(row[len(pictures) - 1], scene.objects, shown)
     if scene.name:
-        row[0].set_ylabel(textwrap.fill(scene.name, NAME_LENGTH))
+        row[0].set_ylabel(literal(textwrap.fill(scene.name, NAME_LENGTH)))
     if scene.objects.patches is None:
         return
     for place, which in enumerate(shown):

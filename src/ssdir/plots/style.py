@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssdir.common.errors import printable
 from ssdir.common.extras import how_to_install
 from ssdir.common.storage import atomic_write
 
@@ -54,6 +55,15 @@ _SETTINGS: Any = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
 }
+
+
+def literal(name: str) -> str:
+    r"""A name as matplotlib draws it letter by letter: dollars begin no formula.
+
+    >>> literal("$x_1$")
+    '\\$x_1\\$'
+    """
+    return printable(name, keep="\n").replace("$", r"\$")
 
 
 @contextmanager

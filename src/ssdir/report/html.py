@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssdir.common.console import rich_console
+from ssdir.common.errors import printable
 from ssdir.common.storage import atomic_write
 from ssdir.plots.gallery import draw_loss_curves
 from ssdir.plots.style import left_out_if_it_fails
@@ -102,7 +104,7 @@ def write_report(
 
 def print_summary(metrics: Metrics) -> None:
     """Print the main figures as a table."""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -112,13 +114,14 @@ def print_summary(metrics: Metrics) -> None:
         if (value := lookup(metrics, key)) is not None:
             table.add_row(name, _number(value))
     for _, name, value, _ in attribute_rows(metrics):
-        table.add_row(name, _number(value))
+        table.add_row(escape(printable(name)), _number(value))
     seconds = metrics.get("seconds", {})
     if "total" in seconds:
         table.add_row("seconds in total", _number(seconds["total"]))
-    Console().print(table)
+    console = rich_console()
+    console.print(table)
     if reason := lookup(metrics, "downstream.reason"):
-        Console().print(f"no probe: {reason}", highlight=False)
+        console.print(f"no probe: {printable(str(reason))}", markup=False, highlight=False)
 
 
 def lookup(metrics: Metrics, key: str) -> Any:
@@ -148,6 +151,11 @@ def attribute_rows(metrics: Metrics) -> Iterator[tuple[str, str, float, str]]:
                 yield attribute, f"{attribute}: {name}", value, meaning.format(attribute)
 
 
+def _text(value: str) -> str:
+    """Text as HTML shows it."""
+    return html.escape(printable(value))
+
+
 def _find_curves(out: Path) -> dict[str, Path]:
     inside = {path.parent.name: path for path in sorted(out.glob("*/metrics.csv"))}
     beside = out.resolve().parent / "metrics.csv"
@@ -156,7 +164,7 @@ def _find_curves(out: Path) -> dict[str, Path]:
 
 def _page(title: str, findings: Findings, metrics: Metrics, figures: Path) -> str:
     tiles = "".join(
-        f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>'
+        f'<div class="tile"><b>{_text(value)}</b><span>{_text(name)}</span></div>'
         for name, value in findings.tiles
     )
     sections = [
@@ -167,9 +175,9 @@ def _page(title: str, findings: Findings, metrics: Metrics, figures: Path) -> st
     if curves := sorted(figures.glob("curves_*.png")):
         sections.append(_section("curves", "Training", findings.captions["curves"], curves))
     return _TEMPLATE.format(
-        title=html.escape(title),
+        title=_text(title),
         style=_STYLE,
-        summary="".join(f"<p>{html.escape(text)}</p>" for text in findings.summary),
+        summary="".join(f"<p>{_text(text)}</p>" for text in findings.summary),
         tiles=tiles,
         sections="".join(sections),
         table=_table(metrics),
@@ -180,11 +188,11 @@ def _page(title: str, findings: Findings, metrics: Metrics, figures: Path) -> st
 
 def _section(name: str, heading: str, text: str, pictures: Sequence[Path]) -> str:
     shown = "".join(
-        f'<img alt="{html.escape(heading)}" src="data:image/png;base64,'
+        f'<img alt="{_text(heading)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}">'
         for path in pictures
     )
-    words = f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>"
+    words = f"<h2>{_text(heading)}</h2><p>{_text(text)}</p>"
     return f'<section>{words}<figure class="{name}">{shown}</figure></section>'
 
 
@@ -193,13 +201,9 @@ def _table(metrics: Metrics) -> str:
     for key, name, meaning in _ROWS:
         value = lookup(metrics, key)
         if value is not None:
-            rows.append(
-                f"<tr><th>{html.escape(name)}</th><td>{_number(value)}</td><td>{html.escape(meaning)}</td></tr>"
-            )
+            rows.append(f"<tr><th>{_text(name)}</th><td>{_number(value)}</td><td>{_text(meaning)}</td></tr>")
     for _, name, value, meaning in attribute_rows(metrics):
-        rows.append(
-            f"<tr><th>{html.escape(name)}</th><td>{_number(value)}</td><td>{html.escape(meaning)}</td></tr>"
-        )
+        rows.append(f"<tr><th>{_text(name)}</th><td>{_number(value)}</td><td>{_text(meaning)}</td></tr>")
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -227,7 +231,7 @@ def _definitions(values: Mapping[str, Any]) -> str:
     rows = []
     for name, value in values.items():
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        rows.append(f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(text)}</dd>")
+        rows.append(f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(text)}</dd>")
     return f"<dl>{''.join(rows)}</dl>"
 
 

@@ -330,7 +330,7 @@ def _measure(config: TuneConfig, folder: Path) -> float:
 def _last_validation(folder: Path) -> dict[str, float]:
     import csv
 
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("val/loss")]
     if not rows:
         raise DataError(f"{folder}/metrics.csv has no validation")

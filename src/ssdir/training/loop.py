@@ -21,6 +21,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ssdir.common.console import rich_console
+from ssdir.common.distributed import shares_training, without_ranks
 from ssdir.common.errors import ConfigError
 from ssdir.common.machine import choose_device, computes_in_bf16, keep_freed_memory
 from ssdir.common.ownership import locked
@@ -103,7 +105,8 @@ def train(
         DataError: a data set or checkpoint that cannot be read, a full disk; another training writes into ``out``.
         TrainingError: a loss or gradient that is not finite.
     """
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that share the training
+    # Of the processes that share the training.
+    first = os.environ.get("RANK", "0") == "0" or not shares_training()
     with locked(out, "training") if first else nullcontext():
         return _train(task, run_config, dataset, out, **options)
 
@@ -161,7 +164,7 @@ def _train(
     guard = FiniteGuard(out, accelerator.num_processes)
     clock = Clock(run.seconds)
 
-    console = console or Console()
+    console = console or rich_console()
     with (
         Loader(source, settings, accelerator, augmentation) as loader,
         Recorder(
@@ -247,12 +250,13 @@ def _accelerator(settings: TrainingConfig, device: str = "auto") -> Accelerator:
     from accelerate.state import AcceleratorState
     from accelerate.utils import patch_environment
 
-    shared = "LOCAL_RANK" in os.environ
+    shared = shares_training()
     named = _named_device(device, shared)
     # Accelerate's state outlives a run and pins its precision and device; the next run in this process may have others.
     # Processes that share a training keep theirs, which holds the connection between them.
     AcceleratorState._reset_state(reset_partial_state=not shared)
-    with patch_environment(**({} if named is None else {"ACCELERATE_TORCH_DEVICE": named})):
+    named_by = {} if named is None else {"ACCELERATE_TORCH_DEVICE": named}
+    with nullcontext() if shared else without_ranks(), patch_environment(**named_by):
         accelerator = Accelerator(
             # Of processes that torchrun starts, Accelerate tells none of the others unless it is told that there is no
             # GPU, or that none is wanted.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdir.baselines.kinds import BASELINES
-from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.errors import ConfigError, DataError, shown
 from ssdir.common.ownership import sweep
 from ssdir.common.storage import read_json
 from ssdir.config import DetectorRun, SSDIRRun, TeacherRun, from_dict, to_dict
@@ -90,7 +90,9 @@ def load_run_config(path: str | Path) -> DetectorRun | TeacherRun | SSDIRRun | B
     kind = description.get("kind")
     settings = _settings_class(kind)
     if settings is None:
-        raise DataError(f"{file} is of kind {kind!r}, which is none of {', '.join([*_CONFIGS, *BASELINES])}")
+        raise DataError(
+            f"{file} is of kind {shown(kind)}, which is none of {', '.join([*_CONFIGS, *BASELINES])}"
+        )
     try:
         return from_dict(settings, description["config"])
     except ConfigError as error:
@@ -99,6 +101,8 @@ def load_run_config(path: str | Path) -> DetectorRun | TeacherRun | SSDIRRun | B
 
 def _settings_class(kind: Any) -> type[Any] | None:
     """The dataclass of the settings of runs of that kind; None: there is no such kind."""
+    if not isinstance(kind, str):
+        return None
     return BASELINES[kind].run if kind in BASELINES else _CONFIGS.get(kind)
 
 

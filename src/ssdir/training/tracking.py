@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.errors import ConfigError, DataError, printable
 from ssdir.common.extras import how_to_install
+from ssdir.common.regular_files import require_regular
 from ssdir.common.storage import atomic_write
 from ssdir.training.health import Row, health
 
@@ -36,8 +36,9 @@ def read_metrics(path: str | Path) -> list[Row]:
 
 
 def _read(path: Path) -> tuple[list[str], list[Row]]:
+    require_regular(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     whole = text[: text.rfind("\n") + 1]
@@ -87,7 +88,7 @@ class MetricsFile:
                 "move the file away to go on"
             )
         self.rows.append(row)
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             file.write(self._line(row))
 
     def sync(self) -> None:
@@ -148,7 +149,7 @@ class Display:
     def say(self, message: str) -> None:
         """A line of text."""
         if self.active:
-            self.console.print(escape(message), highlight=False, soft_wrap=True)
+            self.console.print(printable(message, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, done: int) -> None:
         """Move the bar."""
@@ -232,7 +233,7 @@ class TensorBoard:
         import numpy as np
         from PIL import Image
 
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             self._writer.add_image("picture", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
@@ -254,7 +255,7 @@ class WandB:
         self._run = wandb.init(
             project="ssdir",
             name=run.name,
-            id=id_file.read_text().strip(),
+            id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow",
             dir=str(run),
             config=dict(config),

@@ -374,3 +374,14 @@ def test_names_that_are_no_utf_8(folder: Path) -> None:
     (folder / "data.yaml").write_text("train: train.txt\nnames: [cat, dog, owl]\n")
     assert open_split(folder, "train").labels.tolist() == [2]
     assert CachedDataset(folder, "train", 8).batch([0]).labels.tolist() == [2]
+
+
+def test_aliases_cannot_multiply(tmp_path: Path) -> None:
+    laughs = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    file = _text(tmp_path / "data.yaml", f"a0: &a0 [x]\n{laughs}names: *a11\ntrain: images\n")
+    with pytest.raises(DataError, match=r"an alias \(\*\) repeats a list or a map; write it out"):
+        read_config(file)
+    assert read_config(_text(file, "train: &here images\nval: *here\nnames: [cat]\n")).places.keys() == {
+        "train",
+        "val",
+    }

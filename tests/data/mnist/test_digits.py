@@ -234,3 +234,12 @@ def test_official_sources() -> None:
         "9fb629c4189551a2d022fa330f9573f3",
         "ec29112dd5afa0611ce80d1b7f02629c",
     ]
+
+
+def test_a_file_that_unpacks_beyond_any_digits_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LARGEST_IDX", 1_000)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(1_000_000)))
+    with pytest.raises(DataError, match=r"holds more than 1\.0 kB"):
+        read_idx(tmp_path / "a.gz")

@@ -21,6 +21,7 @@ from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.folder import open_split
 from ssdir.data.images import Header, image_size
+from ssdir.data.wider import convert
 from ssdir.data.wider.annotations import Face, parse_mat, parse_text
 from ssdir.data.wider.convert import Counts, choose, make_wider_face, usable
 
@@ -435,3 +436,19 @@ def test_the_command_tells_how_many_and_why(
     assert value["categories"] == [{"id": 1, "name": "face"}]
     assert value["images"][0]["attributes"] == {"event": "9--E"}
     assert main(["data", "wider-face", "--root", str(tmp_path), "--out", str(tmp_path / "x")]) == 1
+
+
+def test_an_archive_that_unpacks_beyond_any_image_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "WIDER_val.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("WIDER_val/images/a.jpg", bytes(5_000))
+        archive.writestr("WIDER_val/images/b.jpg", bytes(500))
+    monkeypatch.setattr(convert, "_LARGEST_ENTRY", 1_000)
+    part = convert._Part(tmp_path, "WIDER_val", "images")
+    assert len(part.read("b.jpg")) == 500
+    with pytest.raises(DataError, match=r"a\.jpg unpacks to 5\.0 kB, over 1\.0 kB"):
+        part.read("a.jpg")
+    monkeypatch.setattr(convert, "_MOST_ENTRIES", 1)
+    with pytest.raises(DataError, match="has more than 1 entries"):
+        convert._Part(tmp_path, "WIDER_val", "images")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ssdir.common.errors import DataError
+from ssdir.common.errors import DataError, shown
 from ssdir.common.storage import read_json
 from ssdir.data.formats.coco_dialects import to_common_form
 from ssdir.data.formats.coco_files import image_paths, passed_over, paths_under
@@ -138,13 +138,14 @@ class CocoFolder:
         else:
             status = first.stat()
             names = _category_names(first, status.st_mtime_ns, status.st_size)
-        unknown = [name for name in here.values() if name not in names]
+        number_of = {name: number for number, name in enumerate(names)}
+        unknown = [name for name in here.values() if name not in number_of]
         if unknown:
             raise DataError(
-                f"{path}: the category {unknown[0]!r} is not in {first}, whose categories are the classes of the "
+                f"{path}: the category {shown(unknown[0])} is not in {first}, whose categories are the classes of the "
                 "dataset; add it there"
             )
-        return {number: names.index(name) for number, name in here.items()}, names
+        return {number: number_of[name] for number, name in here.items()}, names
 
     def _packed(self, value: dict[str, Any], split: str, attributes: bool, skip_missing: bool) -> Split:
         """A sound COCO file as a :class:`Split`."""
@@ -252,7 +253,7 @@ def _notes(value: dict[str, Any]) -> Iterator[str]:
     kept = _categories(value)
     for entry in value["categories"]:
         if entry["id"] not in kept:
-            yield f"the category {entry['name']!r} heads others and has no object: it is not made a class"
+            yield f"the category {shown(entry['name'])} heads others and has no object: it is not made a class"
 
 
 def structure_problems(value: Any) -> Iterator[str]:
@@ -275,7 +276,7 @@ def structure_problems(value: Any) -> Iterator[str]:
         name = category.get("name") if isinstance(category, dict) else None
         if isinstance(name, str) and (type(category.get("id")) is not int or category["id"] not in headings):
             if name in names:
-                yield f"categories[{place}] has the name {name!r}, which an earlier one has too; rename one"
+                yield f"categories[{place}] has the name {shown(name)}, which an earlier one has too; rename one"
             names.add(name)
     for place, annotation in enumerate(value["annotations"]):
         if not isinstance(annotation, dict):
@@ -284,13 +285,13 @@ def structure_problems(value: Any) -> Iterator[str]:
         image, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
         name = f"annotation {annotation.get('id', f'[{place}]')}"
         if isinstance(annotation.get("id"), (list, dict)):
-            yield f"annotations[{place}] needs a whole number as id, or none, not {annotation['id']!r}"
+            yield f"annotations[{place}] needs a whole number as id, or none, not {shown(annotation['id'])}"
         if type(image) is not int or image not in image_ids:
-            yield f"{name} has image_id {image!r}, which is not in the file's images"
+            yield f"{name} has image_id {shown(image)}, which is not in the file's images"
         if type(category) is not int or category not in category_ids:
-            yield f"{name} has category_id {category!r}, which is not in the file's categories"
+            yield f"{name} has category_id {shown(category)}, which is not in the file's categories"
         if type(box) is not list or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
-            yield f"{name} needs a bbox of four numbers [x, y, width, height], not {box!r}"
+            yield f"{name} needs a bbox of four numbers [x, y, width, height], not {shown(box)}"
 
 
 def _entry_problems(entry: Any, name: str, ids: set[int], sizes: tuple[str, ...], text: str) -> Iterator[str]:
@@ -300,7 +301,7 @@ def _entry_problems(entry: Any, name: str, ids: set[int], sizes: tuple[str, ...]
         return
     number = entry.get("id")
     if not isinstance(number, int) or isinstance(number, bool):
-        yield f"{name} needs a whole number as id, not {number!r}"
+        yield f"{name} needs a whole number as id, not {shown(number)}"
     elif number in ids:
         yield f"{name} has the id {number}, which an earlier one has too"
     else:
@@ -308,19 +309,19 @@ def _entry_problems(entry: Any, name: str, ids: set[int], sizes: tuple[str, ...]
     if text not in entry or entry[text] in ("", None):
         yield f"{name} lacks {text}"
     elif not isinstance(entry[text], str):
-        yield f"{name} needs a text as {text}, not {entry[text]!r}"
+        yield f"{name} needs a text as {text}, not {shown(entry[text])}"
     elif text == "file_name" and not _is_file_name(entry[text]):
-        yield f"{name} has the {text} {entry[text][:80]!r}, which no file can have; correct it"
+        yield f"{name} has the {text} {shown(entry[text])}, which no file can have; correct it"
     elif not _is_text(entry[text]):
-        yield f"{name} has the {text} {entry[text]!r}, which is no text (half of a surrogate pair); correct it"
+        yield f"{name} has the {text} {shown(entry[text])}, which is no text (half of a surrogate pair); correct it"
     for key in sizes:
         if not (_is_whole(entry.get(key)) and 0 < entry[key] < _LARGEST_SIDE):
-            yield f"{name} needs a positive whole number as {key}, not {entry.get(key)!r}"
+            yield f"{name} needs a positive whole number as {key}, not {shown(entry.get(key))}"
 
 
 def _is_text(name: str) -> bool:
     """Whether a name can be written; JSON may hold halves of surrogate pairs."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_file_name(name: str) -> bool:

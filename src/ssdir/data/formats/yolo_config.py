@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,12 +13,18 @@ from typing import Any
 
 import yaml
 
-from ssdir.common.errors import DataError
+from ssdir.common.errors import DataError, shown
+from ssdir.common.regular_files import require_regular
+from ssdir.common.storage import format_bytes
 from ssdir.data.files import ImageSearch, images_below, is_foreign, is_hidden, spellings, tails
 from ssdir.data.split import split_in
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+_LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""All values as text, so that classes called yes or 1.0 keep their names; in C, where PyYAML has that."""
+_LARGEST_FILE = 20_000_000  # bytes; 100,000 classes take 2 MB
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,26 @@ def _has_names(path: Path) -> bool:
     return re.search(rb"^names\s*:", path.read_bytes(), re.MULTILINE) is not None
 
 
+@functools.lru_cache(maxsize=4)
+def _parsed(path: Path, modified: int, size: int) -> Any:
+    """The value of a file at some moment; one command asks for it several times."""
+    return yaml.load(path.read_text("utf-8-sig"), _LOADER)
+
+
+def _repeats(value: Any) -> bool:
+    """Whether a list or map is in several places: a few lines of aliases of aliases can stand for more than any memory
+    holds."""
+    seen, waiting = set(), [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (list, dict)):
+            if id(item) in seen:
+                return True
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, dict) else item
+    return False
+
+
 def read_config(path: Path) -> YoloConfig:
     """What a ``data.yaml`` says.
 
@@ -114,13 +142,21 @@ def read_config(path: Path) -> YoloConfig:
         DataError: it is not YAML, or lacks names or splits, or has them in a form that is not known; the message
             names file and key.
     """
+    require_regular(path)
     try:
-        # As text alone, so that classes called yes or 1.0 keep their names.
-        value = yaml.load(path.read_text("utf-8-sig"), yaml.BaseLoader)
+        if path.stat().st_size > _LARGEST_FILE:
+            raise DataError(
+                f"{path} has more than {format_bytes(_LARGEST_FILE)}; is it the file that names the classes?"
+            )
+        value = _parsed(path, path.stat().st_mtime_ns, path.stat().st_size)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{path} nests its lists too deeply; correct it") from error
     except yaml.YAMLError as error:
         raise DataError(f"{path} is not valid YAML ({_one_line(error)}); correct it") from error
+    if _repeats(value):
+        raise DataError(f"{path}: an alias (*) repeats a list or a map; write it out")
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold keys and values: names, train, val")
     names = _names(path, value)
@@ -141,19 +177,19 @@ def _names(path: Path, value: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(names, dict):
         if set(names) != {str(number) for number in range(len(names))}:
             raise DataError(
-                f"{path}: names must number the classes 0 to {len(names) - 1}, not {', '.join(names)}"
+                f"{path}: names must number the classes 0 to {len(names) - 1}, not {', '.join(names)[:200]}"
             )
         names = [names[str(number)] for number in range(len(names))]
     if not (isinstance(names, list) and names):
         raise DataError(f"{path}: names is missing; give the names of the classes as a list, class 0 first")
     if not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{path}: names must be a list of names, not {names}")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"{path}: names must be a list of names, not {shown(names)}")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
-        raise DataError(f"{path}: names has {repeated[0]!r} more than once; rename one")
+        raise DataError(f"{path}: names has {shown(repeated[0])} more than once; rename one")
     if not _absent(value.get("nc")) and value["nc"] != str(len(names)):
         raise DataError(
-            f"{path}: nc is {value['nc']}, but there are {len(names)} names; correct one, or drop nc"
+            f"{path}: nc is {str(value['nc'])[:200]}, but there are {len(names)} names; correct one, or drop nc"
         )
     return tuple(names)
 
@@ -162,11 +198,11 @@ def _places(path: Path, value: dict[str, Any], key: str, split: str) -> tuple[Pa
     given = value[key] if isinstance(value[key], list) else [value[key]]
     if not given or not all(isinstance(item, str) and item for item in given):
         raise DataError(
-            f"{path}: {key} must be a folder, a .txt list, or a list of these, not {value[key]!r}"
+            f"{path}: {key} must be a folder, a .txt list, or a list of these, not {shown(value[key])}"
         )
     root = value.get("path")
     if not (_absent(root) or isinstance(root, str)):
-        raise DataError(f"{path}: path must be a folder, not {root!r}")
+        raise DataError(f"{path}: path must be a folder, not {shown(root)}")
     roots = list(spellings(root)) if isinstance(root, str) and not _absent(root) else []
     bases = [*(path.parent / root for root in roots), path.parent]
     return tuple(_found(item, bases, split) or bases[0] / item for item in given)
@@ -202,7 +238,7 @@ def _keypoint_numbers(path: Path, value: dict[str, Any]) -> int:
     if _absent(shape):
         return 0
     if not (isinstance(shape, list) and len(shape) == 2 and all(str(item).isdecimal() for item in shape)):
-        raise DataError(f"{path}: kpt_shape must be [points, 2 or 3], not {shape!r}")
+        raise DataError(f"{path}: kpt_shape must be [points, 2 or 3], not {shown(shape)}")
     return int(shape[0]) * int(shape[1])
 
 

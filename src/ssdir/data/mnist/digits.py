@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from ssdir.common.errors import DataError
-from ssdir.common.storage import require_free_space, temporary_name
+from ssdir.common.regular_files import require_regular
+from ssdir.common.storage import format_bytes, require_free_space, temporary_name
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -35,6 +36,7 @@ MD5 = {
 }
 """The four files of MNIST and the md5 sums of the original distribution."""
 _DOWNLOAD_BYTES = 12_000_000
+_LARGEST_IDX = 1 << 30  # bytes, unpacked; MNIST's largest has 47 MB
 _EMBEDDED = Path(__file__).parent / "embedded"
 
 
@@ -116,10 +118,14 @@ def _find(folder: Path, name: str) -> Path:
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """The array of unsigned bytes in an IDX file, plain or gzip-compressed (by content, not by name)."""
+    require_regular(path)
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            data = (gzip.GzipFile(fileobj=file) if packed else file).read(_LARGEST_IDX + 1)
+        if len(data) > _LARGEST_IDX:
+            raise DataError(f"{path} holds more than {format_bytes(_LARGEST_IDX)}; give MNIST's own files")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read ({error}); it is damaged: copy or download it again"

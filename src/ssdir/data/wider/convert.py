@@ -22,6 +22,7 @@ from typing import Any
 from ssdir.common.console import Progress, no_progress
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.machine import available_cores
+from ssdir.common.storage import format_bytes
 from ssdir.data.images import Header, read_header, require_decodable
 from ssdir.data.making import Draw, GeneratedImage, Object, make_dataset
 from ssdir.data.split import SMALLEST_SIDE, missing_images_error
@@ -31,6 +32,8 @@ WIDER_VERSION = 1
 """Raised whenever the made files would change."""
 MIN_SIDE_SHARE = 0.04
 CATEGORIES = ("face",)
+_LARGEST_ENTRY = 1 << 28  # bytes of one file of an archive; the official ones stay below 10 MB
+_MOST_ENTRIES = 1_000_000
 _HEADER_BYTES = 1 << 16
 SPLITS = ("train", "val")  # the official test split has no boxes
 
@@ -165,6 +168,10 @@ class _Part:
         if self.path.is_file():
             with _zip_faults(self.path):
                 self._archive = zipfile.ZipFile(self.path)
+            if len(self._archive.infolist()) > _MOST_ENTRIES:
+                raise DataError(
+                    f"{self.path} has more than {_MOST_ENTRIES:,} entries; download the archive again"
+                )
             for entry in self._archive.infolist():
                 _, found, inside = f"/{entry.filename}".partition(f"/{before}/" if before else f"/{name}/")
                 if not entry.is_dir():
@@ -191,7 +198,13 @@ class _Part:
     def read(self, name: str) -> bytes:
         with _zip_faults(self.path, name):
             if self._archive is not None:
-                return self._archive.read(self._entries[name])
+                entry = self._entries[name]
+                if entry.file_size > _LARGEST_ENTRY:  # zipfile unpacks no more than an entry announces
+                    raise DataError(
+                        f"{self.place(name)} unpacks to {format_bytes(entry.file_size)}, over "
+                        f"{format_bytes(_LARGEST_ENTRY)}; download the archive again"
+                    )
+                return self._archive.read(entry)
             return (self._folder / name).read_bytes()
 
     def header(self, name: str) -> Header:
@@ -210,6 +223,8 @@ def _zip_faults(path: Path, name: str = "") -> Iterator[None]:
     """What goes wrong while an archive is read, as a DataError that names it."""
     try:
         yield
+    except DataError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         where = f"{path}: {name}" if name else str(path)
         raise DataError(
