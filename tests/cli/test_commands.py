@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ import torch
 from ssdir.cli.main import main, parse
 from ssdir.common.storage import read_json
 from ssdir.data.folder import open_split
+from ssdir.model.loss_output import LossOutput
 from ssdir.registry import load_model
+from ssdir.training.tasks.base import DetectorTask
 
 TRAINING = (
-    "--training.steps 2 --training.batch-size 3 --training.checkpoint-every 1 --training.precision fp32"
+    "--training.steps 2 --training.batch-size 3 --training.checkpoint-every 1 --training.precision fp32 "
+    "--training.min-detected 0"
 )
 MODEL = "--model.z-what-size 6 --model.what-width 8 --model.decoder-channels 8 8 8"
 
@@ -66,6 +71,76 @@ def test_a_run_goes_on_when_asked_and_not_otherwise(capsys: pytest.CaptureFixtur
     assert "training.steps: 2 -> 3" in capsys.readouterr().err
     assert main([*longer, "--resume", "--allow-changed", "training.steps"]) == 0
     assert read_json(Path("ssdir/checkpoints/step_000003/training.json"))["step"] == 3
+
+
+def test_a_run_alone_tells_how_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, steps in (("detector", 2), ("teacher", 2), ("ssdir quickstart", 3)):
+        out = line.split()[0]
+        assert main(["train", *line.split(), "--resume", "--out", out]) == 0
+        told = capsys.readouterr()
+        assert f"the run was finished at step {steps}" in told.out
+        note = "note: --resume takes the settings of the run in ssdir; those of the preset quickstart are not read\n"
+        assert told.err == (note if "quickstart" in line else "")
+    assert main("train detector --resume --out detector --training.steps 4 --training.seed 1".split()) == 1
+    told = capsys.readouterr().err
+    assert "  training.steps: 2 -> 4\n  training.seed: 0 -> 1\n" in told
+    assert (
+        main(
+            "train detector --resume --out detector --training.steps 4 --allow-changed training.steps".split()
+        )
+        == 0
+    )
+    assert read_json(Path("detector/config.json"))["config"]["training"]["steps"] == 4
+    assert main("train detector --resume --out ssdir".split()) == 2
+    assert (
+        "ssdir is a run of kind 'ssdir'; go on with: ssdir train ssdir --resume --out ssdir"
+        in capsys.readouterr().err
+    )
+    assert main("train detector --resume --out nothing".split()) == 2
+    assert (
+        "nothing holds no run to go on with; to begin one, name a preset: ssdir train "
+        in capsys.readouterr().err
+    )
+
+
+def test_scenes_on_the_fly_and_a_baselines_run_go_on_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--detector.image-size 64 --detector.width 0.125"
+    scenes = "--scenes quickstart side=64 digit_min=20 digit_max=48 grids=[[2,2]] --data scenes"
+    assert main(f"train detector quickstart {scenes} --out stream {small} {TRAINING}".split()) == 0
+    first = read_json(Path("stream/config.json"))
+    vae = "--model.image-size 64 --model.decoder-channels 8 8 8"
+    assert (
+        main(f"train crop-vae quickstart --data scenes --detector stream --out vae {vae} {TRAINING}".split())
+        == 0
+    )
+    capsys.readouterr()
+    for kind, out in (("detector", "stream"), ("crop-vae", "vae")):
+        assert main(["train", kind, "--resume", "--out", out]) == 0
+        assert "the run was finished at step 2" in capsys.readouterr().out
+    assert read_json(Path("stream/config.json")) == first
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_the_command_that_goes_on(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = DetectorTask.forward
+
+    def interrupted(self: DetectorTask, *arguments: Any) -> LossOutput:
+        os.kill(os.getpid(), number)
+        return forward(self, *arguments)
+
+    out = f"stopped-{number.name}"
+    small = "--detector.image-size 64 --detector.width 0.125"
+    begin = f"train detector quickstart --data scenes --out {out} {small} {TRAINING} --training.checkpoint-every 9"
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorTask, "forward", interrupted)
+        assert main(begin.split()) == 130
+    again = f"ssdir train detector --resume --out {out}"
+    told = capsys.readouterr().err
+    assert told == f"interrupted at step 1; the last checkpoint is step 1; go on with: {again}\n"
+    assert main(again.split()[1:]) == 0
+    assert "going on after step 1\n" in capsys.readouterr().out and Path(out, "model").is_dir()
 
 
 def test_a_model_that_wants_a_teacher_says_so(capsys: pytest.CaptureFixture[str]) -> None:

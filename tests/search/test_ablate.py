@@ -23,7 +23,9 @@ from ssdir.search.ablate import AblationConfig, ablate, combinations, settings_o
 from ssdir.search.ablation_table import COLUMNS, comma_separated, figure, markdown
 
 REAL = PRESETS["quickstart"]
-PLAIN = replace(REAL.ssdir.training, precision="fp32", feature_cache="off", warmup_steps=1, log_every=5)
+PLAIN = replace(
+    REAL.ssdir.training, precision="fp32", feature_cache="off", warmup_steps=1, log_every=5, min_detected=0.0
+)
 
 
 def tiny(scale: Any, scenes: ScenesConfig) -> Preset:

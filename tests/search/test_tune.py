@@ -35,7 +35,7 @@ from ssdir.search.tune import TuneConfig, _figure, shared_detector, shared_teach
 REAL = PRESETS["quickstart"]
 PLAIN = replace(
     REAL.ssdir.training, steps=9, batch_size=8, precision="fp32", feature_cache="off", warmup_steps=1, log_every=3,
-    checkpoint_every=5,
+    checkpoint_every=5, min_detected=0.0,
 )  # fmt: skip
 MODEL = ModelConfig(
     z_what_size=4, n_hidden=0, train_on="selected", decoder_channels=(8, 8, 8, 4), merge="occlusion"

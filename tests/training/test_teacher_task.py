@@ -172,7 +172,8 @@ def test_the_teacher_sees_what_the_detector_finds_and_no_more_than_asked(batch: 
 
 def test_a_detector_that_finds_nothing_gives_zeros_and_a_blank_picture(folder: Path, tmp_path: Path) -> None:
     save_detector(make_detector(-9.0), tmp_path / "detector")
-    out = train_teacher(RUN, tmp_path / "detector", folder / "data", tmp_path / "run", console=QUIET)
+    run = replace(RUN, training=replace(QUICK, min_detected=0.0))
+    out = train_teacher(run, tmp_path / "detector", folder / "data", tmp_path / "run", console=QUIET)
     rows = read_metrics(out / "metrics.csv")
     assert [row["loss"] for row in rows] == [0.0, 0.0] and rows[-1]["health/crops"] == 0
     with Image.open(out / "pictures/step_000004.png") as picture:

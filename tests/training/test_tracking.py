@@ -103,6 +103,27 @@ def test_health_names_what_is_wrong() -> None:
     assert "no object is present" in verdict(cropless)[1]
 
 
+def test_a_detector_that_misses_most_is_not_healthy() -> None:
+    def verdict(fired: float, **others: float) -> tuple[bool | None, str]:
+        counts = {"health/fired_per_image": fired, "health/true_per_image": 1.9}
+        rows = [line(i, **{"loss/a": 1 / i, **counts}) for i in range(1, 5)]
+        return health([*rows[:2], {**rows[2], **others}, rows[3], {**rows[3], "step": 5.0}], {"a": 1.0})
+
+    few = "only 0.1 boxes an image fire where 1.9 are true: train longer (training.steps), or give what stands on this"
+    assert verdict(0.1) == (
+        False,
+        f"look: {few} detector a lower --model.present-threshold | fired per image 0.1, true per image 1.9, gradient "
+        "norm 1",
+    )
+    best = {"val/best_F1": 0.812, "val/best_presence": 0.32}
+    assert (
+        f"{few} detector a lower --model.present-threshold 0.32 (best F1 0.81) |" in verdict(0.1, **best)[1]
+    )
+    assert "threshold |" in verdict(0.1, **{**best, "val/best_presence": 0.7})[1]  # a higher one helps nobody
+    assert not verdict(0.94)[0] and verdict(0.96)[0]
+    assert "only 0 boxes" in verdict(0.0)[1] and "no object" not in verdict(0.0)[1]
+
+
 def test_a_short_run_is_not_called_healthy() -> None:
     rows = [line(i, **{"loss/a": 1 / i, "loss": 1 / i}) for i in range(1, 6)]
     verdicts = [health(rows[:n], {"a": 1.0}) for n in range(1, 6)]

@@ -23,7 +23,7 @@ from ssdir.baselines.distributions import normal_kl, normal_sample, positive_std
 from ssdir.boxes import pixels_inside
 from ssdir.common.distributed import normalizer
 from ssdir.common.errors import ConfigError
-from ssdir.config import PRESENT_THRESHOLD, DetectorConfig, to_dict
+from ssdir.config import DetectorConfig, to_dict
 from ssdir.config.crop_vae import CropVAEConfig
 from ssdir.data.batch import Answer
 from ssdir.detector.backbone import to_channels_last
@@ -195,11 +195,12 @@ class CropVAE(Baseline):
         """The detector's objects with z_what of their crops, by image and then by falling presence.
 
         As :meth:`Baseline.infer`, and as :meth:`ssdir.model.ssdir.SSDIR.infer` chooses: "config" takes the detector's
-        NMS, and ``max_objects`` None its limit. Only what is kept is encoded.
+        NMS, ``max_objects`` None its limit, ``present_threshold`` None that of the training. Only what is kept is
+        encoded.
         """
         with self.evaluating():
             batch = self.prepared(images)
-            threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
+            threshold = self.config.present_threshold if present_threshold is None else present_threshold
             found = self._find(batch, None, threshold, nms_iou, max_objects)
             return self._encoded(batch, found, patches)
 

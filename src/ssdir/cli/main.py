@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import itertools
 import os
 import sys
 import warnings
@@ -26,8 +27,9 @@ from tyro.conf import Positional
 
 import ssdir
 from ssdir.cli.data import data_commands
+from ssdir.cli.foreign import answer_foreign
 from ssdir.cli.search import Ablate, tune_commands
-from ssdir.cli.train import train_commands
+from ssdir.cli.train import suggested_preset, train_commands
 from ssdir.cli.tree import Node, home_expanded, leaf
 from ssdir.common.console import say
 from ssdir.common.errors import UserError, os_error_line, printable, shown
@@ -237,7 +239,14 @@ def parse(arguments: Sequence[str]) -> Any:
     if rest == ["--version"]:
         print(f"ssdir {ssdir.__version__}")
         raise SystemExit(0)
+    foreign = answer_foreign(rest)
+    if foreign is not None:
+        _refuse(foreign, [*program, *itertools.takewhile(str.isalpha, rest)])
     while node.command is None:
+        again = node.goes_on(rest) if node.goes_on is not None else None
+        if again is not None:
+            node, rest = again
+            continue
         if rest and rest[0] in node.words:
             node = node.words[rest[0]]
             program.append(rest.pop(0))
@@ -247,7 +256,7 @@ def parse(arguments: Sequence[str]) -> Any:
             hint = f"; perhaps you meant {close[0]!r}" if close else ""
             _refuse(f"{' '.join(program)} has no {node.noun} {shown(rest[0])}{hint}", program)
         if rest and rest[0] not in ("-h", "--help"):
-            words = " ".join([*program, next(iter(node.words)), *rest])
+            words = " ".join([*program, suggested_preset(rest, node.words), *rest])
             advice = f"\n       {node.advice}" if node.advice else ""
             _refuse(f"name a {node.noun} first, such as: {words}{advice}", program)
         stubs = {name: _stub(word.help) for name, word in node.words.items() if word.listed}
@@ -278,8 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "pip install" not in str(error):  # not an optional dependency, for which we tell what to install
             raise
         return _tell(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output went away (ssdir ... | head); point it elsewhere so that exit stays quiet.

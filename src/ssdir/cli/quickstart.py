@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ def quickstart(
     scenes = _scenes_for_probe(chosen.scenes) if pretrained else chosen.scenes
     claim(out, "quickstart")
     stages = _Stages(out)
+    again = f"ssdir quickstart --out {shlex.quote(str(out))}"
     data, detector, teacher, run = (out / name for name in ("data", "detector", "teacher", "ssdir"))
     with stages.stage("generate", data):
         _generate(scenes, data, workers)
@@ -71,13 +73,13 @@ def quickstart(
         model = SSDIR.from_pretrained(None)
     else:
         with stages.stage("train_detector", detector):
-            train_detector(chosen.detector, data, detector, resume=detector.exists())
+            train_detector(chosen.detector, data, detector, resume=detector.exists(), again=again)
         if chosen.teacher is not None:
             with stages.stage("train_teacher", teacher):
-                train_teacher(chosen.teacher, detector, data, teacher, resume=teacher.exists())
+                train_teacher(chosen.teacher, detector, data, teacher, resume=teacher.exists(), again=again)
         guide = None if chosen.teacher is None else teacher
         with stages.stage("train_ssdir", run):
-            train_ssdir(chosen.ssdir, detector, data, run, teacher=guide, resume=run.exists())
+            train_ssdir(chosen.ssdir, detector, data, run, teacher=guide, resume=run.exists(), again=again)
         model = SSDIR.from_pretrained(run)
     with stages.stage("evaluate"):
         source = SHIPPED_NAME if pretrained else run

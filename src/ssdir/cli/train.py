@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ssdir.baselines.kinds import BASELINES, BaselineKind
+from ssdir.cli.resuming import began_with_imagenet, given_path, goes_on
 from ssdir.cli.tree import Node, Unprefixed, preset_choice, with_defaults
 from ssdir.common.errors import ConfigError
 from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
@@ -32,7 +34,8 @@ class _Train:
     digits: str = "embedded"
     """Of the scenes: "embedded" or a folder with MNIST's four IDX files."""
     resume: bool = False
-    """Continue the run in OUT exactly where its last checkpoint stands."""
+    """Continue the run in OUT exactly where its last checkpoint stands, with its settings, data and detector; no preset
+    is needed then."""
     allow_changed: tuple[str, ...] = ()
     """Settings that may differ from the run that is resumed, e.g. training.steps."""
     track: tuple[Tracker, ...] = ()
@@ -85,7 +88,7 @@ class TrainDetector(_Train):
             self.out,
             **self.loop_options(),
             imagenet=self.imagenet,
-            imagenet_download=self.imagenet_download,
+            imagenet_download=self.imagenet_download or (self.resume and began_with_imagenet(self.out)),
         )
         return 0
 
@@ -194,11 +197,40 @@ def train_commands() -> dict[str, Node]:
         for name, item in PRESETS.items()
     }
     return {
-        "detector": preset_choice("Train an SSD detector; name a preset.", detectors),
-        "teacher": preset_choice("Train a teacher that gives SSDIR a quick start; name a preset.", teachers),
-        "ssdir": preset_choice("Train SSDIR on a trained detector; name a preset.", models),
+        "detector": preset_choice(
+            "Train an SSD detector; name a preset.",
+            detectors,
+            partial(goes_on, "detector", TrainDetector, detectors),
+        ),
+        "teacher": preset_choice(
+            "Train a teacher that gives SSDIR a quick start; name a preset.",
+            teachers,
+            partial(goes_on, "teacher", TrainTeacher, teachers),
+        ),
+        "ssdir": preset_choice(
+            "Train SSDIR on a trained detector; name a preset.",
+            models,
+            partial(goes_on, "ssdir", TrainSSDIR, models),
+        ),
         **{name: _baseline(name, kind) for name, kind in BASELINES.items()},
     }
+
+
+def suggested_preset(words: Sequence[str], presets: Iterable[str]) -> str:
+    """The preset to name as an example: ``small`` for data of one's own, else the first.
+
+    >>> suggested_preset(["--data", "D"], ["quickstart", "small"]), suggested_preset([], ["quickstart", "small"])
+    ('small', 'quickstart')
+    """
+    names, data = list(presets), given_path(words, "--data")
+    if data is None or "small" not in names:
+        return names[0]
+    from ssdir.common.storage import read_json
+    from ssdir.data.making import MANIFEST
+
+    manifest = read_json(data / MANIFEST) if (data / MANIFEST).is_file() else None
+    ours = isinstance(manifest, dict) and manifest.get("kind") == "multiscale-mnist"
+    return names[0] if ours else "small"
 
 
 def _baseline(name: str, kind: BaselineKind) -> Node:
@@ -206,7 +238,11 @@ def _baseline(name: str, kind: BaselineKind) -> Node:
         key: Node(item.help, command=_baseline_command(name, kind, item.run))
         for key, item in kind.presets.items()
     }
-    return preset_choice(f"Train {kind.about}; name a preset.", presets)
+    return preset_choice(
+        f"Train {kind.about}; name a preset.",
+        presets,
+        lambda words: goes_on(name, _baseline_command(name, kind, kind.run())(), presets, words),
+    )
 
 
 def _baseline_command(name: str, kind: BaselineKind, run: Any) -> Callable[[], Any]:

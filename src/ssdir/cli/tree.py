@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -32,14 +32,20 @@ class Node:
     """What the further words are."""
     advice: str = ""
     """What to know before one of them is chosen."""
+    goes_on: Callable[[Sequence[str]], tuple[Node, list[str]] | None] | None = None
+    """Where further words may name a run to go on with instead: gives the command for that, and the words left."""
     listed: bool = True
     """Whether the help of the word before names it; where many are alike, that help tells their pattern instead."""
 
 
-def preset_choice(help: str, presets: Mapping[str, Node]) -> Node:
+def preset_choice(
+    help: str,
+    presets: Mapping[str, Node],
+    goes_on: Callable[[Sequence[str]], tuple[Node, list[str]] | None] | None = None,
+) -> Node:
     """A word after which one of SSDIR's or a baseline's presets is named: those for a laptop come first."""
     words = {name: presets[name] for name in laptop_first(presets)}
-    return Node(help, words=words, noun="preset", advice=who_trains(words))
+    return Node(help, words=words, noun="preset", advice=who_trains(words), goes_on=goes_on)
 
 
 def home_expanded(word: str) -> str:

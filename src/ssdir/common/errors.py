@@ -49,6 +49,10 @@ class TrainingError(UserError):
     """A run that cannot go on; the message says at which step and why. Its last checkpoint is good."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by Ctrl-C or SIGTERM; the message says what is kept and how to go on."""
+
+
 def os_error_line(error: OSError) -> str:
     """What a failed call of the system says in one line: the path, what is wrong and, where it is known, the remedy.
 

@@ -44,6 +44,9 @@ class TrainingConfig:
     """SSDIR and teacher: compute once what the frozen detector says of each training image, and keep it."""
     feature_cache_gb: float = 8.0
     """Most that the feature cache may take in memory (in each process), in GB; on disk, free space is the limit."""
+    min_detected: float = 0.05
+    """SSDIR, teacher, crop VAE: least share of training images in which the frozen detector must find something; 0
+    trains whatever it finds."""
     seed: int = 0
     """Order of images, initial weights and noise are pure functions of it and of the step."""
     log_every: int = 20
@@ -72,6 +75,7 @@ class TrainingConfig:
         )
         require(self.learning_rate > 0, "training.learning_rate must be positive")
         require(self.feature_cache_gb > 0, "training.feature_cache_gb must be positive")
+        require(0 <= self.min_detected <= 1, "training.min_detected must lie in [0, 1]")
         require(0 <= self.ema_decay < 1, "training.ema_decay must lie in [0, 1)")
         require(
             all(0 <= beta < 1 for beta in self.betas),

@@ -16,6 +16,7 @@ from ssdir.data.formats.coco_files import annotation_files, has_annotations_fold
 from ssdir.data.formats.yolo import YoloFolder
 from ssdir.data.formats.yolo_config import find_config, read_config
 from ssdir.data.making import MANIFEST
+from ssdir.data.raw import how_to_convert
 from ssdir.data.split import Split
 
 _COMMAND_OF = {"multiscale-mnist": "mnist-scenes"}  # kinds are called like their commands, but for this one
@@ -39,6 +40,9 @@ def open_folder(folder: str | Path) -> DatasetFolder:
 
 def nothing_known(folder: Path) -> str:
     """What to say of a folder that is of no kind that is known."""
+    raw = how_to_convert(folder)
+    if raw is not None:
+        return raw
     if any(folder.glob("*/metadata.jsonl")):
         return (
             f"{folder} is an imagefolder of Hugging Face, which is written but not read; give the dataset that it was "

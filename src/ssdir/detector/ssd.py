@@ -78,7 +78,8 @@ class Detector(nn.Module):
         priors: ``cxcywh`` of the prior of each prediction.
         cell_of_box: the cell of each prediction (k cells in the order map, row, column).
         mean, std: what ``normalise`` takes from images (ImageNet's).
-        categories: names of the classes that it was trained with, where known.
+        categories: names of the classes it was trained with, where known.
+        suggested_present_threshold: presence with the best F1 on its validation split, where it was measured.
     """
 
     mean: Tensor
@@ -90,6 +91,7 @@ class Detector(nn.Module):
         super().__init__()
         self.config = config
         self.categories: tuple[str, ...] | None = None
+        self.suggested_present_threshold: float | None = None
         self.backbone = Backbone(config)
         per_cell = config.boxes_per_cell
         n_logits = 1 if config.class_agnostic else config.n_classes + 1

@@ -172,7 +172,23 @@ def save_detector(detector: Detector, path: str | Path, categories: Sequence[str
     config: dict[str, Any] = {"kind": "detector", "detector": to_dict(detector.config)}
     if categories is not None:
         config["categories"] = list(categories)
+    if detector.suggested_present_threshold is not None:
+        config["suggested_present_threshold"] = detector.suggested_present_threshold
     save_folder(path, config, detector)
+
+
+def suggested_threshold(config: Mapping[str, Any], file: Path) -> float | None:
+    """The presence with the best F1 that a detector's ``config.json`` keeps; None: it was not measured.
+
+    Raises:
+        DataError: it is no number between 0 and 1; the message names ``file``.
+    """
+    value = config.get("suggested_present_threshold")
+    if value is not None and not (isinstance(value, float) and 0 < value < 1):
+        raise DataError(
+            f"{file}: suggested_present_threshold is {value!r}; it must lie between 0 and 1, or be left out"
+        )
+    return value
 
 
 def load_detector(path: str | Path) -> Detector:
@@ -189,4 +205,5 @@ def load_detector(path: str | Path) -> Detector:
         detector = Detector(config_part(DetectorConfig, config, "detector", folder / CONFIG))
     load_weights(detector, folder)
     detector.categories = categories_of(folder)
+    detector.suggested_present_threshold = suggested_threshold(config, folder / CONFIG)
     return detector.eval()

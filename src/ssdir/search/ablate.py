@@ -22,6 +22,7 @@ from ssdir.config import ScenesConfig, to_dict
 from ssdir.config.presets import Preset, preset, scenes_presets
 from ssdir.search.database import GRACE_PERIOD, open_storage
 from ssdir.search.engine import ERROR, open_study, remember, require_ours, work
+from ssdir.search.shared import SAME
 
 if TYPE_CHECKING:
     import optuna
@@ -220,7 +221,7 @@ def run_combination(config: AblationConfig, study: optuna.Study, trial: Trial) -
         require_ours(study, trial.number)
 
     detector, teacher, run = (folder / name for name in ("detector", "teacher", "ssdir"))
-    options: Any = {"console": _quiet(), "observe": observe}
+    options: Any = {"console": _quiet(), "observe": observe, "again": SAME}
     train_detector(chosen.detector, data, detector, resume=detector.exists(), **options)
     if chosen.teacher is not None:
         train_teacher(chosen.teacher, detector, data, teacher, resume=teacher.exists(), **options)

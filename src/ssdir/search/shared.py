@@ -12,6 +12,9 @@ from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.storage import read_json
 from ssdir.config import DetectorRun, TeacherRun, to_dict
 
+SAME = "the same command"
+"""What goes on with a training of a study that was interrupted."""
+
 
 @contextmanager
 def exclusive(file: Path) -> Iterator[BaseFileLock]:

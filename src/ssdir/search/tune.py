@@ -21,7 +21,7 @@ from ssdir.config import ObjectiveConfig, SSDIRRun, to_dict
 from ssdir.config.presets import preset
 from ssdir.search.database import GRACE_PERIOD, open_storage
 from ssdir.search.engine import fewer_than, finished, make_sampler, open_study, remember, require_ours, work
-from ssdir.search.shared import made_once, require_same
+from ssdir.search.shared import SAME, made_once, require_same
 from ssdir.search.space import Space, applied, options, suggested
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def shared_detector(config: TuneConfig) -> Path:
     run, folder = preset(config.preset).detector, config.out / "detector"
 
     def make() -> None:
-        train_detector(run, config.data, folder, resume=folder.exists())
+        train_detector(run, config.data, folder, resume=folder.exists(), again=SAME)
 
     made_once(folder, make)
     require_same(folder, run, config.data)
@@ -208,7 +208,7 @@ def shared_teacher(config: TuneConfig, run: SSDIRRun, detector: Path) -> Path | 
     folder = config.out / f"teacher-z{run.model.z_what_size}"
 
     def make() -> None:
-        train_teacher(teacher_run, detector, config.data, folder, resume=folder.exists())
+        train_teacher(teacher_run, detector, config.data, folder, resume=folder.exists(), again=SAME)
 
     made_once(folder, make)
     require_same(folder, teacher_run, config.data)
@@ -243,6 +243,7 @@ def run_trial(config: TuneConfig, study: optuna.Study, trial: Trial, detector: P
         resume=folder.exists(),
         console=_quiet(),
         observe=observe,
+        again=SAME,
     )
     if not figures:  # it was finished, but for its value, when its worker was killed
         figures.update(_last_validation(folder))

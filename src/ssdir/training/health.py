@@ -1,7 +1,7 @@
 """The health of a run, in a line: what a person would look for in the curves.
 
-Terms that do not move, gradients that vanish or jump, a loss that rises, images without a single present object,
-latents that say nothing or explode.
+Terms that do not move, gradients that vanish or jump, a loss that rises, images without a single present object, a
+detector that misses most, latents that say nothing or explode.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from ssdir.config import PRESENT_THRESHOLD
+
 Row = dict[str, float]
 """A line of metrics.csv: column -> value."""
 JUDGED_FROM = 5
 """Lines of metrics.csv from which a run is judged: medians and latents that stay collapsed are told from five of them.
 Before, only a gradient of zero is told, which is wrong in any line."""
+FEW = 0.5
+"""A detector whose boxes that fire are fewer than so many times the true ones misses most objects."""
 COLLAPSED = 1.1
 """Latents whose root mean square is below so many standard deviations of their posterior are hardly more than noise."""
 EXPLODED = 20.0
@@ -32,9 +36,10 @@ def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool | No
 
     Looked at: terms that moved by less than 1 % over the last quarter of the lines (once that is 5 lines), a
     gradient norm of 0 or 100 times its median, and, after 5 lines, a loss above its first value, no present object
-    at all, a z_what (or a z_depth, where the image term is there to teach it) that is hardly more than its posterior's
-    noise over 5 lines, and a KL of 20 times its median. Before the 5th line (:data:`JUDGED_FROM`) nothing but a
-    gradient of 0 can be told, and no run is called healthy.
+    at all, a detector of which fewer than half as many boxes fire as there are objects, a z_what (or a z_depth, where
+    the image term is there to teach it) that is hardly more than its posterior's noise over 5 lines, and a KL of 20
+    times its median. Before the 5th line (:data:`JUDGED_FROM`) nothing but a gradient of 0 can be told, and no run is
+    called healthy.
 
     >>> line = {"step": 20.0, "loss": 1.0, "grad_norm": 2.0, "health/present_per_image": 3.25}
     >>> health([line] * 5, {})
@@ -49,7 +54,9 @@ def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool | No
     worries = [*_still(rows, weights), *_gradient_worries(rows), *_latent_worries(rows, weights)]
     objects = (row[name] for name in _OBJECTS if name in row)
     enough = len(rows) >= JUDGED_FROM
-    if enough and next(objects, 1.0) == 0:
+    if enough and (few := _too_few(rows)):
+        worries += few
+    elif enough and next(objects, 1.0) == 0:
         worries.append("no object is present in any image")
     if enough and row["loss"] > rows[0]["loss"]:
         worries.append(f"the loss ({row['loss']:.4g}) is above where it began ({rows[0]['loss']:.4g})")
@@ -59,6 +66,21 @@ def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool | No
     if not enough:
         return None, f"too little to judge ({len(rows)} of {JUDGED_FROM} lines of metrics): {facts}"
     return True, f"healthy: {facts}"
+
+
+def _too_few(rows: Sequence[Row]) -> list[str]:
+    """A detector that fires less often than there are objects, with the remedy."""
+    fired, true = (rows[-1].get(f"health/{name}_per_image", 0.0) for name in ("fired", "true"))
+    if fired >= FEW * true:
+        return []
+    best = next(
+        (row for row in reversed(rows) if row.get("val/best_presence", 1.0) < PRESENT_THRESHOLD), None
+    )
+    where = "" if best is None else f" {best['val/best_presence']:g} (best F1 {best['val/best_F1']:.2f})"
+    return [
+        f"only {fired:.2g} boxes an image fire where {true:.2g} are true: train longer (training.steps), or give what "
+        f"stands on this detector a lower --model.present-threshold{where}"
+    ]
 
 
 def _still(rows: Sequence[Row], weights: Mapping[str, float]) -> list[str]:

@@ -77,6 +77,7 @@ def describe_images(images: Images, validation: Images | None) -> dict[str, Any]
         described["fingerprint"] = dataset_fingerprint(images.folder)
     else:
         described["stream"] = images.fingerprint()
+        described["digits"] = str(images.source)
         for item in files:
             described["validation"] = str(item.folder.resolve())
             described["fingerprint"] = annotations_digest(item.folder, "val")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,10 +36,12 @@ from ssdir.detector.feature_cache import CacheSettings, FeatureCache, require_me
 from ssdir.model.loss_output import LossOutput
 from ssdir.training.checkpoint import RunState
 from ssdir.training.health import Row
+from ssdir.training.interruption import Interruptions
 from ssdir.training.loader import Loader, describe_images, open_images
 from ssdir.training.metrics import Clock, FiniteGuard, MetricAccumulator
 from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.training.run_folder import check_run, remove_leftovers
+from ssdir.training.standing import first_look
 from ssdir.training.tasks.base import Task
 from ssdir.training.tracking import Recorder
 
@@ -66,6 +69,11 @@ class LoopOptions(TypedDict, total=False):
     """Go on where the last checkpoint stands, exactly; without any checkpoint, start."""
     allow_changed: Iterable[str]
     """Settings that may differ from the resumed run's, such as ``training.steps``."""
+    parts: Mapping[str, str]
+    """Folders of the models that the run stands on, by their names, for its config.json; resuming compares their
+    weights and not these."""
+    again: str | None
+    """What goes on after an interruption, for its message; default ``ssdir train KIND --resume --out OUT``."""
     track: Iterable[str]
     """``tensorboard`` and ``wandb``, beside metrics.csv."""
     console: Console | None
@@ -120,6 +128,8 @@ def _train(
     validation: Path | None = None,
     resume: bool = False,
     allow_changed: Iterable[str] = (),
+    parts: Mapping[str, str] | None = None,
+    again: str | None = None,
     track: Iterable[str] = (),
     console: Console | None = None,
     device: str = "auto",
@@ -137,8 +147,9 @@ def _train(
     with accelerator.local_main_process_first():
         images, held_out = open_images(dataset, validation, task.image_size, settings.validation_images)
     cache = _cache_settings(task, images, accelerator, settings)
-    description = _describe(task, run_config, images, held_out)
+    description = _describe(task, run_config, images, held_out) | ({"parts": dict(parts)} if parts else {})
     checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)
+    seen = first_look(task, images, parts or {}, settings, place) if checkpoint is None else None
     accelerator.wait_for_everyone()
     if writes:
         remove_leftovers(out)
@@ -164,6 +175,14 @@ def _train(
     guard = FiniteGuard(out, accelerator.num_processes)
     clock = Clock(run.seconds)
 
+    def save(step: int) -> None:
+        guard.check()
+        window.share(accelerator)
+        if writes:
+            with clock.paused():
+                recorder.sync()
+                run.save(step, clock.total())
+
     console = console or rich_console()
     with (
         Loader(source, settings, accelerator, augmentation) as loader,
@@ -177,9 +196,19 @@ def _train(
             config=description,
             active=writes,
         ) as recorder,
+        Interruptions(
+            out,
+            again or f"ssdir train {task.kind} --resume --out {shlex.quote(str(out))}",
+            start,
+            wait=accelerator.num_processes == 1,
+            save=save,
+            seconds_to_save=run.seconds_to_save,
+        ) as interruptions,
     ):
         for line in _opening(task, settings, images, held_out, accelerator, start, run.notes):
             recorder.display.say(line)
+        if seen is not None:
+            recorder.display.say(seen)
         if augmentation.active:
             recorder.display.say(_how_augmented(augmentation))
         task.train()
@@ -226,13 +255,10 @@ def _train(
                 if validates and writes and observe is not None:
                     observe(done, row)
             if saves:
-                window.share(accelerator)
-            if saves and writes:
-                with clock.paused():
-                    recorder.sync()
-                    run.save(done, clock.total())
+                save(done)
             if validates or saves:
                 accelerator.wait_for_everyone()
+            interruptions.finished(done)
 
         if writes:
             with average.applied():
@@ -448,6 +474,5 @@ def _validate(
         picture.save(file, "PNG")
     recorder.log_image(done, path)
     if values:
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        recorder.display.say(f"validation at step {done}: {shown}")
+        recorder.display.say(f"validation at step {done}: {task.told(values)}")
     return {f"val/{name}": value for name, value in values.items()}

@@ -110,9 +110,9 @@ def changed_settings(old: Any, new: Mapping[str, Any]) -> list[tuple[str, Any, A
     """Name, old and new value of each setting in which two run descriptions differ.
 
     Settings have their full names (``training.steps``); a data set counts by its fingerprints and not by the
-    folder it lies in, scenes on the fly by what decides them, and the package's version does not count. The
-    fingerprint of the image files counts where both have one (runs of version 1 do not). A setting that did not exist
-    when the older run began has its default.
+    folder it lies in, models that it stands on by their weights, scenes on the fly by what decides them, and the
+    package's version does not count. The fingerprint of the image files counts where both have one (runs of version 1
+    do not). A setting that did not exist when the older run began has its default.
 
     >>> changed_settings({"config": {"training": {"steps": 5, "seed": 0}}}, {"config": {"training": {"steps": 9,
     ...                                                                                            "seed": 0}}})
@@ -130,7 +130,9 @@ def _settings(description: Any) -> dict[str, Any]:
     """The settings of a run description that must not change, by full name."""
     if not isinstance(description, Mapping):
         return {}
-    kept = {key: value for key, value in description.items() if key not in ("config", "version", "data")}
+    kept = {
+        key: value for key, value in description.items() if key not in ("config", "version", "data", "parts")
+    }
     data = description.get("data", {})
     kept["data"] = {name: data[name] for name in ("stream", "fingerprint", "image_files") if name in data}
     return {**_flat(_complete(description)), **_flat(kept)}

@@ -93,6 +93,7 @@ def train_teacher(
     from ssdir.model.teacher import Teacher
     from ssdir.training.tasks.teacher import TeacherTask
 
+    options["parts"] = {"detector": str(detector.resolve())}
     with seeded(run.training.seed):
         teacher = Teacher(run.teacher, run.model)
     task = TeacherTask(load_detector(detector), teacher, run.model.present_threshold)
@@ -122,6 +123,7 @@ def train_ssdir(
     """
     from ssdir.model.pretrained import categories_of, load_detector
     from ssdir.model.ssdir import SSDIR
+    from ssdir.training.standing import require_taught_on
     from ssdir.training.tasks.teacher import load_teacher
 
     if teacher is None and run.objective.teacher > 0:
@@ -134,7 +136,11 @@ def train_ssdir(
         model = SSDIR(load_detector(detector), run.model)
     model.categories = categories_of(detector)
     guide = None if teacher is None else load_teacher(teacher, run.model)
-    if guide is not None:
+    parts = {"detector": str(detector.resolve())}
+    options["parts"] = parts
+    if teacher is not None and guide is not None:
+        require_taught_on(teacher, detector, model.detector)
+        parts["teacher"] = str(teacher.resolve())
         model.decoder.load_state_dict(guide.decoder.state_dict())
     task = SSDIRTask(model, run.objective, guide)
     return train(task, run, data, out, **options)
@@ -172,6 +178,8 @@ def train_baseline(
         raise ConfigError(f"{kind} finds its objects itself; leave --detector out")
     build: Callable[..., Baseline] = known.load_class()
     parts = [] if detector is None else [load_detector(detector)]
+    if detector is not None:
+        options["parts"] = {"detector": str(detector.resolve())}
     with seeded(run.training.seed):
         model = build(*parts, run.model)
     source = data if isinstance(data, StreamedScenes) else open_split(data, "train")

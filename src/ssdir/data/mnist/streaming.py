@@ -133,7 +133,7 @@ class StreamedScenes:
         self.image_size = config.side if image_size is None else image_size
         if self.image_size < 1:
             raise DataError(f"image_size is {image_size}; it must be at least 1")
-        self._source = digits
+        self.source = digits  # for those who open the stream again
         train, test = load_digits(digits)
         self._checksums = {"train": train.checksum(), "test": test.checksum()}
         self._digits = split_digits(train, test, split)
@@ -162,7 +162,7 @@ class StreamedScenes:
 
     def validation(self, n: int) -> StreamedScenes:
         """The first ``n`` scenes of the val split, as a stream of their own."""
-        return StreamedScenes(replace(self.config, n_val=n), self.image_size, self._source, "val")
+        return StreamedScenes(replace(self.config, n_val=n), self.image_size, self.source, "val")
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the scenes, as JSON values: parameters, checksums of the digits, versions."""

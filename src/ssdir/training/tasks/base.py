@@ -20,9 +20,10 @@ from ssdir.data.batch import Batch
 from ssdir.data.mnist.streaming import Images
 from ssdir.detector.loss import MultiboxLoss
 from ssdir.detector.ssd import Detections, Detector
+from ssdir.evaluation.threshold import best_f1
 from ssdir.model.loss_output import LossOutput
 from ssdir.model.objective import Objective
-from ssdir.model.pretrained import save_detector
+from ssdir.model.pretrained import CONFIG, read_config, save_detector, suggested_threshold
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher, distance_to_codes
 from ssdir.plots.overlay import draw_boxes, to_picture
@@ -42,10 +43,12 @@ class Task(nn.Module, ABC):
         weights: the coefficient of each loss term.
         image_size: side of the images it takes, in pixels.
         validation_columns: names of what :meth:`validate` may give.
+        present_threshold: what a frozen detector finds is an object when its presence exceeds this.
     """
 
     kind: str
     validation_columns: tuple[str, ...] = ()
+    present_threshold: float = PRESENT_THRESHOLD
     model: nn.Module
     weights: dict[str, float]
     image_size: int
@@ -76,6 +79,13 @@ class Task(nn.Module, ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What decides the run besides its own settings: more sections of the run's config.json."""
         return {}
+
+    def restore(self, folder: Path) -> None:
+        """Take from a checkpoint what :meth:`save` wrote there besides settings and weights."""
+
+    def told(self, values: Mapping[str, float]) -> str:
+        """The figures of a validation in words."""
+        return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
     def cached_detector(self) -> tuple[Detector, bool] | None:
         """The frozen detector, whose answers may be computed once and kept, and whether its feature maps are used;
@@ -116,7 +126,17 @@ class DetectorTask(Task):
     """
 
     kind = "detector"
-    validation_columns = ("loss", "box", "score", "AP50", "AP", "recall", "precision")
+    validation_columns = (
+        "loss",
+        "box",
+        "score",
+        "AP50",
+        "AP",
+        "recall",
+        "precision",
+        "best_F1",
+        "best_presence",
+    )
 
     def __init__(
         self,
@@ -142,7 +162,8 @@ class DetectorTask(Task):
         return LossOutput(losses, {"fired_per_image": fired, "true_per_image": len(batch.boxes) / n_images})
 
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
-        """Mean losses; COCO AP where faster-coco-eval is installed; recall and precision at presence > 0.5."""
+        """Mean losses; COCO AP where faster-coco-eval is installed; recall and precision at presence > 0.5; the best
+        F1, and the presence above which it is reached, which is kept as the detector's suggestion."""
         losses = Means()
         found: list[Detections] = []
         truth, truth_index, n_images = [], [], 0
@@ -161,8 +182,11 @@ class DetectorTask(Task):
         index = torch.cat([item.image_index + first for item, first in zip(found, counts[:-1], strict=True)])
         true_boxes, true_index = torch.cat(truth), torch.cat(truth_index)
         objects = scores > PRESENT_THRESHOLD
+        best = best_f1(boxes, scores, index, true_boxes, true_index)
+        self.model.suggested_present_threshold = None if best is None else best[1]
         return (
             losses.means()
+            | ({} if best is None else {"best_F1": best[0], "best_presence": best[1]})
             | box_average_precision(boxes, scores, index, true_boxes, true_index, n_images)
             | _recall_precision(boxes[objects], index[objects], true_boxes, true_index)
         )
@@ -177,6 +201,21 @@ class DetectorTask(Task):
             boxed = [with_boxes(image, boxes) for boxes in (true, found.of_image(i).boxes_xyxy)]
             rows.append([to_picture(image), *boxed])
         return grid_of(rows)
+
+    def told(self, values: Mapping[str, float]) -> str:
+        """
+        >>> DetectorTask.told(None, {"loss": 1.5, "best_F1": 0.8125, "best_presence": 0.32})
+        'loss 1.5  best F1 0.81 at presence 0.32'
+        """
+        others = {name: value for name, value in values.items() if not name.startswith("best_")}
+        told = "  ".join(f"{name} {value:.4g}" for name, value in others.items())
+        if "best_F1" not in values:
+            return told
+        return f"{told}  best F1 {values['best_F1']:.2f} at presence {values['best_presence']:g}"
+
+    def restore(self, folder: Path) -> None:
+        """The suggestion of the last validation."""
+        self.model.suggested_present_threshold = suggested_threshold(read_config(folder), folder / CONFIG)
 
     def save(self, folder: Path) -> None:
         save_detector(self.model, folder, self.categories)
@@ -206,6 +245,7 @@ class SSDIRTask(Task):
         if teacher is not None:
             self.weights["teacher"] = config.teacher
         self.image_size = model.detector.config.image_size
+        self.present_threshold = model.config.present_threshold
         self._detector_fingerprint = tensors_fingerprint(model.detector.state_dict())
 
     def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:

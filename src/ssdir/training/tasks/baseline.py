@@ -43,6 +43,7 @@ class BaselineTask(Task):
         detector = model.frozen_detector()
         self._detector_identity: dict[str, Any] = {}
         if detector is not None:
+            self.present_threshold = model.config.present_threshold
             self._detector_identity = {
                 "detector": to_dict(detector.config),
                 "detector_weights": tensors_fingerprint(detector.state_dict()),

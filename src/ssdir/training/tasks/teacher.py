@@ -47,6 +47,7 @@ class TeacherTask(Task):
         self.weights = {"reconstruction": 1.0, "invariance": teacher.config.invariance}
         self.image_size = detector.config.image_size
         self.present_threshold = present_threshold
+        self._detector_fingerprint = tensors_fingerprint(detector.state_dict())
         self._detector = [detector.eval().requires_grad_(False)]  # in a list: not a part of what is trained
 
     @property
@@ -98,6 +99,7 @@ class TeacherTask(Task):
             "kind": self.kind,
             "teacher": to_dict(self.model.config),
             "model": to_dict(self.model.model_config),
+            **self.fingerprint(),
         }
         save_folder(folder, config, self.model)
 
@@ -106,7 +108,7 @@ class TeacherTask(Task):
 
     def fingerprint(self) -> dict[str, Any]:
         """A hash of the detector's weights."""
-        return {"detector_weights": tensors_fingerprint(self.detector.state_dict())}
+        return {"detector_weights": self._detector_fingerprint}
 
     def image_networks(self) -> Sequence[nn.Module]:
         """The detector's backbone; what is trained sees crops, whose number changes from step to step."""
