@@ -18,11 +18,11 @@ from ssdir.config import DetectorConfig, DetectorLossConfig, ModelConfig, Object
 from ssdir.config.presets import SPAIR_PRESETS, preset
 from ssdir.config.space import SpaceConfig
 from ssdir.config.spair import SPAIRConfig
-from ssdir.data.batch import Batch
+from ssdir.data.batch import Batch, DetectorOutput
 from ssdir.data.cache import CachedDataset
 from ssdir.data.mnist.digits import load_digits
 from ssdir.data.mnist.scenes import generate, make_scene, split_digits
-from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.detector.ssd import Detector
 
 _MNIST = preset("mnist")
 _SURE = 20.0

@@ -26,7 +26,9 @@ from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.training.optim import make_optimizer
-from ssdir.training.tasks.base import DetectorTask, SSDIRTask, Task
+from ssdir.training.tasks.base import Task
+from ssdir.training.tasks.detector import DetectorTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 
 OPTIONS = ("fp32", "fp32+channels_last", "bf16", "bf16+channels_last")
 OBJECTS = 13

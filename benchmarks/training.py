@@ -18,15 +18,17 @@ from benchmarks.timing import Call, extra_memory, timed
 from ssdir.common.machine import keep_freed_memory
 from ssdir.common.randomness import generator_of
 from ssdir.config import TrainingConfig
-from ssdir.data.batch import Batch
+from ssdir.data.batch import Batch, DetectorOutput
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.feature_cache import CacheSettings, FeatureCache
 from ssdir.detector.loss import MultiboxLoss
-from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.detector.ssd import Detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.training.optim import make_optimizer
 from ssdir.training.start import computes_in_bf16
-from ssdir.training.tasks.base import DetectorTask, SSDIRTask, Task
+from ssdir.training.tasks.base import Task
+from ssdir.training.tasks.detector import DetectorTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 
 FP32 = TrainingConfig(precision="fp32")
 FP32_CHANNELS_LAST = TrainingConfig(precision="fp32", channels_last=True)

@@ -63,7 +63,7 @@ def test_models_say_the_same(saved: Path, name: str) -> None:
     model, image, least = load_model(saved / name), saved / EXPECTED["image"], EXPECTED["least_presence"]
     if name.startswith("detector"):
         pixels = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(2, 0, 1) / 255
-        detections = model.detect(pixels[None], score_threshold=least)
+        detections = model.detector.detect(pixels[None], score_threshold=least)
         found = {"boxes_xyxy": detections.boxes_xyxy, "presence": detections.scores}
     else:
         objects = model.infer(image, present_threshold=least)

@@ -10,10 +10,11 @@ from ssdir.common.storage import write_json
 from ssdir.config import DetectorConfig, ModelConfig, TeacherConfig, to_dict
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
+from ssdir.model.object_model import DetectorModel
 from ssdir.model.pretrained import save_detector, save_folder
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher
-from ssdir.registry import LOADERS, load_model
+from ssdir.registry import MODELS, load_model
 
 DETECTOR = DetectorConfig(image_size=32, width=0.125, maps=(1,), min_sizes=(80.0,), max_sizes=())
 MODEL = ModelConfig(z_what_size=4, n_hidden=1, decoder_channels=(8, 8))
@@ -29,13 +30,13 @@ def test_a_run_is_loaded_as_what_it_is(tmp_path):
     detector, model = Detector(DETECTOR).eval(), SSDIR(Detector(DETECTOR), MODEL).eval()
     save_detector(detector, tmp_path / "detector_run" / "model")
     model.save_pretrained(tmp_path / "ssdir_run" / "model")
-    for kind, saved, run in ((Detector, detector, "detector_run"), (SSDIR, model, "ssdir_run")):
+    for kind, saved, run in ((DetectorModel, detector, "detector_run"), (SSDIR, model, "ssdir_run")):
         for path in (tmp_path / run, tmp_path / run / "model"):
             loaded = load_model(path)
             assert type(loaded) is kind and not loaded.training
             images = torch.rand(1, 3, 32, 32)
-            if kind is Detector:
-                assert torch.equal(loaded(images).logits, saved(images).logits)
+            if kind is DetectorModel:
+                assert torch.equal(loaded.detector(images).logits, saved(images).logits)
             else:
                 assert torch.equal(loaded.encode(images).what, saved.encode(images).what)
 
@@ -46,7 +47,7 @@ def test_a_teacher_is_of_no_use_alone(tmp_path):
         DataError, match=r"model/config\.json describes a 'teacher'; give a run of .*detector or .*ssdir"
     ):
         load_model(tmp_path / "run")
-    assert set(LOADERS) == {"detector", "ssdir"}
+    assert set(MODELS) == {"detector", "ssdir"}
 
 
 def test_what_is_missing_or_unfinished_is_named(tmp_path):

@@ -6,6 +6,8 @@ A box is either ``cxcywh`` (centre, width, height; what the model uses) or ``xyx
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -117,6 +119,40 @@ def nms(
         padded[present] = boxes_xyxy[rows]
         kept.append(rows[_greedy(padded, present, iou_threshold, max_per_group)[present]])
     return torch.cat(kept)
+
+
+def select_boxes(
+    boxes: Float[Tensor, "m 4"],
+    scores: Float[Tensor, " m"],
+    image_index: Int[Tensor, " m"],
+    score_threshold: float,
+    nms_iou: float | None,
+    max_per_image: int | None,
+) -> Int[Tensor, " kept"]:
+    """Rows of the boxes that count as objects: scores above a threshold, then NMS.
+
+    Boxes are clipped to the image for this; those that lie outside are dropped.
+
+    Args:
+        boxes: cxcywh in [0, 1].
+        scores: no NaN.
+        image_index: the image of each box, in any order.
+        score_threshold: a score must exceed it.
+        nms_iou: of two boxes above this IoU the one with the lower score is dropped; None: no NMS.
+        max_per_image: keep only the best so many of each image; None: all.
+
+    Returns:
+        Rows by image, then by falling score (ties: lower row first).
+
+    >>> boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.5], [0.2, 0.2, 0.1, 0.1], [1.5, 0.5, 0.4, 0.4]])
+    >>> select_boxes(boxes, torch.tensor([0.8, 0.9, 0.3, 0.9]), torch.zeros(4, dtype=torch.long), 0.2, 0.5, None)
+    tensor([1, 2])
+    """
+    corners = cxcywh_to_xyxy(boxes).clamp(0, 1)
+    inside = (corners[:, 2:] > corners[:, :2]).all(-1)
+    rows = ((scores > score_threshold) & inside).nonzero().squeeze(1)
+    iou_threshold = math.inf if nms_iou is None else nms_iou
+    return rows[nms(corners[rows], scores[rows], image_index[rows], iou_threshold, max_per_image)]
 
 
 def _greedy(

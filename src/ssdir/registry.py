@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-
-from torch import nn
 
 from ssdir.baselines.kinds import BASELINES
 from ssdir.common.errors import DataError, shown
-from ssdir.model.pretrained import CONFIG, find_folder, load_detector, read_config
+from ssdir.model.object_model import DetectorModel, ObjectModel
+from ssdir.model.pretrained import CONFIG, read_folder
 from ssdir.model.ssdir import SSDIR
 
-LOADERS: dict[str, Callable[[Path], nn.Module]] = {"ssdir": SSDIR.from_pretrained, "detector": load_detector}
+MODELS: dict[str, type[ObjectModel]] = {"ssdir": SSDIR, "detector": DetectorModel}
 """Besides the baselines (:mod:`ssdir.baselines.kinds`), whose code is only imported when one is loaded."""
 
 
-def load_model(path: Path | None = None) -> nn.Module:
+def load_model(path: Path | None = None) -> ObjectModel:
     """The model of whatever kind saved at ``path`` (a run or a model folder); None: the weights shipped.
+
+    A detector comes as a :class:`~ssdir.model.object_model.DetectorModel`.
 
     Raises:
         DataError: there is no model, it is damaged, or of a kind that cannot be used on its own.
     """
     if path is None:
         return SSDIR.from_pretrained()
-    kind = read_config(path)["kind"]
-    if kind in BASELINES:
-        return BASELINES[kind].load_class().from_pretrained(path)
-    if kind not in LOADERS:
+    folder = read_folder(path)
+    if folder.kind in BASELINES:
+        return BASELINES[folder.kind].load_class().from_folder(folder)
+    if folder.kind not in MODELS:
         raise DataError(
-            f"{find_folder(path) / CONFIG} describes a {shown(kind)}; give a run of "
-            f"{' or '.join(sorted([*LOADERS, *BASELINES]))}"
+            f"{folder.path / CONFIG} describes a {shown(folder.kind)}; give a run of "
+            f"{' or '.join(sorted([*MODELS, *BASELINES]))}"
         )
-    return LOADERS[kind](path)
+    return MODELS[folder.kind].from_folder(folder)

@@ -127,15 +127,16 @@ def test_no_more_crops_than_asked_for_are_trained_on(monkeypatch: pytest.MonkeyP
     assert seen == [4] and terms.diagnostics["present_per_image"] * 3 > 4
 
 
-def test_an_answer_that_is_known_replaces_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_detector_output_replaces_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     model = built()
-    answer = model.detector.answer(images(), maps=False)
+    with torch.no_grad():
+        output = model.detector(images())
     expected = model(images(), seed(1), 0).losses
-    monkeypatch.setattr(model.detector, "answer", lambda *_, **__: pytest.fail("asked"))
-    known = model(images(), seed(1), 0, answer=answer).losses
+    monkeypatch.setattr(model.detector, "forward", lambda *_, **__: pytest.fail("asked"))
+    known = model(images(), seed(1), 0, detector_output=output).losses
     assert all(torch.equal(known[name], expected[name]) for name in expected)
     none = torch.zeros(0, dtype=torch.int64)
-    batch = Batch(images(), torch.zeros(0, 4), none, none, (0, 1, 2), answer=answer)
+    batch = Batch(images(), torch.zeros(0, 4), none, none, (0, 1, 2), detector_output=output)
     task = BaselineTask(model)
     assert task.cached_detector() == (model.detector, False)
     assert torch.equal(task(batch, seed(1), 0).losses["objects"], expected["objects"])

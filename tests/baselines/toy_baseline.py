@@ -63,19 +63,21 @@ class ToyBaseline(Baseline):
         self.back = nn.Parameter(torch.zeros(3))
         self.weights = {"image": 1.0, "what": 0.01}
 
+    @property
+    def nms_iou(self) -> float | None:
+        return self.config.nms_iou
+
     def forward(
         self, images: Float[Tensor, "b 3 s s"], generator: torch.Generator, step: int | None = None
     ) -> LossOutput:
         objects = self.every_object(images, patches=False)
+        what = objects.require("what")
         share = 1.0 if step is None else min(step / self.config.noise_steps, 1.0)
-        assert objects.what is not None
-        noise = torch.randn(objects.what.shape, generator=generator, device=generator.device).to(objects.what)
-        rendered = self._over(
-            dataclasses.replace(objects, what=objects.what + 0.1 * share * noise), images.shape[-1]
-        )
+        noise = torch.randn(what.shape, generator=generator, device=generator.device).to(what)
+        rendered = self._over(dataclasses.replace(objects, what=what + 0.1 * share * noise), images.shape[-1])
         losses = {
             "image": (rendered - images).square().sum() / len(images),
-            "what": objects.what.square().sum() / len(images),
+            "what": what.square().sum() / len(images),
         }
         return LossOutput(losses, {"present_per_image": (objects.present > 0.5).sum() / len(images)})
 
@@ -95,8 +97,7 @@ class ToyBaseline(Baseline):
         return self.with_patches(objects) if patches else objects
 
     def with_patches(self, objects: Objects) -> Objects:
-        assert objects.what is not None
-        values = self.colour(objects.what).sigmoid()[:, :, None, None].expand(-1, -1, PATCH, PATCH)
+        values = self.colour(objects.require("what")).sigmoid()[:, :, None, None].expand(-1, -1, PATCH, PATCH)
         return dataclasses.replace(objects, patches=values[:, :3], alpha=values[:, 3:])
 
     def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
@@ -130,7 +131,6 @@ class ToyBaseline(Baseline):
     def _layers(self, objects: Objects, size: int) -> Float[Tensor, "b 4 size size"]:
         """Premultiplied colour and opacity; the cells do not overlap."""
         whole = self.with_patches(objects)
-        assert whole.patches is not None and whole.alpha is not None
-        alpha = whole.alpha * whole.present[:, None, None, None]
-        layers = torch.cat([whole.patches * alpha, alpha], 1)
+        alpha = whole.require("alpha") * whole.present[:, None, None, None]
+        layers = torch.cat([whole.require("patches") * alpha, alpha], 1)
         return paste(layers, whole.boxes, whole.image_index, whole.n_images, size)

@@ -24,7 +24,7 @@ from ssdir.common.storage import load_tensors, read_json
 from ssdir.data.mnist.scenes import generate
 from ssdir.model.pretrained import load_detector
 from ssdir.model.ssdir import SSDIR
-from ssdir.training.tasks.base import SSDIRTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 
 HERE = Path(__file__).parent
 LOSS, GRADIENT = 1e-5, 1e-4

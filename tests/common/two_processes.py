@@ -35,8 +35,10 @@ from ssdir.detector.ssd import Detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher
 from ssdir.training.start import train_detector, train_ssdir, train_teacher
-from ssdir.training.tasks.base import DetectorTask, SSDIRTask, Task
+from ssdir.training.tasks.base import Task
 from ssdir.training.tasks.baseline import BaselineTask
+from ssdir.training.tasks.detector import DetectorTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 
 SCENES = ScenesConfig(
     side=64, grids=((1, 1), (2, 2), (3, 3)), digit_min=16, digit_max=60, n_train=12, n_val=3, n_test=0
@@ -94,16 +96,17 @@ def a_batch(first: int, last: int, half_empty: bool) -> Batch:
     if not half_empty:
         return batch
     detector = a_detector()
-    answer = detector.answer(batch.images)
+    with torch.no_grad():
+        output = detector(batch.images, maps=True)
     seen = torch.arange(first, last) < IMAGES // 2
-    logits = torch.where(seen[:, None, None], answer.logits, -20.0)
+    logits = torch.where(seen[:, None, None], output.logits, -20.0)
     kept = seen[batch.image_index]
     return replace(
         batch,
         boxes=batch.boxes[kept],
         labels=batch.labels[kept],
         image_index=batch.image_index[kept],
-        answer=replace(answer, logits=logits),
+        detector_output=replace(output, logits=logits),
     )
 
 

@@ -16,7 +16,7 @@ from ssdir.boxes import cxcywh_to_xyxy, iou, xyxy_to_cxcywh
 from ssdir.common.errors import ConfigError
 from ssdir.config import AugmentationConfig, ScenesConfig
 from ssdir.data.augment import Plan, augment, augmented
-from ssdir.data.batch import Answer, Batch
+from ssdir.data.batch import Batch, DetectorOutput
 from ssdir.data.mnist.streaming import StreamedScenes
 
 SIZE = 64
@@ -394,7 +394,7 @@ def test_scenes_on_the_fly_are_augmented_when_drawn() -> None:
     assert late.grey and torch.equal(late.images, early.images) and torch.equal(late.boxes, early.boxes)
 
 
-def test_kept_answers_are_refused() -> None:
-    batch = replace(photos(1), answer=Answer(torch.zeros(1, 2, 4), torch.zeros(1, 2, 1), None))
+def test_kept_detector_output_is_refused() -> None:
+    batch = replace(photos(1), detector_output=DetectorOutput(torch.zeros(1, 2, 4), torch.zeros(1, 2, 1)))
     with pytest.raises(ConfigError, match="without a feature cache"):
         augment(batch, ALL, seed=0, step=0)

@@ -34,7 +34,7 @@ from ssdir.detector.ssd import Detector
 from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.training.start import train_detector, train_ssdir, train_teacher
-from ssdir.training.tasks.base import SSDIRTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 from ssdir.training.tracking import read_metrics
 
 SIDE, N = 64, 10
@@ -105,11 +105,11 @@ def test_answers_are_the_detectors(place, bf16, channels_last, data, detector):
     if channels_last:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        expected = detector.answer(pixels)
-    assert torch.equal(batch.answer.offsets, expected.offsets)
-    assert torch.equal(batch.answer.logits, expected.logits)
-    assert len(batch.answer.maps) == len(expected.maps) == 2
-    for kept, computed in zip(batch.answer.maps, expected.maps, strict=True):
+        expected = detector(pixels, maps=True)
+    assert torch.equal(batch.detector_output.offsets, expected.offsets)
+    assert torch.equal(batch.detector_output.logits, expected.logits)
+    assert len(batch.detector_output.maps) == len(expected.maps) == 2
+    for kept, computed in zip(batch.detector_output.maps, expected.maps, strict=True):
         assert kept.dtype == computed.dtype == (torch.bfloat16 if bf16 else torch.float32)
         assert kept.is_contiguous(
             memory_format=torch.channels_last if channels_last else torch.contiguous_format
@@ -121,7 +121,7 @@ def test_answers_are_the_detectors(place, bf16, channels_last, data, detector):
 def test_without_maps_little_is_kept(data, detector):
     images = CachedDataset(data, "train", SIDE)
     cache = FeatureCache(images, detector, CacheSettings("disk", False))
-    assert cache.batch([1]).answer.maps is None
+    assert cache.batch([1]).detector_output.maps == ()
     n = len(detector.priors)
     assert bytes_needed(images, detector, False) == N * n * 5 * 4
     (name,) = [name for name in files(data) if name.startswith("detector-")]
@@ -138,14 +138,14 @@ def test_what_is_kept_is_read_again_and_what_is_stale_goes(data, detector, monke
     assert len(first) == 3  # images, heads, maps
 
     asked = 0
-    answer = Detector.answer
+    forward = Detector.forward
 
     def count(self, *arguments):
         nonlocal asked
         asked += 1
-        return answer(self, *arguments)
+        return forward(self, *arguments)
 
-    monkeypatch.setattr(Detector, "answer", count)
+    monkeypatch.setattr(Detector, "forward", count)
     FeatureCache(images, detector, settings)
     FeatureCache(images, detector, replace(settings, maps=False))  # boxes and presence are there too
     assert asked == 0 and files(data) == first
@@ -176,7 +176,9 @@ def test_values_beyond_float16_are_kept_in_bfloat16(data, detector):
     for place in ("memory", "disk"):
         cache = FeatureCache(images, detector, CacheSettings(place, True, batch_size=4))
         for kept, computed in zip(
-            cache.batch([2]).answer.maps, detector.answer(images.batch([2]).images).maps, strict=True
+            cache.batch([2]).detector_output.maps,
+            detector(images.batch([2]).images, maps=True).maps,
+            strict=True,
         ):
             assert bool(kept.isfinite().all())
             torch.testing.assert_close(kept, computed, rtol=2**-8, atol=0)
@@ -216,7 +218,7 @@ def test_a_damaged_cache_is_made_again(kind, damage, data, detector):
     images = CachedDataset(data, "train", SIDE)
     settings = CacheSettings("disk", True, batch_size=4)
     cache = FeatureCache(images, detector, settings)
-    whole = cache.batch(range(N)).answer
+    whole = cache.batch(range(N)).detector_output
     (path,) = (data / ".cache").glob(f"*.{kind}.npy")
     if damage == "emptied":
         path.write_bytes(b"")
@@ -225,11 +227,11 @@ def test_a_damaged_cache_is_made_again(kind, damage, data, detector):
             file.seek(path.stat().st_size // 2)  # in the middle of training: the file is open
             file.write(b"\0\x01\xff")
         cache = FeatureCache(images, detector, settings)
-        assert torch.equal(cache.batch([0]).answer.offsets, whole.offsets[:1])
+        assert torch.equal(cache.batch([0]).detector_output.offsets, whole.offsets[:1])
     with pytest.warns(UserWarning, match=rf"\.{kind}\.npy is damaged: .*; the cache is made again") as told:
         if damage == "emptied":
             cache = FeatureCache(images, detector, settings)
-        found = cache.batch(range(N)).answer
+        found = cache.batch(range(N)).detector_output
     assert len(told) == 1
     assert torch.equal(found.offsets, whole.offsets) and torch.equal(found.logits, whole.logits)
     for a, b in zip(found.maps, whole.maps, strict=True):
@@ -248,7 +250,8 @@ def test_a_step_gives_the_same_objects_and_losses(clone, data, detector):
         chosen = np.arange(4 * step, 4 * step + 4) % N
         plain, kept = images.batch(chosen), cache.batch(chosen)
         outputs = [
-            task.model(batch.images, generator_of(step), answer=batch.answer) for batch in (plain, kept)
+            task.model(batch.images, generator_of(step), detector_output=batch.detector_output)
+            for batch in (plain, kept)
         ]
         for part in ("boxes", "present", "image_index"):
             assert torch.equal(getattr(outputs[0].objects, part), getattr(outputs[1].objects, part))
@@ -294,13 +297,13 @@ def test_the_detector_is_not_asked_in_training(data, saved, tmp_path, monkeypatc
         run.model, TeacherConfig(side=8, width=4, projector_hidden=8, projector_size=8), run.training
     )
     asked: list[int] = []
-    answer = Detector.answer
+    forward = Detector.forward
 
-    def count(self, images, maps=True):
+    def count(self, images, maps=False):
         asked.append(len(images))
-        return answer(self, images, maps)
+        return forward(self, images, maps)
 
-    monkeypatch.setattr(Detector, "answer", count)
+    monkeypatch.setattr(Detector, "forward", count)
     train_teacher(teacher, saved, data, tmp_path / "teacher", console=QUIET)
     in_building, asked[:] = [4, 4, 4], asked[:3]
     assert asked == in_building

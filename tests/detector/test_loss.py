@@ -11,10 +11,10 @@ import torch
 from ssdir.boxes import cxcywh_to_xyxy, encode_offsets, iou_matrix
 from ssdir.common.errors import DataError
 from ssdir.config import DetectorConfig, DetectorLossConfig
-from ssdir.data.batch import Batch
+from ssdir.data.batch import Batch, DetectorOutput
 from ssdir.detector import loss
 from ssdir.detector.loss import MultiboxLoss, hard_negatives, match
-from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.detector.ssd import Detector
 
 SMALL = DetectorConfig(
     image_size=64, width=1 / 32, maps=(1, 2), min_sizes=(60.0, 120.0), max_sizes=(120.0, 200.0)

@@ -11,7 +11,8 @@ import torch
 from ssdir.boxes import cxcywh_to_xyxy, encode_offsets, iou_matrix
 from ssdir.common.errors import DataError
 from ssdir.config import DetectorConfig
-from ssdir.detector.ssd import IMAGENET_MEAN, IMAGENET_STD, Detections, Detector, DetectorOutput
+from ssdir.data.batch import DetectorOutput
+from ssdir.detector.ssd import IMAGENET_MEAN, IMAGENET_STD, Detections, Detector
 
 SMALL = DetectorConfig(
     image_size=64, width=1 / 32, maps=(1, 2), min_sizes=(60.0, 120.0), max_sizes=(120.0, 200.0)

@@ -13,7 +13,7 @@ from PIL import Image
 from ssdir.cli.main import main
 from ssdir.common.storage import read_json
 from ssdir.data.folder import open_split
-from ssdir.model.pretrained import categories_of
+from ssdir.model.pretrained import read_folder
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-own-data.md"
 NAMES = ("circle", "square", "right triangle")
@@ -54,7 +54,7 @@ def test_the_page_from_top_to_bottom(
     with Image.open("mine.png") as picture:
         assert min(picture.size) > 100
 
-    assert categories_of(Path("detector")) == categories_of(Path("model")) == NAMES
+    assert read_folder(Path("detector")).categories == read_folder(Path("model")).categories == NAMES
     assert read_json(Path("detector/model/config.json"))["detector"]["n_classes"] == 3
     for run, class_aware in (("detector", True), ("model", False)):
         metrics = read_json(Path(run) / "evaluation" / "metrics.json")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -23,6 +24,7 @@ from ssdir.evaluation.protocol import EvaluationConfig, evaluate, various
 from ssdir.evaluation.reconstruction import object_errors, object_pictures
 from ssdir.evaluation.samples import Samples
 from ssdir.model.latents import Objects
+from ssdir.model.object_model import DetectorModel, ObjectModel
 from ssdir.model.ssdir import SSDIR
 from ssdir.plots import gallery
 from ssdir.rendering.render import crop, paste
@@ -61,12 +63,14 @@ def make_dataset(
     return folder
 
 
-class Oracle:
+class Oracle(ObjectModel):
     """Knows the truth of the images it was shown: boxes, contents, and a z_what that encodes the label."""
 
+    kind = "oracle"
     image_size = SIDE
 
     def __init__(self, data: Path, splits: tuple[str, ...], informative: bool = True) -> None:
+        super().__init__(None)
         self.informative = informative
         self.truth: dict[bytes, tuple[Tensor, Tensor]] = {}
         for split in splits:
@@ -100,16 +104,22 @@ class Oracle:
         )
 
     def render(self, objects: Objects, size: int) -> Tensor:
-        assert objects.patches is not None
-        return paste(objects.patches, objects.boxes, objects.image_index, objects.n_images, size)
+        return paste(objects.require("patches"), objects.boxes, objects.image_index, objects.n_images, size)
 
     def with_untrained_what(self, seed: int) -> Oracle:
-        other = object.__new__(Oracle)
-        other.truth, other.informative = self.truth, False
+        other = copy.copy(self)
+        other.informative = False
         return other
 
-    def eval(self) -> Oracle:
-        return self
+    def reconstruct(self, images: Tensor, size: int | None = None) -> Tensor:
+        return self.render(self.infer(images), size or SIDE)
+
+    def described(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def built(cls, config: Any, file: Path) -> Oracle:
+        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")
@@ -298,8 +308,8 @@ SMALL = DetectorConfig(
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_a_detector_alone_gets_detection_figures_only(data, tmp_path, class_agnostic):
     torch.manual_seed(0)
-    detector = Detector(dataclasses.replace(SMALL, class_agnostic=class_agnostic))
-    metrics = evaluate(detector, data, tmp_path, EvaluationConfig(batch_size=6, figures=class_agnostic))
+    model = DetectorModel(Detector(dataclasses.replace(SMALL, class_agnostic=class_agnostic)))
+    metrics = evaluate(model, data, tmp_path, EvaluationConfig(batch_size=6, figures=class_agnostic))
     assert 0.0 <= metrics["detection"]["AP50"] < 1.0
     assert metrics["detection"]["class_aware"] is not class_agnostic
     assert metrics["reconstruction"] == dict.fromkeys(
@@ -556,11 +566,13 @@ def test_boxes_are_judged_without_nms_too_where_the_model_has_none(data):
     assert free["AR100"] == 1.0 and 0.4 < free["AP50"] < 0.7
     assert free["count_accuracy"] == pytest.approx(1 / 12)  # the empty image
     torch.manual_seed(0)
-    assert evaluate(Detector(SMALL), data, None, PLAIN)["detection"]["without_nms"] is None
+    assert evaluate(DetectorModel(Detector(SMALL)), data, None, PLAIN)["detection"]["without_nms"] is None
 
 
 class Describing(Oracle):
     """Describes what it is shown; finds nothing."""
+
+    describes_boxes = True
 
     def describe(self, images: Tensor, boxes: Tensor, image_index: Tensor, patches: bool) -> Objects:
         return Oracle.infer(self, images, patches=patches)

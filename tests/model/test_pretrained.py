@@ -84,7 +84,7 @@ def test_categories_travel_with_the_model(tmp_path):
     original.categories = ("cat", "dog")
     original.save_pretrained(tmp_path / "m")
     assert SSDIR.from_pretrained(tmp_path / "m").categories == ("cat", "dog")
-    assert pretrained.categories_of(tmp_path / "m") == ("cat", "dog")
+    assert pretrained.read_folder(tmp_path / "m").categories == ("cat", "dog")
 
 
 def test_a_detector_reads_back_equal(tmp_path):
@@ -94,7 +94,7 @@ def test_a_detector_reads_back_equal(tmp_path):
     assert loaded.config == DETECTOR
     assert not loaded.training
     assert all(torch.equal(v, detector.state_dict()[n]) for n, v in loaded.state_dict().items())
-    assert pretrained.categories_of(tmp_path / "d") == ("0", "1")
+    assert pretrained.read_folder(tmp_path / "d").categories == ("0", "1")
     with pytest.raises(
         DataError, match=r"kind 'detector', but 'ssdir' is needed here; give .*ssdir train ssdir"
     ):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.baselines.toy_baseline import ToyBaseline, ToyConfig
 from torch import Tensor
 
 from ssdir.model.latents import Objects
@@ -277,7 +278,9 @@ def test_map_names_every_class_once():
     assert len(figure.axes[0].collections[0].get_offsets()) == 40
 
 
-class Decoder:
+class Decoder(ToyBaseline):
+    has_opacity = False
+
     def decode(self, what: Tensor) -> Tensor:
         return torch.sigmoid(what[:, :1, None, None]).expand(-1, 3, 4, 4)
 
@@ -286,7 +289,7 @@ def test_gallery_draws_what_there_is(tmp_path):
     generator = np.random.default_rng(0)
     drawn = draw_figures(
         tmp_path,
-        model=Decoder(),
+        model=Decoder(ToyConfig()),
         scenes=[scene(3)],
         precision=np.linspace(1, 0, 101),
         what=generator.normal(size=(8, 4)).astype(np.float32),
@@ -297,7 +300,7 @@ def test_gallery_draws_what_there_is(tmp_path):
         "scenes.png", "precision_recall.png", "traversals.png", "z_what.png",
     ]  # fmt: skip
     nothing = {"scenes": [], "precision": None, "what": None, "labels": None, "categories": ()}
-    assert draw_figures(tmp_path / "none", model=Decoder(), **nothing) == []
+    assert draw_figures(tmp_path / "none", model=Decoder(ToyConfig()), **nothing) == []
     assert not (tmp_path / "none").exists()
 
 
@@ -312,7 +315,7 @@ def test_a_figure_that_fails_costs_itself_only(tmp_path):
     with pytest.warns(UserWarning) as told:
         drawn = draw_figures(
             tmp_path,
-            model=Broken(),
+            model=Broken(ToyConfig()),
             scenes=[scene(3)],
             precision=np.linspace(1, 0, 101),
             what=generator.normal(size=(8, 4)).astype(np.float32),

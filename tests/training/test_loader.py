@@ -146,7 +146,7 @@ def test_images_are_augmented_where_a_device_has_them(folder: Path) -> None:
             assert (batch.image_ids, batch.boxes.shape) == (ahead.image_ids, ahead.boxes.shape)
 
 
-def test_kept_answers_and_augmentation_do_not_meet(folder: Path) -> None:
+def test_kept_detector_output_and_augmentation_do_not_meet(folder: Path) -> None:
     settings = CacheSettings("memory", False, False, False, 4, 1.0)
     kept = FeatureCache(CachedDataset(folder, "train", 64), Detector(RUN.detector).eval(), settings)
     assert len(_feed(kept, augmentation=AugmentationConfig()).micro_batches(0)) == 1

@@ -48,13 +48,16 @@ from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher
+from ssdir.plots.overlay import with_boxes
 from ssdir.training.loader import Loader
 from ssdir.training.loop import _accelerator
 from ssdir.training.metrics import FiniteGuard, MetricAccumulator
 from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.training.run_folder import load_run_config
 from ssdir.training.start import computes_in_bf16, train_detector, train_ssdir, train_teacher
-from ssdir.training.tasks.base import DetectorTask, SSDIRTask, Task, with_boxes
+from ssdir.training.tasks.base import Task
+from ssdir.training.tasks.detector import DetectorTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 from ssdir.training.tasks.teacher import TeacherTask
 from ssdir.training.tracking import read_metrics
 

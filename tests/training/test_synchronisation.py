@@ -28,7 +28,9 @@ from ssdir.detector.ssd import Detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.training.metrics import FiniteGuard, MetricAccumulator
 from ssdir.training.optim import MovingAverage, make_optimizer
-from ssdir.training.tasks.base import DetectorTask, SSDIRTask, Task
+from ssdir.training.tasks.base import Task
+from ssdir.training.tasks.detector import DetectorTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 
 WAITING = {
     "aten::_local_scalar_dense",

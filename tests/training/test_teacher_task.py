@@ -35,7 +35,7 @@ from ssdir.model.pretrained import load_detector, save_detector
 from ssdir.model.ssdir import SSDIR
 from ssdir.model.teacher import Teacher, distance_to_codes
 from ssdir.training.start import train, train_ssdir, train_teacher
-from ssdir.training.tasks.base import SSDIRTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 from ssdir.training.tasks.teacher import PICTURE_CROPS, TeacherTask, load_teacher
 from ssdir.training.tracking import read_metrics
 

@@ -23,11 +23,11 @@ from ssdir.baselines.distributions import normal_kl, normal_sample, positive_std
 from ssdir.boxes import pixels_inside
 from ssdir.common.distributed import normalizer
 from ssdir.common.errors import ConfigError
-from ssdir.config import DetectorConfig, to_dict
+from ssdir.config import to_dict
 from ssdir.config.crop_vae import CropVAEConfig
-from ssdir.data.batch import Answer
+from ssdir.data.batch import DetectorOutput
 from ssdir.detector.backbone import to_channels_last
-from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import initialise
@@ -94,8 +94,11 @@ class CropVAE(Baseline):
 
     kind: ClassVar[str] = "crop-vae"
     config_class: ClassVar[type[Any]] = CropVAEConfig
+    has_opacity: ClassVar[bool] = False
     has_background: ClassVar[bool] = False
     decodes_what: ClassVar[bool] = True
+    tells_depth: ClassVar[bool] = False
+    describes_boxes: ClassVar[bool] = True
     config: CropVAEConfig
 
     def __init__(self, detector: Detector, config: CropVAEConfig) -> None:
@@ -127,17 +130,17 @@ class CropVAE(Baseline):
         images: Float[Tensor, "b 3 s s"],
         generator: torch.Generator,
         step: int | None = None,
-        answer: Answer | None = None,
+        detector_output: DetectorOutput | None = None,
     ) -> LossOutput:
         """Negative log-likelihood (``objects``) and divergence (``what``) of the crops: sums over pixels and latents,
         means over crops; 0 where the detector finds nothing. Nothing changes with ``step``.
 
         Args:
             images, generator, step: as for every baseline.
-            answer: what the detector says of the images, where it is known already; then it is not asked.
+            detector_output: of these images, where it is known already; then the detector is not run.
         """
         with torch.no_grad():
-            found = self._find(images, answer, self.config.present_threshold, "config", None)
+            found = self._find(images, detector_output, self.config.present_threshold, "config", None)
         boxes, image_index = found.boxes, found.image_index
         health = {"present_per_image": len(found) / max(len(images), 1)}
         if self.config.crops is not None and len(boxes) > self.config.crops:
@@ -215,28 +218,18 @@ class CropVAE(Baseline):
         image_index: Int[Tensor, " m"],
         patches: bool = True,
     ) -> Objects:
-        """The content of given boxes as objects, in their order, with presence 1; the detector is not asked.
-
-        Args:
-            images: as for :meth:`infer`.
-            boxes: cxcywh in [0, 1], of true objects for instance.
-            image_index: the image of each box, rising.
-            patches: whether to give patches.
-
-        Raises:
-            DataError: an image cannot be read, or the tensor is not what it should be.
-        """
+        """As :meth:`ObjectModel.describe`; the detector is not asked."""
         with self.evaluating():
             batch = self.prepared(images)
             boxes, image_index = boxes.to(batch), image_index.to(batch.device)
             given = Objects(boxes, torch.ones_like(boxes[:, 0]), None, None, image_index, len(batch))
             return self._encoded(batch, given, patches)
 
-    def _predictions(self, images: Float[Tensor, "b 3 s s"], answer: Answer | None) -> Objects:
+    def _predictions(
+        self, images: Float[Tensor, "b 3 s s"], detector_output: DetectorOutput | None
+    ) -> Objects:
         """Boxes and presence of all predictions."""
-        if answer is None:
-            answer = self.detector.answer(to_channels_last(images), maps=False)
-        output = DetectorOutput(answer.offsets, answer.logits)
+        output = self.detector(to_channels_last(images)) if detector_output is None else detector_output
         present = self.detector.presence(output)
         each = torch.arange(len(images), device=present.device).repeat_interleave(present.shape[1])
         boxes = self.detector.boxes(output)
@@ -245,7 +238,7 @@ class CropVAE(Baseline):
     def _find(
         self,
         images: Float[Tensor, "b 3 s s"],
-        answer: Answer | None,
+        detector_output: DetectorOutput | None,
         threshold: float,
         nms_iou: float | Literal["config"] | None,
         max_objects: int | None,
@@ -254,7 +247,7 @@ class CropVAE(Baseline):
         config = self.detector.config
         iou = config.nms_iou if nms_iou == "config" else nms_iou
         most = config.max_detections if max_objects is None else max_objects
-        return select(self._predictions(images, answer), threshold, iou, most)
+        return select(self._predictions(images, detector_output), threshold, iou, most)
 
     def _encoded(self, images: Float[Tensor, "b 3 s s"], objects: Objects, patches: bool) -> Objects:
         """The objects with the posterior means of their crops, and their patches where asked for."""
@@ -270,8 +263,7 @@ class CropVAE(Baseline):
 
     def with_patches(self, objects: Objects) -> Objects:
         """Patches decoded from ``what``; they have no opacity of their own."""
-        assert objects.what is not None
-        return dataclasses.replace(objects, patches=self.decode(objects.what))
+        return dataclasses.replace(objects, patches=self.decode(objects.require("what")))
 
     def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
         """The objects that :meth:`infer` finds, painted back on black."""
@@ -289,10 +281,9 @@ class CropVAE(Baseline):
         objects.require_paintable(self.config.z_what_size, depth=False)
         if objects.patches is None:
             objects = self.with_patches(objects)
-        assert objects.patches is not None
         level = torch.zeros_like(objects.present)
         merged = occlusion_merge(
-            objects.patches, objects.boxes, level, objects.image_index, objects.n_images, size
+            objects.require("patches"), objects.boxes, level, objects.image_index, objects.n_images, size
         )
         return merged.images
 
@@ -309,7 +300,7 @@ class CropVAE(Baseline):
         Raises:
             DataError: an entry is missing or refused; the message names ``file``.
         """
-        detector = Detector(pretrained.config_part(DetectorConfig, config, "detector", file))
+        detector = pretrained.built_detector(config, file)
         return cls(detector, pretrained.config_part(CropVAEConfig, config, cls.kind, file))
 
 

@@ -24,12 +24,13 @@ from ssdir.compare.metrics import Figure, Group, Model, figures_of, grouped, pro
 from ssdir.compare.sheet import comparison_scenes
 from ssdir.compare.tables import Table, comma_separated, latex, markdown
 from ssdir.config import require_bounded
+from ssdir.data.dataset import Dataset
 from ssdir.evaluation.bootstrap import Resamples
-from ssdir.evaluation.predictions import image_side
 from ssdir.evaluation.protocol import choose_split, evaluate
 from ssdir.evaluation.provenance import record_of
 from ssdir.evaluation.samples import FILE, Samples
 from ssdir.evaluation.settings import EvaluationConfig
+from ssdir.model.object_model import ObjectModel
 from ssdir.plots.sheet import scene_sheet
 from ssdir.plots.style import left_out_if_it_fails, save
 from ssdir.registry import load_model
@@ -97,9 +98,10 @@ def compare(
     config = config or CompareConfig()
     if not contenders:
         raise ConfigError("name runs to compare: ssdir compare RUN RUN --data DIR --out DIR")
-    data, out = Path(data), Path(out)
+    out = Path(out)
     require_free(out)
-    split = choose_split(data, config.evaluation.split)
+    dataset = Dataset(data, attributes=True)
+    split = choose_split(dataset, config.evaluation.split)
     models = describe(contenders)
     sides = [_side(contender) for contender in contenders]
     settings = dataclasses.replace(
@@ -111,7 +113,7 @@ def compare(
     )
     claim(out, "compare")
     found = [
-        _evaluated(contender, model, data, out, settings, config.device, progress)
+        _evaluated(contender, model, dataset, out, settings, config.device, progress)
         for contender, model in zip(contenders, models, strict=True)
     ]
     comparison = _put_together(found, config, settings)
@@ -128,7 +130,7 @@ def compare(
                 (model.name, _load(contender, config.device), contender.true_boxes)
                 for model, contender in zip(models, contenders, strict=True)
             ],
-            data,
+            dataset,
             split,
             settings.target_side or max(sides),
             settings.batch_size,
@@ -141,21 +143,21 @@ def compare(
 def _side(contender: Contender) -> int:
     """The image side that a run's model works at; a run that cannot be compared is told before any is measured."""
     model = load_model(contender.run)
-    if contender.true_boxes and not hasattr(model, "describe"):
+    if contender.true_boxes and not model.describes_boxes:
         raise ConfigError(
-            f"{contender.run}: {type(model).__name__} finds objects itself; it cannot be given the true boxes"
+            f"{contender.run}: {model.name} finds objects itself; it cannot be given the true boxes"
         )
-    return image_side(model)
+    return model.image_size
 
 
-def _load(contender: Contender, device: str) -> Any:
+def _load(contender: Contender, device: str) -> ObjectModel:
     return load_model(contender.run).to(choose_device(device)).eval()
 
 
 def _evaluated(
     contender: Contender,
     described: Model,
-    data: Path,
+    data: Dataset,
     out: Path,
     settings: EvaluationConfig,
     device: str,
@@ -164,8 +166,8 @@ def _evaluated(
     """The contender's evaluation: one that is there and fits, or a new one."""
     settings = dataclasses.replace(settings, true_boxes=contender.true_boxes)
     model = _load(contender, device)
-    assert settings.split is not None
-    record = record_of(model, data, settings.split, settings)
+    probe_data = data if settings.probe_data is None else Dataset(settings.probe_data)
+    record = record_of(model, data, choose_split(data, settings.split), settings, probe_data)
     own = out / "evaluations" / _folder_name(described.name)
     folder = next((place for place in (own, contender.run / "evaluation") if _fits(place, record)), None)
     if folder is None:

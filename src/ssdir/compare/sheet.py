@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ssdir.data.cache import CachedDataset
-from ssdir.evaluation.predictions import described, device_of, image_side, objects_of
+from ssdir.data.dataset import Dataset
+from ssdir.evaluation.predictions import objects_of
 from ssdir.evaluation.protocol import various
 from ssdir.evaluation.reconstruction import object_pictures, renderer
+from ssdir.model.object_model import ObjectModel
 from ssdir.plots.sheet import Scene
 
 
 def comparison_scenes(
-    models: Sequence[tuple[str, Any, bool]],
-    data: Path,
+    models: Sequence[tuple[str, ObjectModel, bool]],
+    data: Dataset,
     split: str,
     side: int,
     first: int,
@@ -41,10 +41,10 @@ def comparison_scenes(
     chosen = various(batch, n_images)
     views: list[list[Scene]] = []
     for name, model, true_boxes in models:
-        own = CachedDataset(data, split, image_side(model)).batch(chosen).to(device_of(model))
+        own = CachedDataset(data, split, model.image_size).batch(chosen).to(model.device)
         with torch.inference_mode():
             if true_boxes:
-                objects = described(model, own.images, own.boxes, own.image_index, patches=True)
+                objects = model.describe(own.images, own.boxes, own.image_index, patches=True)
             else:
                 objects = objects_of(model, own.images, patches=True)
             paint = renderer(model, own.images, objects)

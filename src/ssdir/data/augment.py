@@ -158,7 +158,7 @@ def augment(
         positions: of the images in the step's whole batch; default 0, 1, ....
 
     Raises:
-        ConfigError: the batch has the answers of a frozen detector, which are those to the images as they were.
+        ConfigError: the batch has the output of a frozen detector, which is that of the images as they were.
 
     >>> batch = Batch(torch.rand(1, 3, 8, 8), torch.tensor([[0.25, 0.5, 0.5, 0.5]]), torch.tensor([0]),
     ...               torch.tensor([0]), (1,))
@@ -179,7 +179,7 @@ def augmented(
     positions: Sequence[int] | Int[np.ndarray, " b"] | None = None,
 ) -> Augmented:
     """As :func:`augment`, with the pixels still to be made by ``to(device)``."""
-    if isinstance(part, Batch) and part.answer is not None:
+    if isinstance(part, Batch) and part.detector_output is not None:
         raise ConfigError(
             "augmentation changes images, for which what a detector said of them no longer holds; train without a "
             "feature cache or without augmentation"

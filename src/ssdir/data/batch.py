@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+B = TypeVar("B", bound="Batch")
+
 
 @dataclass(frozen=True)
-class Answer:
-    """What a frozen detector says of a batch's images; may have been computed before and kept."""
+class DetectorOutput:
+    """Output of the detector's heads for every prediction (order: map, row, column, box), in float32."""
 
     offsets: Float[Tensor, "b n 4"]
-    """Boxes of every prediction, coded against the priors, in float32."""
+    """Boxes, coded against the priors."""
     logits: Float[Tensor, "b n c"]
-    """Scores of every prediction, in float32."""
-    maps: tuple[Float[Tensor, "b _ _ _"], ...] | None
-    """The backbone's feature maps; None where nobody needs them."""
+    """One logit of presence (c = 1), or background first and then the classes (c = C + 1)."""
+    maps: tuple[Float[Tensor, "b _ _ _"], ...] = ()
+    """The backbone's feature maps; none where they were not asked for."""
 
-    def pinned(self) -> Answer:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> DetectorOutput:
+        """The same with ``change`` of every tensor."""
+        return DetectorOutput(
+            change(self.offsets), change(self.logits), tuple(change(item) for item in self.maps)
+        )
+
+    def pinned(self) -> DetectorOutput:
         """The same in page-locked memory."""
-        maps = None if self.maps is None else tuple(item.pin_memory() for item in self.maps)
-        return Answer(self.offsets.pin_memory(), self.logits.pin_memory(), maps)
+        return self.map_tensors(Tensor.pin_memory)
 
-    def to(self, device: torch.device | str) -> Answer:
+    def to(self, device: torch.device | str) -> DetectorOutput:
         """The same on another device."""
         early = may_arrive_later(device)
-        return Answer(
-            self.offsets.to(device, non_blocking=early),
-            self.logits.to(device, non_blocking=early),
-            None if self.maps is None else tuple(item.to(device, non_blocking=early) for item in self.maps),
-        )
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=early))
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class Batch:
     """COCO ids of the images."""
     grey: bool = False
     """The three channels of ``images`` are known to be equal."""
-    answer: Answer | None = None
-    """What a frozen detector says of the images, where that is kept (:mod:`ssdir.detector.feature_cache`)."""
+    detector_output: DetectorOutput | None = None
+    """A frozen detector's output for the images, where it is kept (:mod:`ssdir.detector.feature_cache`)."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,7 +72,7 @@ class Batch:
         """Objects of each image."""
         return torch.bincount(self.image_index, minlength=len(self.images))
 
-    def pinned(self) -> Batch:
+    def pinned(self: B) -> B:
         """The same in page-locked memory, from which copies to a CUDA device wait for nothing."""
         return replace(
             self,
@@ -75,10 +80,10 @@ class Batch:
             boxes=self.boxes.pin_memory(),
             labels=self.labels.pin_memory(),
             image_index=self.image_index.pin_memory(),
-            answer=None if self.answer is None else self.answer.pinned(),
+            detector_output=None if self.detector_output is None else self.detector_output.pinned(),
         )
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self: B, device: torch.device | str) -> B:
         """The same batch on another device."""
         early = may_arrive_later(device)
         return replace(
@@ -87,7 +92,7 @@ class Batch:
             boxes=self.boxes.to(device, non_blocking=early),
             labels=self.labels.to(device, non_blocking=early),
             image_index=self.image_index.to(device, non_blocking=early),
-            answer=None if self.answer is None else self.answer.to(device),
+            detector_output=None if self.detector_output is None else self.detector_output.to(device),
         )
 
 

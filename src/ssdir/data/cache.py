@@ -27,7 +27,7 @@ from ssdir.common.machine import available_cores, user_cache_folder
 from ssdir.common.storage import SpaceError, require_free_space, temporary_name
 from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, Layout, new_array, tell_damage
 from ssdir.data.batch import Batch
-from ssdir.data.folder import annotations_digest, open_split
+from ssdir.data.dataset import Dataset
 from ssdir.data.images import open_image, size_fault, squash_image
 from ssdir.data.split import Split, require_images
 
@@ -46,12 +46,17 @@ class CachedDataset:
     """
 
     def __init__(
-        self, folder: str | Path, split: str, image_size: int, cache_folder: str | Path | None = None
+        self,
+        folder: str | Path | Dataset,
+        split: str,
+        image_size: int,
+        cache_folder: str | Path | None = None,
     ) -> None:
         if image_size < 1:
             raise DataError(f"image_size is {image_size}; it must be at least 1")
-        self.folder = Path(folder)
-        self.split = open_split(folder, split)
+        self.dataset = Dataset(folder)
+        self.folder = self.dataset.folder
+        self.split = self.dataset.open(split)
         self.image_size = image_size
         self.categories = self.split.categories
         self.image_ids = tuple(entry.id for entry in self.split.images)
@@ -60,7 +65,7 @@ class CachedDataset:
         self._boxes = _normalised(self.split)
         self._labels = torch.from_numpy(self.split.labels)
         self._starts = np.searchsorted(self.split.image_index, np.arange(len(self) + 1))
-        self.key = _key(self.folder, self.split, image_size)
+        self.key = _key(self.dataset, self.split, image_size)
         self._cache_folder = Path(cache_folder) if cache_folder is not None else None
         layouts = [((len(self), *channels, image_size, image_size), np.uint8) for channels in ((), (3,))]
         self._images = self.kept("", self.key, {".npy": layouts}, self._make)
@@ -188,10 +193,10 @@ def _normalised(split: Split) -> Tensor:
     return torch.from_numpy(np.concatenate([centres, split.boxes_xywh[:, 2:] / sizes], 1).astype(np.float32))
 
 
-def _key(folder: Path, split: Split, image_size: int) -> str:
+def _key(dataset: Dataset, split: Split, image_size: int) -> str:
     """Hash of all that decides the cached pixels."""
     digest = hashlib.sha256(f"{CACHE_VERSION} {image_size}\n".encode())
-    digest.update(str(annotations_digest(folder, split.name)).encode())
+    digest.update(str(dataset.digest(split.name)).encode())
     require_images(split)
     for entry in split.images:
         status = entry.path.stat()

@@ -70,10 +70,18 @@ def open_split(folder: str | Path, split: str, attributes: bool = False, skip_mi
 
     ``attributes`` keeps those of each object; ``skip_missing`` leaves out images that are not on the disk.
     """
-    opened = open_folder(folder)
+    return read_split(open_folder(folder), split, attributes, skip_missing)
+
+
+def read_split(
+    opened: DatasetFolder, split: str, attributes: bool = False, skip_missing: bool = False
+) -> Split:
+    """As :func:`open_split`, of a folder that is open."""
     if split not in (present := opened.splits()):
-        why = "" if present else f": {nothing_known(Path(folder))}"
-        raise DataError(f"{folder} has no split {split!r} (found: {', '.join(present) or 'none'}){why}")
+        why = "" if present else f": {nothing_known(opened.folder)}"
+        raise DataError(
+            f"{opened.folder} has no split {split!r} (found: {', '.join(present) or 'none'}){why}"
+        )
     return opened.open(split, attributes, skip_missing)
 
 

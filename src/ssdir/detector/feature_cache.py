@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from ssdir.common.errors import ConfigError
 from ssdir.common.storage import require_free_space, tensors_fingerprint
 from ssdir.config import to_dict
 from ssdir.data.array_files import KeptArrays, Layout, new_array
-from ssdir.data.batch import Answer, Batch
+from ssdir.data.batch import Batch, DetectorOutput
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detector
 
@@ -58,7 +59,7 @@ class CacheSettings:
 
 
 class FeatureCache:
-    """A data set's batches with the detector's :class:`~ssdir.data.batch.Answer`; images are read as before.
+    """A data set's batches with the detector's :class:`~ssdir.data.batch.DetectorOutput`; images are read as before.
 
     Files lie where the image cache does (see :class:`~ssdir.data.cache.CachedDataset`). Their names hold a hash of all
     that decides them: the detector's weights and settings, the images, precision and memory format, the kind of device,
@@ -89,13 +90,13 @@ class FeatureCache:
         return len(self.images)
 
     def batch(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Batch:
-        """The images at some positions of the split, with their objects and the detector's answer, on the CPU."""
+        """The images at some positions of the split, with their objects and the detector's output, on the CPU."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
         of_heads, *of_maps = self._rows(chosen)
         heads = torch.from_numpy(of_heads)
-        maps = self._unpacked(_as_tensor(of_maps[0])) if of_maps else None
-        answer = Answer(heads[..., :4].contiguous(), heads[..., 4:].contiguous(), maps)
-        return replace(self.images.batch(chosen), answer=answer)
+        maps = self._unpacked(_as_tensor(of_maps[0])) if of_maps else ()
+        output = DetectorOutput(heads[..., :4].contiguous(), heads[..., 4:].contiguous(), maps)
+        return replace(self.images.batch(chosen), detector_output=output)
 
     def _unpacked(self, rows: Float[Tensor, "b f"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
         """The maps out of rows that hold them one after the other, each cell by cell."""
@@ -200,11 +201,11 @@ def _filled(
         for layout in layouts.get("maps", [None]):
             try:
                 with nullcontext() if layout is None else make("maps", layout) as maps:
-                    for first, answer in _answers(images, detector, settings):
-                        rows = slice(first, first + len(answer.offsets))
-                        heads[rows] = torch.cat([answer.offsets, answer.logits], dim=2).cpu().numpy()
+                    for first, output in _outputs(images, detector, settings):
+                        rows = slice(first, first + len(output.offsets))
+                        heads[rows] = torch.cat([output.offsets, output.logits], dim=2).cpu().numpy()
                         if maps is not None:
-                            maps[rows] = _packed(answer, maps.dtype)
+                            maps[rows] = _packed(output.maps, maps.dtype)
             except _RangeError:
                 maps = None  # before the next one is made
                 continue
@@ -212,10 +213,9 @@ def _filled(
     return [heads] if maps is None else [heads, maps]
 
 
-def _packed(answer: Answer, kind: Any) -> np.ndarray:
+def _packed(maps: Sequence[Float[Tensor, "b _ _ _"]], kind: np.dtype[Any]) -> np.ndarray:
     """Feature maps one after the other, each cell by cell, as a row an image."""
-    assert answer.maps is not None
-    rows = torch.cat([item.permute(0, 2, 3, 1).flatten(1) for item in answer.maps], dim=1)
+    rows = torch.cat([item.permute(0, 2, 3, 1).flatten(1) for item in maps], dim=1)
     if kind == np.int16:
         return rows.to(torch.bfloat16).cpu().view(torch.int16).numpy()
     half = rows.to(torch.float16)
@@ -229,10 +229,10 @@ def _as_tensor(rows: np.ndarray) -> Float[Tensor, "b f"]:
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
-def _answers(
+def _outputs(
     images: CachedDataset, detector: Detector, settings: CacheSettings
-) -> Iterator[tuple[int, Answer]]:
-    """First position and answer of batch after batch, in eval mode."""
+) -> Iterator[tuple[int, DetectorOutput]]:
+    """First position and the detector's output of batch after batch, in eval mode."""
     device, n, size = detector.mean.device, len(images), settings.batch_size
     with ExitStack() as stack:
         progress = progress_bar if n >= _SHOW_PROGRESS_FROM else no_progress
@@ -244,11 +244,10 @@ def _answers(
             pixels = images.batch(chosen).images.to(device)
             if settings.channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-                answer = detector.answer(pixels, settings.maps)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+                output = detector(pixels, settings.maps)
             kept = min(size, n - first)
-            maps = None if answer.maps is None else tuple(item[:kept] for item in answer.maps)
-            yield first, Answer(answer.offsets[:kept], answer.logits[:kept], maps)
+            yield first, output.map_tensors(operator.itemgetter(slice(kept)))
             tick(first + kept, n)
 
 

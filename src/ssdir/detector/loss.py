@@ -11,8 +11,8 @@ from ssdir.boxes import cxcywh_to_xyxy, encode_offsets, iou
 from ssdir.common.distributed import normalizer
 from ssdir.common.errors import DataError
 from ssdir.config import DetectorLossConfig
-from ssdir.data.batch import Batch
-from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.data.batch import Batch, DetectorOutput
+from ssdir.detector.ssd import Detector
 
 
 @torch.no_grad()

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssdir.boxes import cxcywh_to_xyxy, decode_offsets, nms
+from ssdir.boxes import cxcywh_to_xyxy, decode_offsets, select_boxes
 from ssdir.common.errors import DataError
 from ssdir.config import DetectorConfig
-from ssdir.data.batch import Answer
+from ssdir.data.batch import DetectorOutput
 from ssdir.detector.backbone import Backbone, to_channels_last, zero_bias
 from ssdir.detector.priors import make_priors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class DetectorOutput:
-    """What the heads say of every prediction (order: map, row, column, box), in float32."""
-
-    offsets: Float[Tensor, "b n 4"]
-    """Boxes, coded against the priors."""
-    logits: Float[Tensor, "b n c"]
-    """One logit of presence (c = 1), or background first and then the classes (c = C + 1)."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +125,11 @@ class Detector(nn.Module):
                 logits.append(present(full).permute(0, 2, 3, 1).reshape(b, n, n_logits))
         return DetectorOutput(torch.cat(offsets, dim=1), torch.cat(logits, dim=1))
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> DetectorOutput:
-        """Offsets and logits for images in [0, 1] of side ``config.image_size``."""
-        return self.heads(self.features(images))
-
-    @torch.no_grad()
-    def answer(self, images: Float[Tensor, "b 3 h w"], maps: bool = True) -> Answer:
-        """The heads' output, and the feature maps where asked for; no graph."""
+    def forward(self, images: Float[Tensor, "b 3 h w"], maps: bool = False) -> DetectorOutput:
+        """Offsets and logits for images in [0, 1] of side ``config.image_size``; with ``maps`` the feature maps too."""
         features = self.features(images)
         output = self.heads(features)
-        return Answer(output.offsets, output.logits, tuple(features) if maps else None)
+        return replace(output, maps=tuple(features)) if maps else output
 
     def boxes(self, output: DetectorOutput) -> Float[Tensor, "b n 4"]:
         """Predicted boxes, ``cxcywh`` in [0, 1] of the image (not clipped to it)."""
@@ -194,20 +178,18 @@ class Detector(nn.Module):
     ) -> Detections:
         """The objects that the heads' output stands for; arguments as in :meth:`detect`.
 
-        Boxes are clipped to the image, and those that lie outside are dropped; then NMS over all classes together,
-        since one object is one row.
+        See :func:`ssdir.boxes.select_boxes`; NMS is over all classes together, since one object is one row.
         """
         iou = self.config.nms_iou if nms_iou == "config" else nms_iou
         most = self.config.max_detections if max_detections is None else max_detections
-        presence = self.presence(output)
-        corners = cxcywh_to_xyxy(self.boxes(output)).clamp(0, 1)
-        inside = (corners[..., 2:] > corners[..., :2]).all(-1)
-        image, prediction = torch.nonzero((presence > score_threshold) & inside, as_tuple=True)
-        corners, scores = corners[image, prediction], presence[image, prediction]
-        # Without NMS the same call sorts and keeps the best.
-        kept = nms(corners, scores, image, math.inf if iou is None else iou, most)
-        labels = self.class_of(output)[image[kept], prediction[kept]]
-        return Detections(corners[kept], scores[kept], labels, image[kept], len(presence))
+        n_images, n_predictions = output.logits.shape[:2]
+        boxes, presence = self.boxes(output).flatten(0, 1), self.presence(output).flatten()
+        image = torch.arange(n_images, device=boxes.device).repeat_interleave(n_predictions)
+        kept = select_boxes(boxes, presence, image, score_threshold, iou, most)
+        corners = cxcywh_to_xyxy(boxes[kept]).clamp(0, 1)
+        return Detections(
+            corners, presence[kept], self.class_of(output).flatten()[kept], image[kept], n_images
+        )
 
 
 def _head(channels: int, outputs: int) -> nn.Conv2d:

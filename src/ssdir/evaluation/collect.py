@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.config import MATCH_IOU
-from ssdir.data.batch import Batch
-from ssdir.evaluation.labels import CATEGORY
+from ssdir.evaluation.labels import CATEGORY, LabelledBatch
 from ssdir.evaluation.matching import Matches, match_objects
 from ssdir.evaluation.memory import peak_of
-from ssdir.evaluation.predictions import NMS_IOU, boxes_of, described, device_of, objects_of, suppresses
+from ssdir.evaluation.predictions import objects_of, predictions_of
 from ssdir.evaluation.reconstruction import (
     black_errors,
     image_errors,
@@ -28,9 +27,13 @@ from ssdir.evaluation.reconstruction import (
     renderer,
 )
 from ssdir.model.latents import Objects
+from ssdir.model.object_model import ObjectModel
 from ssdir.plots.sheet import Scene
 
 T = TypeVar("T")
+
+TIMED_BATCHES = 5
+"""Batches of a pass whose inference is timed: on its own, beside the one that gives the figures."""
 
 
 class MatchedLatents(NamedTuple):
@@ -61,12 +64,12 @@ class FoundBoxes:
     image: list[Tensor] = field(default_factory=list)
     """Of each box, counted over the whole split."""
 
-    def add(self, found: Objects, labels: Int[Tensor, " m"] | None, n_before: int) -> None:
+    def add(self, found: Objects, with_labels: bool, n_before: int) -> None:
         self.boxes.append(found.boxes_xyxy.clamp(0, 1).cpu())
         self.scores.append(found.present.cpu())
         self.image.append(found.image_index.cpu() + n_before)
-        if labels is not None:
-            self.labels.append(labels.cpu())
+        if with_labels and found.labels is not None:
+            self.labels.append(found.labels.cpu())
 
 
 @dataclass
@@ -98,8 +101,9 @@ class Collected:
     object_mse_true_box: list[Tensor] = field(default_factory=list)
     """Of the matched objects."""
     seconds_infer: list[float] = field(default_factory=list)
-    """Of each batch, for one image."""
+    """Of the first batches (:data:`TIMED_BATCHES`), for one image."""
     seconds_render: list[float] = field(default_factory=list)
+    """Of each batch, for one image."""
     peak_mib: float | None = None
     """Most memory that finding and painting the objects of the first batch took (:mod:`ssdir.evaluation.memory`)."""
     scenes: list[Scene] = field(default_factory=list)
@@ -131,19 +135,19 @@ class Collected:
 
 
 def collect(
-    model: Any,
-    batches: Iterable[Batch],
+    model: ObjectModel,
+    batches: Iterable[LabelledBatch],
     *,
     whole: bool = True,
     true_boxes: bool = False,
-    choose_scenes: Callable[[Batch], list[int]] | None = None,
+    choose_scenes: Callable[[LabelledBatch], list[int]] | None = None,
 ) -> Collected:
     """Run a model over batches and keep what the figures of the protocol need.
 
     The first batch is run once more before, so that what happens only once is neither timed nor measured.
 
     Args:
-        model: a detector, or anything with ``infer``, in eval mode.
+        model: in eval mode.
         batches: of the model's image side.
         whole: also collect boxes for average precision, paint, and measure time and memory; else only objects.
         true_boxes: give the model the true boxes to describe, instead of having it find objects.
@@ -152,8 +156,8 @@ def collect(
     found = Collected()
     if whole and not true_boxes:
         found.boxes = FoundBoxes()
-        found.free_boxes = None if hasattr(model, "detect") or suppresses(model) else FoundBoxes()
-    device = device_of(model)
+        found.free_boxes = None if model.suppresses_overlaps else FoundBoxes()
+    device = model.device
     ask = _Asking(model, whole, true_boxes)
     with torch.inference_mode():
         for batch in batches:
@@ -174,30 +178,29 @@ def joined(parts: list[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
 class _Asking:
     """A model and what it is asked."""
 
-    model: Any
+    model: ObjectModel
     whole: bool
     true_boxes: bool
 
-    def find(self, batch: Batch) -> Objects:
+    def find(self, batch: LabelledBatch) -> Objects:
         if self.true_boxes:
-            return described(self.model, batch.images, batch.boxes, batch.image_index, patches=self.whole)
+            return self.model.describe(batch.images, batch.boxes, batch.image_index, patches=self.whole)
         return objects_of(self.model, batch.images, patches=self.whole)
 
-    def find_and_render(self, batch: Batch) -> None:
+    def find_and_render(self, batch: LabelledBatch) -> None:
         paint = renderer(self.model, batch.images, self.find(batch))
         if paint is not None:
             paint()
 
 
 def _add(
-    found: Collected, ask: _Asking, batch: Batch, choose_scenes: Callable[[Batch], list[int]] | None
+    found: Collected,
+    ask: _Asking,
+    batch: LabelledBatch,
+    choose_scenes: Callable[[LabelledBatch], list[int]] | None,
 ) -> None:
     """Add one batch."""
-    objects, seconds = _timed(lambda: ask.find(batch), batch.images.device)
-    found.seconds_infer.append(seconds / max(1, len(batch)))
-    for kept, iou in ((found.boxes, NMS_IOU), (found.free_boxes, None)):
-        if kept is not None:
-            kept.add(*boxes_of(ask.model, batch.images, iou), found.n_images)
+    objects = _find(found, ask, batch)
     truth = cxcywh_to_xyxy(batch.boxes)
     pairs = match_objects(
         objects.boxes_xyxy.clamp(0, 1).cpu(),
@@ -211,7 +214,7 @@ def _add(
         _measure_rendering(found, ask.model, batch, objects, pairs, choose_scenes)
     found.truth.append(truth.cpu())
     found.truth_image.append(batch.image_index.cpu() + found.n_images)
-    for name, values in {CATEGORY: batch.labels, **getattr(batch, "attributes", {})}.items():
+    for name, values in {CATEGORY: batch.labels, **batch.attributes}.items():
         found.truth_labels.setdefault(name, []).append(values.cpu())
     found.object_boxes.append(objects.boxes.float().cpu())
     found.object_image.append(objects.image_index.cpu() + found.n_images)
@@ -224,18 +227,32 @@ def _add(
     found.n_truth += len(truth)
 
 
+def _find(found: Collected, ask: _Asking, batch: LabelledBatch) -> Objects:
+    """The objects of a batch. Of the first batches their inference is timed; where boxes for average precision are
+    asked for, one inference gives both."""
+    if found.boxes is None or len(found.seconds_infer) < TIMED_BATCHES:
+        objects, seconds = _timed(lambda: ask.find(batch), batch.images.device)
+        found.seconds_infer.append(seconds / max(1, len(batch)))
+        if found.boxes is None:
+            return objects
+    predictions = predictions_of(ask.model, batch.images, patches=ask.whole)
+    found.boxes.add(predictions.boxes, not ask.model.paints, found.n_images)
+    if found.free_boxes is not None and predictions.free_boxes is not None:
+        found.free_boxes.add(predictions.free_boxes, False, found.n_images)
+    return predictions.objects
+
+
 def _measure_rendering(
     found: Collected,
-    model: Any,
-    batch: Batch,
+    model: ObjectModel,
+    batch: LabelledBatch,
     objects: Objects,
     pairs: Matches,
-    choose_scenes: Callable[[Batch], list[int]] | None,
+    choose_scenes: Callable[[LabelledBatch], list[int]] | None,
 ) -> None:
     """Measure what the model paints, image by image and object by object; keep scenes of the first batch."""
     images = batch.images
-    target = getattr(batch, "target", None)
-    target = images if target is None else target.to(images.device)
+    target = images if batch.target is None else batch.target.to(images.device)
     rendered = None
     paint = renderer(model, images, objects)
     if paint is not None:

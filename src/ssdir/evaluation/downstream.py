@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +11,12 @@ from jaxtyping import Int
 
 from ssdir.common.console import Progress
 from ssdir.data.cache import CachedDataset
-from ssdir.data.folder import open_split, splits
+from ssdir.data.dataset import Dataset
 from ssdir.evaluation.collect import Collected, MatchedLatents, collect, joined
 from ssdir.evaluation.labels import CATEGORY, Labels, labelled_batches, read_labels
 from ssdir.evaluation.probe import Probe, classification_scores, fit_probe
 from ssdir.evaluation.settings import EvaluationConfig
+from ssdir.model.object_model import ObjectModel
 
 TRAIN = "train"
 _FIGURES = ("matched_accuracy", "matched_macro_f1", "end_to_end_accuracy", "chance")
@@ -33,22 +33,23 @@ class Downstream:
     """The objects that it learned from."""
 
 
-def train_labels(folder: Path, labels: Labels, strict: bool) -> Labels:
-    """The labels of a folder's train split, numbered as those of the split reported on.
+def train_labels(dataset: Dataset, labels: Labels, strict: bool) -> Labels:
+    """The labels of a dataset's train split, numbered as those of the split reported on.
 
     Raises:
         DataError: there is no train split; or, where ``strict`` is given, attributes or categories differ.
     """
-    return read_labels(folder, TRAIN).numbered_as(labels, strict)
+    return read_labels(dataset, TRAIN).numbered_as(labels, strict)
 
 
 def measure_downstream(
-    model: Any,
+    model: ObjectModel,
     dataset: CachedDataset,
     labels: Labels,
     found: Collected,
     config: EvaluationConfig,
     progress: Progress | None,
+    probe_data: Dataset,
     learned: Labels | None = None,
 ) -> Downstream:
     """The probe's figures for the model's latents and for those of its untrained control.
@@ -57,16 +58,16 @@ def measure_downstream(
         model: in eval mode.
         dataset, labels: the split reported on.
         found: the model's pass over it.
-        learned: labels of the train split to learn from (:func:`train_labels`), where they are read already.
+        probe_data: whose train split the probe learns from.
+        learned: labels of that split (:func:`train_labels`), where they are read already.
     """
-    reason = _obstacle(dataset, found, config)
+    reason = _obstacle(dataset, found, probe_data)
     scores: dict[str, Any] | None = None
     learned_from: MatchedLatents | None = None
     if reason is None:
-        folder = config.probe_data or dataset.folder
         train = _Train(
-            CachedDataset(folder, TRAIN, dataset.image_size),
-            learned or train_labels(folder, labels, strict=False),
+            CachedDataset(probe_data, TRAIN, dataset.image_size),
+            learned or train_labels(probe_data, labels, strict=False),
             labels,
         )
         scores, learned_from, reason = _probe(model, train, found, config, progress, "probe: train objects")
@@ -75,8 +76,8 @@ def measure_downstream(
         share = len(found.matched()) / found.n_truth if found.n_truth else None
         return Downstream({**nothing, "matched_share": share, "reason": reason}, learned_from)
     scores["untrained"] = None
-    if config.untrained_control and hasattr(model, "with_untrained_what"):
-        control = model.with_untrained_what(config.seed)
+    control = model.with_untrained_what(config.seed) if config.untrained_control else None
+    if control is not None:
         control.eval()
         task = "untrained control"
         indices = np.arange(found.n_images)
@@ -112,23 +113,23 @@ def probed_attributes(labels: Labels) -> dict[str, str]:
     return {(twin or name) if name == CATEGORY else name: name for name in labels.names if name != twin}
 
 
-def _obstacle(dataset: CachedDataset, found: Collected, config: EvaluationConfig) -> str | None:
+def _obstacle(dataset: CachedDataset, found: Collected, probe_data: Dataset) -> str | None:
     """Why no probe can be fitted, as far as can be told without looking at train images."""
     if not found.what:
         return "the model gives no z_what"
     if found.n_truth == 0:
         return f"the {dataset.split.name} split has no object"
-    if config.probe_data is not None and config.probe_data.resolve() != dataset.folder.resolve():
+    if probe_data.folder.resolve() != dataset.folder.resolve():
         return None
     if dataset.split.name == TRAIN:
         return "the train split is the one reported on: no other objects to learn from"
-    if TRAIN not in splits(dataset.folder) or not open_split(dataset.folder, TRAIN).images:
+    if not probe_data.has_images(TRAIN):
         return "the dataset has no train split to learn from"
     return None
 
 
 def _probe(
-    model: Any,
+    model: ObjectModel,
     train: _Train,
     test: Collected,
     config: EvaluationConfig,

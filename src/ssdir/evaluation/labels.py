@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from ssdir.common.console import Progress, no_progress
 from ssdir.common.errors import DataError
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
-from ssdir.data.folder import open_split
+from ssdir.data.dataset import Dataset
 
 CATEGORY = "category"
 """What the class of the annotations is called."""
@@ -95,13 +94,13 @@ class Labels:
         return [words[number] for number in self.values[name].tolist()]
 
 
-def read_labels(folder: Path, split_name: str) -> Labels:
-    """The labels of a dataset's split, read from its annotations.
+def read_labels(dataset: Dataset, split_name: str) -> Labels:
+    """The labels of a dataset's split, read from its annotations; the dataset is open with attributes.
 
     Raises:
         DataError: there is no such split, or it cannot be read.
     """
-    split = open_split(folder, split_name, attributes=True)
+    split = dataset.open(split_name)
     names, values = {CATEGORY: tuple(split.categories)}, {CATEGORY: split.labels.astype(np.int64)}
     for name in _categorical(split.attributes or []):
         found = [attributes.get(name) for attributes in split.attributes or []]
@@ -109,7 +108,7 @@ def read_labels(folder: Path, split_name: str) -> Labels:
         number = {word: i for i, word in enumerate(words)} | {None: _UNKNOWN}
         names[name] = tuple(words)
         values[name] = np.array([number[word] for word in found], np.int64)
-    return Labels(f"{folder} ({split_name})", names, values, split.image_index)
+    return Labels(f"{dataset.folder} ({split_name})", names, values, split.image_index)
 
 
 def labelled_batches(

@@ -1,98 +1,88 @@
-"""Predictions of any model, be it a detector, SSDIR or a baseline, by the same calls."""
+"""How models are asked for objects: the same questions of every one, be it a detector, SSDIR or a baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssdir.boxes import xyxy_to_cxcywh
+from ssdir.boxes import select_boxes
 from ssdir.common.errors import DataError
 from ssdir.config import PRESENT_THRESHOLD
 from ssdir.model.latents import Objects
+from ssdir.model.object_model import ObjectModel
 
 SCORE_THRESHOLD = 0.01
 """Boxes that count for average precision."""
 NMS_IOU = 0.45
 MAX_DETECTIONS = 100
 """Most boxes of an image."""
+_ALL = 1_000_000_000  # "no limit", also to models that have one of their own
 
 
-def device_of(model: Any) -> torch.device:
-    """Where the model's parameters are; the CPU for a model without any."""
-    parameters: Iterator[Tensor] = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    first = next(parameters, None)
-    return torch.device("cpu") if first is None else first.device
+class Predictions(NamedTuple):
+    """All that is asked of a batch, from one inference."""
+
+    objects: Objects
+    """Presence above 0.5, with patches where they were asked for."""
+    boxes: Objects
+    """Presence above :data:`SCORE_THRESHOLD`, for average precision."""
+    free_boxes: Objects | None
+    """The same without NMS; None where the model has one of its own."""
 
 
-def image_side(model: Any) -> int:
-    """The image side that a model works at, in pixels."""
-    if hasattr(model, "image_size"):
-        return int(model.image_size)
-    return int(getattr(model, "detector", model).config.image_size)
-
-
-def suppresses(model: Any) -> bool:
-    """Whether the model drops overlapping boxes by itself, as a part of how it is used: its configuration, or that of
-    the detector it stands on, has an ``nms_iou``."""
-    parts = [model, getattr(model, "detector", None)]
-    if hasattr(model, "frozen_detector"):
-        parts.append(model.frozen_detector())
-    return any(getattr(getattr(part, "config", None), "nms_iou", None) is not None for part in parts)
-
-
-def objects_of(model: Any, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
+def objects_of(model: ObjectModel, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
     """The objects: presence above 0.5, NMS, with what the model says of them. This is the question that is timed."""
-    if hasattr(model, "infer"):
-        objects: Objects = model.infer(
-            images,
-            present_threshold=PRESENT_THRESHOLD,
-            nms_iou=NMS_IOU,
-            max_objects=MAX_DETECTIONS,
-            patches=patches,
-        )
-        return objects
-    return _detected(model, images, PRESENT_THRESHOLD)[0]
+    return model.infer(
+        images,
+        present_threshold=PRESENT_THRESHOLD,
+        nms_iou=NMS_IOU,
+        max_objects=MAX_DETECTIONS,
+        patches=patches,
+    )
 
 
-def boxes_of(
-    model: Any, images: Float[Tensor, "b 3 s s"], nms_iou: float | None
-) -> tuple[Objects, Int[Tensor, " m"] | None]:
-    """All boxes above :data:`SCORE_THRESHOLD`, for average precision; and their classes (class-aware detectors)."""
-    if hasattr(model, "infer"):
-        boxes = model.infer(
-            images,
-            present_threshold=SCORE_THRESHOLD,
-            nms_iou=nms_iou,
-            max_objects=MAX_DETECTIONS,
-            patches=False,
-        )
-        return boxes, None
-    return _detected(model, images, SCORE_THRESHOLD)
+def predictions_of(model: ObjectModel, images: Float[Tensor, "b 3 s s"], patches: bool) -> Predictions:
+    """The objects of :func:`objects_of`, and the boxes for average precision.
+
+    NMS goes by falling presence, so what it keeps of the boxes above 0.5 is the beginning of what it keeps of all.
+    """
+    free = not model.suppresses_overlaps
+    found = model.infer(
+        images,
+        present_threshold=SCORE_THRESHOLD,
+        nms_iou=None if free else NMS_IOU,
+        max_objects=_ALL if free else MAX_DETECTIONS,
+        patches=patches and not model.decodes_what,
+    )
+    boxes = _selected(found, NMS_IOU) if free else found
+    objects = boxes[boxes.present > PRESENT_THRESHOLD]
+    if patches and model.decodes_what:
+        objects = model.with_patches(objects)
+    return Predictions(objects, boxes, _selected(found, None) if free else None)
 
 
-def class_numbers(model: Any, data: str, categories: Sequence[str]) -> Int[Tensor, " c"] | None:
+def class_numbers(model: ObjectModel, data: str, categories: Sequence[str]) -> Int[Tensor, " c"] | None:
     """The class that each class of a model has on a dataset, by name; None where the model tells no classes, or their
     names are not known. Classes that the dataset lacks get numbers above its own, and so match nothing.
 
     Args:
-        model: a detector, or anything else.
+        model: a detector, or anything else; it is asked only where it tells classes and does not paint.
         data: what messages call the dataset.
         categories: names of its classes.
 
     Raises:
         DataError: the dataset has classes that the model was not trained with.
     """
-    config: Any = getattr(model, "config", None)
-    if hasattr(model, "infer") or getattr(config, "class_agnostic", True):
+    if model.paints or model.class_agnostic:
         return None
     known = model.categories
     lacking = [name for name in categories if name not in known] if known is not None else []
-    if lacking or (known is None and config.n_classes != len(categories)):
-        tells = ", ".join(known) if known is not None else f"{config.n_classes} classes without names"
+    if lacking or (known is None and model.config.n_classes != len(categories)):
+        tells = ", ".join(known) if known is not None else f"{model.config.n_classes} classes without names"
         raise DataError(
             f"the detector was trained to tell {tells}, but {data} has {', '.join(categories)}; evaluate it on data "
             "with its own classes, or rename those of the data"
@@ -103,28 +93,8 @@ def class_numbers(model: Any, data: str, categories: Sequence[str]) -> Int[Tenso
     return torch.tensor([categories.index(name) if name in categories else next(others) for name in known])
 
 
-def described(
-    model: Any,
-    images: Float[Tensor, "b 3 s s"],
-    boxes: Float[Tensor, "g 4"],
-    image_index: Int[Tensor, " g"],
-    patches: bool,
-) -> Objects:
-    """The objects at given boxes (cxcywh), one for each, for models with ``describe``."""
-    objects: Objects = model.describe(images, boxes, image_index, patches)
-    return objects
-
-
-def _detected(
-    detector: Any, images: Float[Tensor, "b 3 s s"], threshold: float
-) -> tuple[Objects, Int[Tensor, " m"] | None]:
-    found = detector.detect(images, score_threshold=threshold, nms_iou=NMS_IOU, max_detections=MAX_DETECTIONS)
-    boxes = Objects(
-        boxes=xyxy_to_cxcywh(found.boxes_xyxy),
-        present=found.scores,
-        what=None,
-        depth=None,
-        image_index=found.image_index,
-        n_images=found.n_images,
+def _selected(found: Objects, nms_iou: float | None) -> Objects:
+    rows = select_boxes(
+        found.boxes, found.present, found.image_index, SCORE_THRESHOLD, nms_iou, MAX_DETECTIONS
     )
-    return boxes, None if detector.config.class_agnostic else found.labels
+    return found[rows]

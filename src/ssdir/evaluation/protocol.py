@@ -21,22 +21,23 @@ from ssdir.common.storage import write_json
 from ssdir.config import PRESENT_THRESHOLD
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
-from ssdir.data.folder import splits
+from ssdir.data.dataset import Dataset
 from ssdir.evaluation.collect import Collected, FoundBoxes, collect, joined
 from ssdir.evaluation.detection import DetectionScores, average_precision, count_accuracy
 from ssdir.evaluation.downstream import measure_downstream, probed_attributes, train_labels
 from ssdir.evaluation.labels import CATEGORY, Labels, labelled_batches, read_labels
 from ssdir.evaluation.memory import what_is_measured
-from ssdir.evaluation.predictions import class_numbers, device_of, image_side
+from ssdir.evaluation.predictions import class_numbers
 from ssdir.evaluation.provenance import provenance, record_of, write_per_image
 from ssdir.evaluation.samples import samples_of
 from ssdir.evaluation.settings import EvaluationConfig
+from ssdir.model.object_model import ObjectModel
 from ssdir.plots.gallery import draw_figures
 
 
 def evaluate(
-    model: Any,
-    data: Path,
+    model: ObjectModel,
+    data: Path | Dataset,
     out: Path | None = None,
     config: EvaluationConfig | None = None,
     progress: Progress | None = None,
@@ -45,8 +46,10 @@ def evaluate(
     """Measure a model on a dataset folder.
 
     Args:
-        model: a detector (``detect``), or any model with ``infer`` and ``render``; it is put into eval mode.
-        data: a dataset folder, with whatever splits, classes and image sizes it has.
+        model: of any kind, a bare detector as :class:`~ssdir.model.object_model.DetectorModel`; it is put into eval
+            mode.
+        data: a dataset folder, with whatever splits, classes and image sizes it has; one that is open already has
+            attributes.
         out: where ``metrics.json``, ``per_image.csv``, ``samples.safetensors`` and then ``figures/`` go; None writes
             nothing. A figure that cannot be drawn or written is left out, with a warning.
         config: see :class:`EvaluationConfig`.
@@ -64,24 +67,25 @@ def evaluate(
         ModuleNotFoundError: without the extra ``eval``.
     """
     config = config or EvaluationConfig()
-    data = Path(data)
+    data = Dataset(data, attributes=True)
     if out is not None:
         require_free(out)
-    if isinstance(model, torch.nn.Module):
-        model.eval()
-    if config.true_boxes and not hasattr(model, "describe"):
-        raise ConfigError(f"{type(model).__name__} finds objects itself; it cannot be given the true boxes")
+    model.eval()
+    if config.true_boxes and not model.describes_boxes:
+        raise ConfigError(f"{model.name} finds objects itself; it cannot be given the true boxes")
     clock = _Clock()
     split = choose_split(data, config.split)
-    dataset = CachedDataset(data, split, image_side(model))
-    numbers = class_numbers(model, f"{data} ({split})", dataset.categories)
+    dataset = CachedDataset(data, split, model.image_size)
+    numbers = class_numbers(model, f"{data.folder} ({split})", dataset.categories)
     labels = read_labels(data, split)
     other = config.probe_data
-    learned = None if other is None else train_labels(other, labels, strict=True)  # a misfit is told at once
+    probe_data = data if other is None else Dataset(other, attributes=True)
+    # A misfit is told at once.
+    learned = None if other is None else train_labels(probe_data, labels, strict=True)
     found = _pass(model, dataset, labels, config, progress)
     scores, free_scores = (_judge_boxes(found, boxes, numbers) for boxes in (found.boxes, found.free_boxes))
     clock.lap("test_pass")
-    downstream = measure_downstream(model, dataset, labels, found, config, progress, learned)
+    downstream = measure_downstream(model, dataset, labels, found, config, progress, probe_data, learned)
     clock.lap("probe")
     metrics = {
         "detection": _detection(found, scores, free_scores),
@@ -93,8 +97,8 @@ def evaluate(
             "categories": list(dataset.categories),
             "attributes": probed_attributes(labels),
         },
-        "memory": {"peak_mib": found.peak_mib, "is": what_is_measured(device_of(model))},
-        "record": record_of(model, data, split, config),
+        "memory": {"peak_mib": found.peak_mib, "is": what_is_measured(model.device)},
+        "record": record_of(model, data, split, config, probe_data),
     }
     metrics["seconds"] |= clock.laps | {"evaluation": clock.total()}
     if out is not None:
@@ -111,7 +115,7 @@ def evaluate(
 
 
 def _pass(
-    model: Any,
+    model: ObjectModel,
     dataset: CachedDataset,
     labels: Labels,
     config: EvaluationConfig,
@@ -122,7 +126,7 @@ def _pass(
     split, side = dataset.split.name, config.target_side
     targets = None
     if side is not None and side != dataset.image_size:
-        targets = CachedDataset(dataset.folder, split, side)
+        targets = CachedDataset(dataset.dataset, split, side)
     batches = labelled_batches(
         dataset,
         labels,
@@ -135,22 +139,24 @@ def _pass(
     return collect(model, batches, true_boxes=config.true_boxes, choose_scenes=various)
 
 
-def choose_split(data: Path, wanted: str | None) -> str:
+def choose_split(data: Dataset, wanted: str | None) -> str:
     """The split to report on.
 
     Raises:
         ConfigError: the wanted one does not exist.
         DataError: there is none.
     """
-    present = splits(data)
+    present = data.splits()
     if wanted is not None:
         if wanted not in present:
-            raise ConfigError(f"{data} has no split {wanted!r}; it has {', '.join(present) or 'none'}")
+            raise ConfigError(f"{data.folder} has no split {wanted!r}; it has {', '.join(present) or 'none'}")
         return wanted
     for name in ("test", "val", "train", *present):
         if name in present:
             return name
-    raise DataError(f"{data} has no annotated split; `ssdir data check {data}` tells what is missing")
+    raise DataError(
+        f"{data.folder} has no annotated split; `ssdir data check {data.folder}` tells what is missing"
+    )
 
 
 def various(batch: Batch, most: int = 6) -> list[int]:
@@ -239,7 +245,7 @@ def _summarise(found: Collected) -> dict[str, Any]:
 
 def _draw(
     folder: Path,
-    model: Any,
+    model: ObjectModel,
     found: Collected,
     scores: DetectionScores | None,
     categories: tuple[str, ...],

@@ -11,42 +11,42 @@ from typing import Any
 import torch
 
 from ssdir.baselines.base import Baseline
-from ssdir.common.storage import atomic_write, tensors_fingerprint
+from ssdir.common.storage import atomic_write
 from ssdir.config import to_dict
-from ssdir.data.folder import annotations_digest
+from ssdir.data.dataset import Dataset
 from ssdir.evaluation.collect import Collected, joined
-from ssdir.evaluation.predictions import device_of, image_side
 from ssdir.evaluation.settings import EvaluationConfig
+from ssdir.model.object_model import ObjectModel
 
 PROTOCOL_VERSION = 2
 """Raised whenever the same model on the same data would get other figures."""
 
 
 def provenance(
-    model: Any, model_path: Path | str | None, data: Path, split: str, seed: int
+    model: ObjectModel, model_path: Path | str | None, data: Dataset, split: str, seed: int
 ) -> dict[str, Any]:
     """What was measured on what, with what."""
-    config = getattr(getattr(model, "detector", model), "config", None)
-    unsupervised = isinstance(model, Baseline) and model.frozen_detector() is None
     return {
-        "model": type(model).__name__,
+        "model": model.name,
         "model_path": None if model_path is None else str(model_path),
-        "model_checksum": _weights(model),
-        "class_agnostic": unsupervised or getattr(config, "class_agnostic", None),
-        "has_background": bool(getattr(model, "has_background", False)),
-        "image_side": image_side(model),
-        "data": str(data),
-        "data_checksum": annotations_digest(data, split),
+        "model_checksum": model.fingerprint(),
+        "class_agnostic": model.class_agnostic,
+        "has_background": model.has_background,
+        "image_side": model.image_size,
+        "data": str(data.folder),
+        "data_checksum": data.digest(split),
         "split": split,
         "seed": seed,
         "ssdir": _version(),
         "torch": torch.__version__,
-        "device": str(device_of(model)),
+        "device": str(model.device),
         "threads": torch.get_num_threads(),
     }
 
 
-def record_of(model: Any, data: Path, split: str, config: EvaluationConfig) -> dict[str, Any]:
+def record_of(
+    model: ObjectModel, data: Dataset, split: str, config: EvaluationConfig, probe_data: Dataset
+) -> dict[str, Any]:
     """All that decides the figures of an evaluation: two of them with equal records say the same.
 
     Time and memory depend on the machine beside.
@@ -55,21 +55,16 @@ def record_of(model: Any, data: Path, split: str, config: EvaluationConfig) -> d
     # What is drawn, what stands beside the model's own figures, what stands here by content.
     for name in ("figures", "untrained_control", "split", "probe_data"):
         del settings[name]
-    learns_from = config.probe_data or data
     return {
         "protocol": PROTOCOL_VERSION,
-        "weights": _weights(model),
-        "kind": getattr(model, "kind", type(model).__name__),
+        "weights": model.fingerprint(),
+        "kind": model.kind if isinstance(model, Baseline) else model.name,
         "split": split,
-        "annotations": annotations_digest(data, split),
-        "probe_annotations": annotations_digest(learns_from, "train"),
-        "settings": settings | {"target_side": config.target_side or image_side(model)},
-        "device": device_of(model).type,
+        "annotations": data.digest(split),
+        "probe_annotations": probe_data.digest("train"),
+        "settings": settings | {"target_side": config.target_side or model.image_size},
+        "device": model.device.type,
     }
-
-
-def _weights(model: Any) -> str | None:
-    return tensors_fingerprint(model.state_dict()) if isinstance(model, torch.nn.Module) else None
 
 
 def write_per_image(found: Collected, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from ssdir.boxes import pixels_inside
 from ssdir.model.latents import Objects
+from ssdir.model.object_model import ObjectModel
 from ssdir.rendering.render import crop
 
 IMAGE_SIDE = 128
@@ -21,18 +21,18 @@ PATCH_SIDE = 64
 
 
 def renderer(
-    model: Any, images: Float[Tensor, "b 3 s s"], objects: Objects
+    model: ObjectModel, images: Float[Tensor, "b 3 s s"], objects: Objects
 ) -> Callable[[], Float[Tensor, "b 3 t t"]] | None:
     """What paints the images: the objects found, or, for a model with more than objects, the model itself."""
-    if hasattr(model, "render") and not getattr(model, "has_background", False):
-        return lambda: model.render(objects, IMAGE_SIDE)
-    if hasattr(model, "reconstruct"):
+    if not model.paints:
+        return None
+    if model.has_background:
         return lambda: model.reconstruct(images, IMAGE_SIDE)
-    return None
+    return lambda: model.render(objects, IMAGE_SIDE)
 
 
 def object_pictures(
-    model: Any, images: Float[Tensor, "b 3 s s"], objects: Objects
+    model: ObjectModel, images: Float[Tensor, "b 3 s s"], objects: Objects
 ) -> Float[Tensor, "m 3 p p"] | None:
     """What the model paints in the box of each object; None where it paints none.
 
@@ -43,7 +43,7 @@ def object_pictures(
     if objects.patches is None or objects.alpha is None:
         return None if objects.patches is None else objects.patches.float()
     patches, alpha = objects.patches.float(), objects.alpha.float()
-    background = model.background(images) if hasattr(model, "background") else None
+    background = model.background(images)
     if background is None:
         return patches * alpha
     side = patches.shape[-1]

@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ssdir.baselines.base import Baseline
 from ssdir.common.console import Progress, no_progress
 from ssdir.common.errors import ConfigError, DataError, printable
 from ssdir.common.machine import choose_device
 from ssdir.common.ownership import claim, locked, read_mark, require_free, require_replaceable
-from ssdir.common.storage import atomic_folder, tensors_fingerprint, write_json
-from ssdir.config import to_dict
+from ssdir.common.storage import atomic_folder, write_json
 from ssdir.data.images import read_image
 from ssdir.inference.results import RESULT, Found, Index, ResultFolders, find_images
 from ssdir.model.latents import Objects
-from ssdir.model.ssdir import SSDIR
+from ssdir.model.object_model import ObjectModel
 from ssdir.plots.overlay import draw_boxes, to_picture
 from ssdir.registry import load_model
 
@@ -92,14 +90,14 @@ def predict(
     return index.entries
 
 
-def _load(path: Path | None) -> SSDIR | Baseline:
+def _load(path: Path | None) -> ObjectModel:
     """The model of a run; None: the weights shipped.
 
     Raises:
         DataError: it is none that encodes and paints objects.
     """
     network = load_model(path)
-    if not isinstance(network, (SSDIR, Baseline)):
+    if not network.paints:
         raise DataError(
             f"{path} is a run of a model that finds objects but does not encode or paint them; give one of SSDIR "
             "(ssdir train ssdir makes it) or of a baseline"
@@ -107,18 +105,14 @@ def _load(path: Path | None) -> SSDIR | Baseline:
     return network
 
 
-def _fingerprint(network: SSDIR | Baseline) -> str:
+def _fingerprint(network: ObjectModel) -> str:
     """A hash of a model: its weights, its settings and the names of its classes."""
-    if isinstance(network, SSDIR):
-        described = {"detector": to_dict(network.detector.config), "model": to_dict(network.config)}
-    else:
-        described = network.described()
-    value = [tensors_fingerprint(network.state_dict()), described, network.categories]
+    value = [network.fingerprint(), network.described(), network.categories]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _predict_one(
-    image: Found, folders: ResultFolders, network: SSDIR | Baseline, settings: dict[str, Any]
+    image: Found, folders: ResultFolders, network: ObjectModel, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
     """What the index says of an image, and whether it was done before."""
     try:
@@ -145,7 +139,7 @@ def _predict_one(
     return {"folder": name, "objects": len(objects)}, False
 
 
-def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: SSDIR | Baseline) -> None:
+def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: ObjectModel) -> None:
     """Write one image's objects into a folder (see :func:`predict`).
 
     Where a model has opacity, patches are transparent accordingly; where it paints a background, so does the
@@ -177,7 +171,7 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
             patch.save(folder / record["patch"])
         rows.append(record)
     draw_boxes(pixels, corners, names).save(folder / "overlay.png")
-    if isinstance(network, Baseline) and network.has_background:
+    if network.has_background:
         rendered = network.reconstruct(pixels)[0]
     else:
         rendered = network.render(objects, network.image_size)[0]
@@ -185,7 +179,7 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: S
     write_json(folder / "objects.json", {"width": width, "height": height, "objects": rows})
 
 
-def class_names(objects: Objects, network: SSDIR | Baseline) -> list[str] | None:
+def class_names(objects: Objects, network: ObjectModel) -> list[str] | None:
     """The name of each object's class, or its number where names are not known; None for a model that tells no
     classes."""
     if objects.labels is None:

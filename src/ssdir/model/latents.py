@@ -134,9 +134,8 @@ class Objects:
                 if getattr(self, name) is old:
                     object.__setattr__(self, name, None)
         object.__setattr__(self, "_painted", (self.what, self.patches, self.alpha))
-        if (
-            not torch.compiler.is_compiling()
-        ):  # comparing sizes would tie a traced graph to one number of objects
+        # Comparing sizes would tie a traced graph to one number of objects.
+        if not torch.compiler.is_compiling():
             self._check()
 
     def _check(self) -> None:
@@ -236,9 +235,7 @@ class Objects:
         for name, new in (("what", what), ("boxes", boxes), ("depth", depth), ("present", present)):
             if new is None:
                 continue
-            old = getattr(self, name)
-            if old is None:
-                raise ObjectsError(f"these objects have no {name} that could be edited")
+            old = self.require(name)
             if new.shape != old.shape:
                 raise ObjectsError(
                     f"{name} has shape {_written(new.shape)}, but what it replaces has {_written(old.shape)}"
@@ -249,6 +246,13 @@ class Objects:
     def to(self, device: torch.device | str) -> Objects:
         """The same on another device."""
         return self._mapped(lambda rows: rows.to(device))
+
+    def require(self, part: str) -> Tensor:
+        """A part that may be absent, such as ``what``; :class:`ObjectsError` where it is."""
+        found: Tensor | None = getattr(self, part)
+        if found is None:
+            raise ObjectsError(f"these objects have no {part}")
+        return found
 
     def require_paintable(self, z_what_size: int, depth: bool = True, alpha: bool = False) -> None:
         """For models that paint objects from their patches, or from ``what`` where there are none.
@@ -299,9 +303,7 @@ class Objects:
             DataError: an entry is missing, unknown, of another shape, NaN or infinite; the message names it.
         """
         if not isinstance(values, Mapping):
-            raise DataError(
-                f"objects are read from a mapping, as to_dict gives it, not from {type(values).__name__}"
-            )
+            raise DataError(f"these are no objects: a {type(values).__name__}, not a mapping as of to_dict")
         names = (*_SHAPES, "n_images", "z_what_size", "patch_size")
         for name in values:
             if name not in names:
@@ -365,8 +367,9 @@ class Objects:
                 raise DataError(f"{blame}: {name} holds NaN or infinite values")
         outside = (self.image_index < 0) | (self.image_index >= self.n_images)
         if outside.any():
-            wrong = int(self.image_index[outside][0])
-            raise DataError(f"{blame}: image_index names image {wrong} of {self.n_images}")
+            raise DataError(
+                f"{blame}: image_index names image {self.image_index[outside][0]} of {self.n_images}"
+            )
 
     def _parts(self) -> dict[str, Tensor]:
         """The tensors that there are, by name."""

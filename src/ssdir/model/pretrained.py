@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,23 @@ FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 """Where the weights that come with the package lie, one folder a model."""
+
+
+class ModelFolder(NamedTuple):
+    """A model folder whose ``config.json`` is read."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.config["kind"])
+
+    @property
+    def categories(self) -> tuple[str, ...] | None:
+        """Names of the classes that the model was trained with, where they are told."""
+        names = self.config.get("categories")
+        return None if names is None else tuple(names)
 
 
 def save_folder(path: str | Path, config: Mapping[str, Any], module: nn.Module) -> None:
@@ -67,13 +84,14 @@ def find_folder(path: str | Path) -> Path:
     )
 
 
-def read_config(path: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """``config.json`` of the model folder that ``path`` means (see :func:`find_folder`).
+def read_folder(path: str | Path, kind: str | None = None) -> ModelFolder:
+    """The model folder that ``path`` means (see :func:`find_folder`), with its ``config.json``.
 
     Raises:
         DataError: the folder or file is absent or damaged, or the model is not of ``kind``.
     """
-    file = find_folder(path) / CONFIG
+    folder = find_folder(path)
+    file = folder / CONFIG
     config = read_json(file)
     if not isinstance(config, dict) or "kind" not in config:
         raise DataError(f"{file} does not say which kind of model this is; it was not written by ssdir")
@@ -87,7 +105,12 @@ def read_config(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{file} describes a model of kind {shown(config['kind'])}, but {kind!r} is needed here; give the folder "
             f"of a run or model of that kind (ssdir train {kind} makes one)"
         )
-    return config
+    return ModelFolder(folder, config)
+
+
+def read_config(path: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """``config.json`` of the model folder that ``path`` means; errors as of :func:`read_folder`."""
+    return read_folder(path, kind).config
 
 
 def weights_fingerprint(path: str | Path) -> str:
@@ -97,17 +120,6 @@ def weights_fingerprint(path: str | Path) -> str:
         DataError: there are none, or they are damaged.
     """
     return tensors_fingerprint(load_tensors(find_folder(path) / WEIGHTS))
-
-
-def categories_of(path: str | Path) -> tuple[str, ...] | None:
-    """Names of the classes that the model was trained with, where its folder tells them."""
-    file = find_folder(path) / CONFIG
-    names = read_config(path).get("categories")
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{file} is damaged: categories must be a list of names, not {shown(names)}")
-    return tuple(names)
 
 
 def config_part(kind: type[Any], config: Mapping[str, Any], key: str, file: Path) -> Any:
@@ -197,13 +209,20 @@ def load_detector(path: str | Path) -> Detector:
     Raises:
         DataError: the folder or a file is absent, damaged, of another kind or of another architecture.
     """
-    folder = find_folder(path)
-    config = read_config(folder, "detector")
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # initial values are overwritten; leave the global generator alone
-        detector = Detector(config_part(DetectorConfig, config, "detector", folder / CONFIG))
-    load_weights(detector, folder)
-    detector.categories = categories_of(folder)
-    detector.suggested_present_threshold = suggested_threshold(config, folder / CONFIG)
+    return detector_of(read_folder(path, "detector"))
+
+
+def detector_of(folder: ModelFolder) -> Detector:
+    """As :func:`load_detector`, of a folder that is open."""
+    # Initial values are overwritten; leave the global generator alone.
+    with torch.random.fork_rng(devices=[]):
+        detector = built_detector(folder.config, folder.path / CONFIG)
+    load_weights(detector, folder.path)
+    detector.categories = folder.categories
+    detector.suggested_present_threshold = suggested_threshold(folder.config, folder.path / CONFIG)
     return detector.eval()
+
+
+def built_detector(config: Mapping[str, Any], file: Path) -> Detector:
+    """An untrained detector as ``config.json`` (``file``) describes it; DataError where it does not."""
+    return Detector(config_part(DetectorConfig, config, "detector", file))

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssdir.boxes import cxcywh_to_xyxy, nms
-from ssdir.config import DetectorConfig, ModelConfig, to_dict
-from ssdir.data.batch import Answer
+from ssdir.boxes import select_boxes
+from ssdir.config import ModelConfig, to_dict
+from ssdir.data.batch import DetectorOutput
 from ssdir.detector.backbone import to_channels_last
-from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
 from ssdir.model.decoder import WhatDecoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
-from ssdir.model.inputs import Images, prepare
+from ssdir.model.inputs import Images
 from ssdir.model.latents import CellLatents, Objects
+from ssdir.model.object_model import ObjectModel
 from ssdir.rendering import render
 
 
@@ -39,7 +40,7 @@ class SSDIROutput:
     """Merged reconstruction in [0, 1]; None where it was not asked for."""
 
 
-class SSDIR(nn.Module):
+class SSDIR(ObjectModel):
     """Single-Shot Detect, Infer, Repeat.
 
     Takes a trained detector over: it is frozen, stays in eval mode also while the rest trains (its BatchNorm
@@ -54,10 +55,12 @@ class SSDIR(nn.Module):
         categories: names of the classes that the detector was trained with, where known.
     """
 
+    kind: ClassVar[str] = "ssdir"
+    decodes_what: ClassVar[bool] = True
+    config: ModelConfig
+
     def __init__(self, detector: Detector, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.categories: tuple[str, ...] | None = None
+        super().__init__(config)
         self.detector = detector
         self.detector.requires_grad_(False)
         self.backbone = self._cloned_backbone() if config.clone_backbone else None
@@ -74,32 +77,36 @@ class SSDIR(nn.Module):
         """Side of the images that it takes, in pixels."""
         return self.detector.config.image_size
 
+    def frozen_detector(self) -> Detector:
+        return self.detector
+
     def train(self, mode: bool = True) -> SSDIR:
         """As ``nn.Module.train``, except that the detector stays in eval mode."""
         super().train(mode)
         self.detector.eval()
         return self
 
-    def encode(self, images: Float[Tensor, "b 3 s s"], answer: Answer | None = None) -> CellLatents:
+    def encode(
+        self, images: Float[Tensor, "b 3 s s"], detector_output: DetectorOutput | None = None
+    ) -> CellLatents:
         """Posterior means of every cell, with the detector's boxes and presence (one pass of the detector).
 
         Args:
             images: in [0, 1], of the detector's side.
-            answer: what the detector says of them, where it is known already; then it is not asked.
+            detector_output: of these images, where it is known already; then the detector is not run.
         """
-        if answer is None:
-            answer = self.detector.answer(images, maps=self.backbone is None)
-        output = DetectorOutput(answer.offsets, answer.logits)
-        present = self.detector.presence(output)
+        if detector_output is None:
+            with torch.no_grad():
+                detector_output = self.detector(images, maps=self.backbone is None)
+        present = self.detector.presence(detector_output)
         reset = present < self.config.reset_below
-        boxes = self.detector.boxes(output).masked_fill(reset[..., None], 0)
+        boxes = self.detector.boxes(detector_output).masked_fill(reset[..., None], 0)
         if self.backbone is not None:
             features = self.backbone(self.detector.normalise(images))
         else:
-            assert answer.maps is not None, "this answer was kept without feature maps"
-            features = list(answer.maps)
+            features = list(detector_output.maps)
         what, depth = self.what(features).float(), self.depth(features).float()
-        labels = None if self.detector.config.class_agnostic else self.detector.class_of(output)
+        labels = None if self.detector.config.class_agnostic else self.detector.class_of(detector_output)
         return CellLatents(boxes, present, what, depth, self.detector.cell_of_box, reset, labels)
 
     def sample(self, latents: CellLatents, generator: torch.Generator) -> Objects:
@@ -114,13 +121,13 @@ class SSDIR(nn.Module):
 
     def with_noise(self, objects: Objects, generator: torch.Generator) -> Objects:
         """Objects whose ``what`` and ``depth`` are drawn around theirs with the posterior's standard deviations."""
-        assert objects.what is not None and objects.depth is not None
+        what, depth = objects.require("what"), objects.require("depth")
         shape = (len(objects), self.config.z_what_size + 1)
-        noise = torch.randn(shape, generator=generator, device=generator.device).to(objects.what)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(what)
         return dataclasses.replace(
             objects,
-            what=objects.what + self.config.sigma_what * noise[:, :-1],
-            depth=objects.depth + self.config.sigma_depth * noise[:, -1],
+            what=what + self.config.sigma_what * noise[:, :-1],
+            depth=depth + self.config.sigma_depth * noise[:, -1],
         )
 
     def select(
@@ -145,17 +152,12 @@ class SSDIR(nn.Module):
         threshold = self.config.present_threshold if present_threshold is None else present_threshold
         iou = config.nms_iou if nms_iou == "config" else nms_iou
         most = config.max_detections if max_objects is None else max_objects
-        corners = cxcywh_to_xyxy(latents.boxes).clamp(0, 1)
-        seen = (corners[..., 2:] > corners[..., :2]).all(-1)
-        image, prediction = ((latents.present > threshold) & ~latents.reset & seen).nonzero(as_tuple=True)
-        kept = nms(
-            corners[image, prediction],
-            latents.present[image, prediction],
-            image,
-            math.inf if iou is None else iou,
-            most,
-        )
-        return self._pack(latents, image[kept], prediction[kept])
+        n_images, n_predictions = latents.present.shape
+        image = torch.arange(n_images, device=latents.present.device).repeat_interleave(n_predictions)
+        kept = select_boxes(
+            latents.boxes.flatten(0, 1), latents.present.flatten(), image, threshold, iou, most
+        )  # predictions that are reset have no box
+        return self._pack(latents, image[kept], kept % n_predictions)
 
     def _pack(self, latents: CellLatents, image: Int[Tensor, " m"], prediction: Int[Tensor, " m"]) -> Objects:
         boxes, present, what, depth = latents.gather(image, prediction)
@@ -167,17 +169,16 @@ class SSDIR(nn.Module):
         images: Float[Tensor, "b 3 s s"],
         generator: torch.Generator,
         render_images: bool = True,
-        answer: Answer | None = None,
+        detector_output: DetectorOutput | None = None,
     ) -> SSDIROutput:
         """One training pass: encode, sample (see ``config.train_on``), decode the present objects, merge (unless not
-        asked for). ``answer`` as for :meth:`encode`."""
-        latents = self.encode(images, answer)
+        asked for). ``detector_output`` as for :meth:`encode`."""
+        latents = self.encode(images, detector_output)
         if self.config.train_on == "sampled":
             objects = self.sample(latents, generator)
         else:
             objects = self.with_noise(self.select(latents), generator)
-        assert objects.what is not None
-        logits = self.decoder(objects.what)
+        logits = self.decoder(objects.require("what"))
         merged = None
         if render_images:
             merged = self.render(
@@ -196,15 +197,14 @@ class SSDIR(nn.Module):
         """
         objects.require_paintable(self.config.z_what_size)
         if objects.patches is None:
-            assert objects.what is not None
-            with torch.set_grad_enabled(torch.is_grad_enabled() and objects.what.requires_grad):
-                objects = dataclasses.replace(objects, patches=self.decode(objects.what))
-        assert objects.patches is not None and objects.depth is not None
+            wanted = torch.is_grad_enabled() and objects.require("what").requires_grad
+            with torch.set_grad_enabled(wanted):
+                objects = self.with_patches(objects)
         return render.merge(
             self.config.merge,
-            objects.patches,
+            objects.require("patches"),
             objects.boxes,
-            objects.depth,
+            objects.require("depth"),
             objects.image_index,
             objects.n_images,
             size,
@@ -218,32 +218,16 @@ class SSDIR(nn.Module):
         max_objects: int | None = None,
         patches: bool = True,
     ) -> Objects:
-        """The objects of images: boxes, presence, z_what and z_depth means, and their patches in [0, 1].
+        """The objects of images, with z_what and z_depth means, and their patches in [0, 1]; see
+        :meth:`ObjectModel.infer` and, for thresholds and limits, :meth:`select`."""
+        with self.evaluating():
+            latents = self.encode(to_channels_last(self.prepared(images)))
+            objects = self.select(latents, present_threshold, nms_iou, max_objects)
+            return self.with_patches(objects) if patches else objects
 
-        Deterministic and without a graph; runs in eval mode and leaves the mode as it was.
-
-        Args:
-            images: a float tensor "b 3 h w" or "3 h w" in [0, 1], or anything that
-                :func:`ssdir.data.images.read_image` takes (path, PIL image, array), or a list of such images, each
-                of its own size. Other sides than the detector's are squashed with antialiasing.
-            present_threshold, nms_iou, max_objects: see :meth:`select`.
-            patches: whether to decode.
-
-        Raises:
-            DataError: an image cannot be read, or the tensor is not what it should be.
-        """
-        mode = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                latents = self.encode(to_channels_last(prepare(images, self.detector.mean, self.image_size)))
-                objects = self.select(latents, present_threshold, nms_iou, max_objects)
-                if patches:
-                    assert objects.what is not None
-                    objects = dataclasses.replace(objects, patches=self.decode(objects.what))
-                return objects
-        finally:
-            self.train(mode)
+    def with_patches(self, objects: Objects) -> Objects:
+        """Patches decoded from ``what``; they have no opacity of their own."""
+        return dataclasses.replace(objects, patches=self.decode(objects.require("what")))
 
     def decode(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
         """Patches in [0, 1] for vectors of z_what."""
@@ -270,35 +254,21 @@ class SSDIR(nn.Module):
         other.config = dataclasses.replace(other.config, clone_backbone=False)
         return other.eval()
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` (the detector included) to a folder, atomically."""
-        config: dict[str, Any] = {
-            "kind": "ssdir",
-            "detector": to_dict(self.detector.config),
-            "model": to_dict(self.config),
-        }
-        if self.categories is not None:
-            config["categories"] = list(self.categories)
-        pretrained.save_folder(path, config, self)
-
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None) -> SSDIR:
-        """The model saved at ``path``: a model folder, or a run; None means the weights shipped with the package.
+        """As :meth:`ObjectModel.from_pretrained`; None means the weights shipped with the package."""
+        return super().from_pretrained(pretrained.SHIPPED / "mnist" if path is None else path)
 
-        The model is on the CPU and in eval mode.
+    def described(self) -> dict[str, Any]:
+        """The detector's settings and its own."""
+        return {"detector": to_dict(self.detector.config), "model": to_dict(self.config)}
+
+    @classmethod
+    def built(cls, config: Mapping[str, Any], file: Path) -> SSDIR:
+        """An untrained model, its detector included, as ``config.json`` describes it.
 
         Raises:
-            DataError: the folder or a file is absent, damaged, of another kind or of another architecture.
+            DataError: an entry is missing or refused; the message names ``file``.
         """
-        folder = pretrained.find_folder(pretrained.SHIPPED / "mnist" if path is None else path)
-        config = pretrained.read_config(folder, "ssdir")
-        file = folder / pretrained.CONFIG
-        detector_config = pretrained.config_part(DetectorConfig, config, "detector", file)
-        model_config = pretrained.config_part(ModelConfig, config, "model", file)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # initial values are overwritten; leave the global generator alone
-            model = cls(Detector(detector_config), model_config)
-        pretrained.load_weights(model, folder)
-        model.categories = pretrained.categories_of(folder)
-        return model.eval()
+        detector = pretrained.built_detector(config, file)
+        return cls(detector, pretrained.config_part(ModelConfig, config, "model", file))

@@ -107,9 +107,8 @@ def distance_to_codes(
     teacher: Teacher, objects: Objects, images: Float[Tensor, "b 3 s s"]
 ) -> Float[Tensor, ""]:
     """Mean squared distance of the objects' z_what to the teacher's codes of their crops; 0 without objects."""
-    assert objects.what is not None
     targets = teacher.codes_of(images, objects.boxes.detach(), objects.image_index)
-    what = objects.what.float()
+    what = objects.require("what").float()
     return (what - targets).square().sum() / normalizer(what.new_full((), what.numel()))
 
 

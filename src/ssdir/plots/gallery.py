@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from ssdir.model.object_model import ObjectModel
 from ssdir.plots.curves import group_columns, loss_curves, precision_recall
 from ssdir.plots.latents import latent_map, latent_traversals, layout
 from ssdir.plots.sheet import Scene, scene_sheet
@@ -22,7 +23,7 @@ MAP_OBJECTS = 1_000
 def draw_figures(
     folder: Path,
     *,
-    model: Any,
+    model: ObjectModel,
     scenes: Sequence[Scene],
     precision: Float[np.ndarray, " n"] | None,
     what: Float[np.ndarray, "k d"] | None,
@@ -35,7 +36,7 @@ def draw_figures(
 
     Args:
         folder: created if needed; figures of the same name are replaced.
-        model: its ``decode`` paints the traversals, where it has one.
+        model: paints the traversals, where it decodes z_what alone into patches without opacity.
         scenes: the rows of the sheet.
         precision: at evenly spaced recall levels, IoU 0.5.
         what, labels: z_what and class of matched objects.
@@ -54,7 +55,7 @@ def draw_figures(
             recall, {"": (precision, float(precision.mean()))}
         )
     if what is not None and labels is not None and len(what) >= 2:
-        if hasattr(model, "decode"):
+        if model.decodes_what and not model.has_opacity:
             makers["traversals.png"] = lambda: _traversals(model, what, labels)
         some = np.sort(np.random.default_rng(seed).permutation(len(what))[:MAP_OBJECTS])
         makers["z_what.png"] = lambda: latent_map(layout(what[some], seed=seed), labels[some], categories)
@@ -73,12 +74,13 @@ def draw_loss_curves(
     return save(loss_curves(steps, panels, title), path, pdf) if panels else None
 
 
-def _traversals(model: Any, what: Float[np.ndarray, "k d"], labels: Int[np.ndarray, " k"]) -> Any:
+def _traversals(model: ObjectModel, what: Float[np.ndarray, "k d"], labels: Int[np.ndarray, " k"]) -> Any:
     """Traversals that start at one typical object (nearest to its class's mean) of each of two classes."""
-    device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else "cpu"
     starts = []
     for label in sorted(set(labels.tolist()), key=lambda label: -np.count_nonzero(labels == label))[:2]:
         rows = np.flatnonzero(labels == label)
         starts.append(int(rows[np.linalg.norm(what[rows] - what[rows].mean(axis=0), axis=1).argmin()]))
     with torch.inference_mode():
-        return latent_traversals(lambda z: model.decode(z.to(device)).cpu(), torch.from_numpy(what), starts)
+        return latent_traversals(
+            lambda z: model.decode(z.to(model.device)).cpu(), torch.from_numpy(what), starts
+        )

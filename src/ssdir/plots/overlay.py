@@ -1,10 +1,11 @@
-"""Boxes drawn on an image, with Pillow alone."""
+"""Boxes drawn on an image, and images in a grid, with Pillow alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
@@ -59,6 +60,31 @@ def draw_boxes(
         if labels is not None:
             _draw_label(draw, edge, labels[i], colour, font)
     return picture
+
+
+def with_boxes(image: Float[Tensor, "3 h w"], boxes_xyxy: Float[Tensor, "m 4"]) -> Image.Image:
+    """An image in [0, 1] as a picture with the outlines of boxes, whose corners are in [0, 1] too."""
+    height, width = image.shape[1:]
+    pixels = boxes_xyxy.detach().float().cpu() * torch.tensor([width, height, width, height])
+    return draw_boxes(image, pixels)
+
+
+def grid_of(rows: Sequence[Sequence[Image.Image]], gap: int = 4) -> Image.Image:
+    """Images of one size in rows and columns on a grey ground.
+
+    >>> grid_of([[Image.new("RGB", (8, 6))] * 3] * 2).size
+    (40, 24)
+    """
+    width, height = rows[0][0].size
+    sheet = Image.new(
+        "RGB",
+        (len(rows[0]) * (width + gap) + gap, len(rows) * (height + gap) + gap),
+        (90, 90, 90),
+    )
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            sheet.paste(image, (gap + j * (width + gap), gap + i * (height + gap)))
+    return sheet
 
 
 def draw_masks(

@@ -16,7 +16,7 @@ from ssdir.config import AugmentationConfig, TrainingConfig
 from ssdir.data.augment import Augmented, augmented
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices
-from ssdir.data.folder import annotations_digest, open_split, splits
+from ssdir.data.dataset import Dataset
 from ssdir.data.mnist.streaming import Draft, Images, StreamedScenes
 from ssdir.detector.feature_cache import FeatureCache
 from ssdir.training.run_folder import dataset_fingerprint, image_files_fingerprint
@@ -29,7 +29,7 @@ Part: TypeAlias = Batch | Draft | Augmented
 
 
 def open_images(
-    source: Path | StreamedScenes, validation: Path | None, image_size: int, validation_images: int
+    source: Path | Dataset | StreamedScenes, validation: Path | None, image_size: int, validation_images: int
 ) -> tuple[Images, Images | None]:
     """The images to train on, and those to validate on (None: there are none).
 
@@ -48,24 +48,22 @@ def open_images(
             raise ConfigError("scenes.n_train is 0; it says how many scenes count as one pass (an epoch)")
         images = source.at_size(image_size)
         if validation is not None:
-            if not _has_val(validation):
+            other = Dataset(validation)
+            if not other.has_images("val"):
                 raise ConfigError(
                     f"{validation} has no val split to validate on; name another folder, or none: scenes of the "
                     "stream's own val split are drawn then"
                 )
-            return images, CachedDataset(validation, "val", image_size)
+            return images, CachedDataset(other, "val", image_size)
         return images, images.validation(validation_images) if validation_images else None
+    dataset = Dataset(source)
     if validation is not None:
         raise ConfigError(
-            f"{validation} cannot validate beside the data set folder {source}, which has splits of its own; it is for "
-            "scenes on the fly"
+            f"{validation} cannot validate beside the data set folder {dataset.folder}, which has splits of its own; "
+            "it is for scenes on the fly"
         )
-    train = CachedDataset(source, "train", image_size)
-    return train, CachedDataset(source, "val", image_size) if _has_val(source) else None
-
-
-def _has_val(folder: Path) -> bool:
-    return "val" in splits(folder) and len(open_split(folder, "val").images) > 0
+    train = CachedDataset(dataset, "train", image_size)
+    return train, CachedDataset(dataset, "val", image_size) if dataset.has_images("val") else None
 
 
 def describe_images(images: Images, validation: Images | None) -> dict[str, Any]:
@@ -74,13 +72,13 @@ def describe_images(images: Images, validation: Images | None) -> dict[str, Any]
     described: dict[str, Any] = {}
     if isinstance(images, CachedDataset):
         described["folder"] = str(images.folder.resolve())
-        described["fingerprint"] = dataset_fingerprint(images.folder)
+        described["fingerprint"] = dataset_fingerprint(images.dataset)
     else:
         described["stream"] = images.fingerprint()
         described["digits"] = str(images.source)
         for item in files:
             described["validation"] = str(item.folder.resolve())
-            described["fingerprint"] = annotations_digest(item.folder, "val")
+            described["fingerprint"] = item.dataset.digest("val")
     if files:
         described["image_files"] = image_files_fingerprint(item.split for item in files)
     return described | {"images": len(images), "categories": list(images.categories)}
@@ -100,7 +98,7 @@ class Loader:
         augmentation: how the images are varied; None: not at all.
 
     Raises:
-        ConfigError: augmentation of images for which a detector's answers are kept.
+        ConfigError: augmentation of images for which a detector's output is kept.
     """
 
     def __init__(

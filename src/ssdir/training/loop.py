@@ -31,8 +31,10 @@ from ssdir.common.randomness import generator_of
 from ssdir.common.storage import atomic_open, write_json
 from ssdir.config import AugmentationConfig, DetectorRun, TrainingConfig, to_dict
 from ssdir.data.cache import CachedDataset
+from ssdir.data.dataset import Dataset
 from ssdir.data.mnist.streaming import Images, StreamedScenes
 from ssdir.detector.feature_cache import CacheSettings, FeatureCache, require_memory
+from ssdir.detector.ssd import Detector
 from ssdir.model.loss_output import LossOutput
 from ssdir.training.checkpoint import RunState
 from ssdir.training.health import Row
@@ -90,7 +92,7 @@ class LoopOptions(TypedDict, total=False):
 def train(
     task: Task,
     run_config: Settings,
-    dataset: Path | StreamedScenes,
+    dataset: Path | Dataset | StreamedScenes,
     out: Path,
     **options: Unpack[LoopOptions],
 ) -> Path:
@@ -122,7 +124,7 @@ def train(
 def _train(
     task: Task,
     run_config: Settings,
-    dataset: Path | StreamedScenes,
+    dataset: Path | Dataset | StreamedScenes,
     out: Path,
     *,
     validation: Path | None = None,
@@ -146,7 +148,7 @@ def _train(
     # where they share one, each writes the same file under a name of its own first.
     with accelerator.local_main_process_first():
         images, held_out = open_images(dataset, validation, task.image_size, settings.validation_images)
-    cache = _cache_settings(task, images, accelerator, settings)
+    to_cache = _to_cache(task, images, accelerator, settings)
     description = _describe(task, run_config, images, held_out) | ({"parts": dict(parts)} if parts else {})
     checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)
     seen = first_look(task, images, parts or {}, settings, place) if checkpoint is None else None
@@ -171,7 +173,7 @@ def _train(
     window = MetricAccumulator()
     run = RunState(out, task, optimizer, average, window, settings, description)
     start = run.load(checkpoint) if checkpoint is not None else 0
-    source = images if cache is None else _with_answers(task, images, accelerator, cache)
+    source = images if to_cache is None else _with_detector_output(*to_cache, accelerator)
     guard = FiniteGuard(out, accelerator.num_processes)
     clock = Clock(run.seconds)
 
@@ -322,10 +324,10 @@ def _named_device(device: str, shared: bool) -> str | None:
     return device
 
 
-def _cache_settings(
+def _to_cache(
     task: Task, images: Images, accelerator: Accelerator, settings: TrainingConfig
-) -> CacheSettings | None:
-    """How the feature cache is made, or None without one; refused before anything is written.
+) -> tuple[CachedDataset, Detector, CacheSettings] | None:
+    """What the feature cache is made of, and how, or None without one; refused before anything is written.
 
     Raises:
         ConfigError: nothing is frozen, the images are not those of a data set folder, or there is too little memory.
@@ -353,17 +355,17 @@ def _cache_settings(
         memory_gb=settings.feature_cache_gb,
     )
     require_memory(images, detector, cache)
-    return cache
+    return images, detector, cache
 
 
-def _with_answers(task: Task, images: Images, accelerator: Accelerator, cache: CacheSettings) -> FeatureCache:
-    """The images with what the detector says of them; the first process of a machine writes it to the disk for all."""
-    frozen = task.cached_detector()
-    assert frozen is not None and isinstance(images, CachedDataset)  # _cache_settings refuses all else
+def _with_detector_output(
+    images: CachedDataset, detector: Detector, cache: CacheSettings, accelerator: Accelerator
+) -> FeatureCache:
+    """The images with the detector's output; the first process of a machine writes it to the disk for all."""
     if cache.place == "memory":
-        return FeatureCache(images, frozen[0], cache)
+        return FeatureCache(images, detector, cache)
     with accelerator.local_main_process_first():
-        return FeatureCache(images, frozen[0], cache)
+        return FeatureCache(images, detector, cache)
 
 
 def _describe(task: Task, run_config: Any, images: Images, validation: Images | None) -> dict[str, Any]:

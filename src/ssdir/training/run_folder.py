@@ -15,7 +15,7 @@ from ssdir.common.ownership import sweep
 from ssdir.common.storage import read_json
 from ssdir.config import DetectorRun, SSDIRRun, TeacherRun, from_dict, to_dict
 from ssdir.config.presets import BaselineRun
-from ssdir.data.folder import annotations_digest
+from ssdir.data.dataset import Dataset
 from ssdir.data.split import Split, require_images
 
 RUN = "run.json"
@@ -160,21 +160,21 @@ def _allowed(name: str, allow_changed: Iterable[str]) -> bool:
     return any(name == allowed or name.startswith(f"{allowed}.") for allowed in allow_changed)
 
 
-def dataset_fingerprint(folder: Path) -> str:
+def dataset_fingerprint(folder: Path | Dataset) -> str:
     """A hash of a data set's annotations for training and validation: what resuming compares.
 
     Raises:
         DataError: where there is no train split.
     """
-    digest = hashlib.sha256()
+    dataset, digest = Dataset(folder), hashlib.sha256()
     for split in ("train", "val"):
-        annotations = annotations_digest(folder, split)
+        annotations = dataset.digest(split)
         if annotations is not None:
             digest.update(f"{split} ".encode() + bytes.fromhex(annotations))
         elif split == "train":
             raise DataError(
-                f"{folder / 'annotations' / 'train.json'} does not exist; training needs a data set folder with a "
-                "train split"
+                f"{dataset.folder / 'annotations' / 'train.json'} does not exist; training needs a data set folder "
+                "with a train split"
             )
     return digest.hexdigest()
 

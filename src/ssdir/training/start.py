@@ -18,12 +18,13 @@ from ssdir.common.machine import computes_in_bf16
 from ssdir.common.randomness import seeded
 from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
 from ssdir.config.presets import BaselineRun
-from ssdir.data.folder import open_split
+from ssdir.data.dataset import Dataset
 from ssdir.data.mnist.streaming import StreamedScenes
 from ssdir.data.split import require_objects
 from ssdir.training.loop import LoopOptions, train
 from ssdir.training.run_folder import checkpoints
-from ssdir.training.tasks.base import DetectorTask, SSDIRTask
+from ssdir.training.tasks.detector import DetectorTask
+from ssdir.training.tasks.ssdir import SSDIRTask
 
 __all__ = ["computes_in_bf16", "train", "train_baseline", "train_detector", "train_ssdir", "train_teacher"]
 
@@ -55,10 +56,10 @@ def train_detector(
     """
     from ssdir.detector.ssd import Detector
 
-    source = data if isinstance(data, StreamedScenes) else open_split(data, "train")
-    if not isinstance(source, StreamedScenes):
-        require_objects(source)
-    categories = source.categories
+    source = data if isinstance(data, StreamedScenes) else Dataset(data)
+    categories = _categories(source)
+    if isinstance(source, Dataset):
+        require_objects(source.open("train"))
     if not run.detector.class_agnostic:
         run = replace(run, detector=replace(run.detector, n_classes=len(categories)))
     with seeded(run.training.seed):
@@ -68,7 +69,7 @@ def train_detector(
         detector.backbone.load_imagenet_weights(imagenet)
     # One file only passes for these weights (its hash is checked), so that its name identifies them.
     task = DetectorTask(detector, run.loss, categories, "imagenet" if from_imagenet else None)
-    return train(task, run, data, out, **options)
+    return train(task, run, source, out, **options)
 
 
 def train_teacher(
@@ -121,7 +122,7 @@ def train_ssdir(
     Raises:
         ConfigError, DataError, TrainingError: see :func:`train`.
     """
-    from ssdir.model.pretrained import categories_of, load_detector
+    from ssdir.model.pretrained import detector_of, read_folder
     from ssdir.model.ssdir import SSDIR
     from ssdir.training.standing import require_taught_on
     from ssdir.training.tasks.teacher import load_teacher
@@ -132,9 +133,10 @@ def train_ssdir(
             "and name its run with --teacher, or set --objective.teacher 0"
         )
 
+    folder = read_folder(detector, "detector")
     with seeded(run.training.seed):
-        model = SSDIR(load_detector(detector), run.model)
-    model.categories = categories_of(detector)
+        model = SSDIR(detector_of(folder), run.model)
+    model.categories = folder.categories
     guide = None if teacher is None else load_teacher(teacher, run.model)
     parts = {"detector": str(detector.resolve())}
     options["parts"] = parts
@@ -182,6 +184,11 @@ def train_baseline(
         options["parts"] = {"detector": str(detector.resolve())}
     with seeded(run.training.seed):
         model = build(*parts, run.model)
-    source = data if isinstance(data, StreamedScenes) else open_split(data, "train")
-    model.categories = tuple(source.categories)
-    return train(BaselineTask(model), run, data, out, **options)
+    source = data if isinstance(data, StreamedScenes) else Dataset(data)
+    model.categories = _categories(source)
+    return train(BaselineTask(model), run, source, out, **options)
+
+
+def _categories(source: Dataset | StreamedScenes) -> tuple[str, ...]:
+    """Names of the classes of the images to train on."""
+    return source.categories if isinstance(source, StreamedScenes) else source.open("train").categories

@@ -43,6 +43,7 @@ class SlotAttentionAutoencoder(Baseline):
 
     kind: ClassVar[str] = "slot-attention"
     config_class: ClassVar[type[Any]] = SlotAttentionConfig
+    tells_depth: ClassVar[bool] = False
     config: SlotAttentionConfig
     evaluation_noise: Tensor
 

@@ -144,8 +144,7 @@ class SPACE(Baseline):
 
     def with_patches(self, objects: Objects) -> Objects:
         """Colour and opacity (before presence) decoded from ``what``."""
-        assert objects.what is not None
-        rgb, alpha = self.foreground.decode(objects.what)
+        rgb, alpha = self.foreground.decode(objects.require("what"))
         return dataclasses.replace(objects, patches=rgb, alpha=alpha)
 
     def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
@@ -174,12 +173,12 @@ class SPACE(Baseline):
         objects.require_paintable(self.config.z_what_size, alpha=True)
         if objects.patches is None or objects.alpha is None:
             objects = self.with_patches(objects)
-        assert objects.patches is not None and objects.alpha is not None and objects.depth is not None
+        patches, alpha, depth = (objects.require(part) for part in ("patches", "alpha", "depth"))
         rendered = compose(
-            objects.patches,
-            objects.alpha,
+            patches,
+            alpha,
             objects.present,
-            -objects.depth,
+            -depth,
             objects.boxes,
             objects.image_index,
             objects.n_images,

@@ -129,6 +129,10 @@ class SPAIR(Baseline):
         mask = cells.present if config.mask_divergences else torch.ones_like(cells.present)
         return {name: (mask * value).sum(1).mean() for name, value in each.items()}
 
+    @property
+    def nms_iou(self) -> float | None:
+        return self.config.nms_iou
+
     def every_object(self, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
         """All cells: means, and probabilities of presence."""
         cells = self.infer_cells(images, None)
@@ -144,8 +148,7 @@ class SPAIR(Baseline):
 
     def with_patches(self, objects: Objects) -> Objects:
         """Colour and opacity (before presence) decoded from ``what``."""
-        assert objects.what is not None
-        rgb, alpha = self.decoder(objects.what)
+        rgb, alpha = self.decoder(objects.require("what"))
         return dataclasses.replace(objects, patches=rgb, alpha=alpha)
 
     def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
@@ -175,10 +178,10 @@ class SPAIR(Baseline):
         objects.require_paintable(self.config.z_what_size, alpha=True)
         if objects.patches is None or objects.alpha is None:
             objects = self.with_patches(objects)
-        assert objects.patches is not None and objects.alpha is not None and objects.depth is not None
-        alpha = objects.alpha * objects.present[:, None, None, None]
-        black = objects.patches.new_zeros(objects.n_images, 3, size, size)
-        return composite(objects.patches, alpha, objects.depth, objects.boxes, objects.image_index, black)
+        patches, depth = objects.require("patches"), objects.require("depth")
+        alpha = objects.require("alpha") * objects.present[:, None, None, None]
+        black = patches.new_zeros(objects.n_images, 3, size, size)
+        return composite(patches, alpha, depth, objects.boxes, objects.image_index, black)
 
 
 def _images_of(cells: CellPosterior) -> Int[Tensor, " m"]:

@@ -19,8 +19,9 @@ from ssdir.data.mnist.streaming import Images
 from ssdir.detector.ssd import Detector
 from ssdir.model.latents import Objects
 from ssdir.model.loss_output import LossOutput
-from ssdir.plots.overlay import to_picture
-from ssdir.training.tasks.base import PICTURE_IMAGES, Means, Task, box_average_precision, grid_of, with_boxes
+from ssdir.plots.overlay import grid_of, to_picture, with_boxes
+from ssdir.training.tasks.base import PICTURE_IMAGES, Task
+from ssdir.training.tasks.validation import Means, box_average_precision
 
 JUDGED = 0.01
 """Average precision looks at objects whose presence exceeds this, as a detector's does."""
@@ -52,7 +53,7 @@ class BaselineTask(Task):
     def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
         if self.model.frozen_detector() is None:
             return self.model(batch.images, generator, step)
-        return self.model(batch.images, generator, step, answer=batch.answer)
+        return self.model(batch.images, generator, step, detector_output=batch.detector_output)
 
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
         """Mean losses with fully annealed schedules; mean squared error of the reconstruction, background included;

@@ -15,9 +15,9 @@ from ssdir.boxes import xyxy_to_cxcywh
 from ssdir.common.errors import ConfigError
 from ssdir.common.storage import tensors_fingerprint
 from ssdir.config import ModelConfig, TeacherConfig, to_dict
-from ssdir.data.batch import Answer, Batch
+from ssdir.data.batch import Batch, DetectorOutput
 from ssdir.data.mnist.streaming import Images
-from ssdir.detector.ssd import Detector, DetectorOutput
+from ssdir.detector.ssd import Detector
 from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import (
     CONFIG,
@@ -28,9 +28,10 @@ from ssdir.model.pretrained import (
     save_folder,
 )
 from ssdir.model.teacher import Teacher, contexts_of
-from ssdir.plots.overlay import to_picture
+from ssdir.plots.overlay import grid_of, to_picture
 from ssdir.rendering.render import crop
-from ssdir.training.tasks.base import Means, Task, grid_of
+from ssdir.training.tasks.base import Task
+from ssdir.training.tasks.validation import Means
 
 PICTURE_CROPS = 12
 
@@ -55,7 +56,7 @@ class TeacherTask(Task):
         return self._detector[0].to(self.device)
 
     def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
-        boxes, image_index = self.find(batch.images, batch.answer)
+        boxes, image_index = self.find(batch.images, batch.detector_output)
         if len(boxes) > self.model.config.crops:
             order = torch.randperm(len(boxes), generator=generator, device=generator.device)
             chosen = order[: self.model.config.crops].sort().values.to(boxes.device)
@@ -65,12 +66,10 @@ class TeacherTask(Task):
 
     @torch.no_grad()
     def find(
-        self, images: Float[Tensor, "b 3 s s"], answer: Answer | None = None
+        self, images: Float[Tensor, "b 3 s s"], detector_output: DetectorOutput | None = None
     ) -> tuple[Float[Tensor, "m 4"], Tensor]:
-        """Boxes (``cxcywh``) and image index of the objects that the detector finds, or has found (``answer``)."""
-        if answer is None:
-            answer = self.detector.answer(images, maps=False)
-        output = DetectorOutput(answer.offsets, answer.logits)
+        """Boxes (``cxcywh``) and image index of the objects that the detector finds, or found (``detector_output``)."""
+        output = self.detector(images) if detector_output is None else detector_output
         found = self.detector.detections(output, self.present_threshold)
         return xyxy_to_cxcywh(found.boxes_xyxy), found.image_index
 

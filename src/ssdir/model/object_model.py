@@ -1,0 +1,308 @@
+"""The interface of every model that gives objects: what evaluation, plots, inference and comparison ask of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssdir.boxes import xyxy_to_cxcywh
+from ssdir.common.storage import tensors_fingerprint
+from ssdir.config import PRESENT_THRESHOLD, to_dict
+from ssdir.detector.ssd import Detector
+from ssdir.model import pretrained
+from ssdir.model.inputs import Images, prepare
+from ssdir.model.latents import Objects
+
+M = TypeVar("M", bound="ObjectModel")
+
+
+class ObjectModel(nn.Module, ABC):
+    """A model that decomposes images into objects. In eval mode nothing is random.
+
+    Attributes:
+        kind: the kind of model, as in ``config.json`` and ``ssdir train KIND``.
+        paints: whether it encodes and paints objects; one that does not only finds them.
+        has_opacity: whether its objects have ``alpha`` beside patches.
+        has_background: whether :meth:`reconstruct` paints more than :meth:`render`.
+        decodes_what: whether :meth:`with_patches` decodes objects from their ``what`` alone.
+        tells_depth: whether its objects have ``depth``.
+        describes_boxes: whether :meth:`describe` takes boxes from elsewhere.
+        config: settings of the architecture.
+        categories: names of the classes of the data it was trained on, where known; never used by the model.
+    """
+
+    kind: ClassVar[str]
+    paints: ClassVar[bool] = True
+    has_opacity: ClassVar[bool] = False
+    has_background: ClassVar[bool] = False
+    decodes_what: ClassVar[bool] = False
+    tells_depth: ClassVar[bool] = True
+    describes_boxes: ClassVar[bool] = False
+    config: Any
+    categories: tuple[str, ...] | None
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.categories = None
+
+    @property
+    def name(self) -> str:
+        """What the model is called in records of evaluations."""
+        return type(self).__name__
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that it takes, in pixels."""
+        return int(self.config.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are; the CPU for a model without any."""
+        return next(self.parameters(), torch.empty(0)).device
+
+    def frozen_detector(self) -> Detector | None:
+        """The trained detector that gives the boxes and never changes; None for a model that finds objects itself."""
+        return None
+
+    @property
+    def nms_iou(self) -> float | None:
+        """IoU above which :meth:`infer` drops the less probable of two boxes by default; None: it keeps all."""
+        detector = self.frozen_detector()
+        return None if detector is None else detector.config.nms_iou
+
+    @property
+    def suppresses_overlaps(self) -> bool:
+        """Whether non-maximum suppression is a part of the model."""
+        return self.nms_iou is not None
+
+    @property
+    def class_agnostic(self) -> bool:
+        """Whether it was trained without classes."""
+        detector = self.frozen_detector()
+        return detector is None or detector.config.class_agnostic
+
+    def fingerprint(self) -> str:
+        """A hash of all weights."""
+        return tensors_fingerprint(self.state_dict())
+
+    # -- objects -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def infer(
+        self,
+        images: Images,
+        present_threshold: float | None = None,
+        nms_iou: float | Literal["config"] | None = "config",
+        max_objects: int | None = None,
+        patches: bool = True,
+    ) -> Objects:
+        """The objects of images, by image and then by falling presence.
+
+        Deterministic and without a graph; runs in eval mode and leaves the mode as it was.
+
+        Args:
+            images: a float tensor "b 3 h w" or "3 h w" in [0, 1], or anything that
+                :func:`ssdir.data.images.read_image` takes (path, PIL image, array), or a list of such images, each
+                of its own size. Other sides than the model's are squashed with antialiasing.
+            present_threshold: keep objects whose presence exceeds this; None takes the model's (0.5 where it has none).
+            nms_iou: drop the less probable of two boxes above this IoU; None keeps all; "config" takes
+                :attr:`nms_iou`.
+            max_objects: most objects of an image; None takes the detector's limit, or keeps all where there is none.
+            patches: whether to give patches.
+
+        Raises:
+            DataError: an image cannot be read, or the tensor is not what it should be.
+        """
+
+    def describe(
+        self,
+        images: Images,
+        boxes: Float[Tensor, "m 4"],
+        image_index: Int[Tensor, " m"],
+        patches: bool = True,
+    ) -> Objects:
+        """The content of given boxes as objects, in their order, with presence 1; of models with ``describes_boxes``.
+
+        Args:
+            images: as for :meth:`infer`.
+            boxes: cxcywh in [0, 1], of true objects for instance.
+            image_index: the image of each box, rising.
+            patches: whether to give patches.
+
+        Raises:
+            DataError: an image cannot be read, or the tensor is not what it should be.
+            ValueError: the model finds objects itself.
+        """
+        raise ValueError(f"{self.name} finds objects itself; it cannot describe given boxes")
+
+    def with_patches(self, objects: Objects) -> Objects:
+        """The objects with patches (and alpha) decoded from their ``what``; of models with ``decodes_what``.
+
+        Raises:
+            ValueError: the model cannot decode an object without its image.
+        """
+        raise ValueError(f"{self.kind} cannot decode an object from its vector alone")
+
+    def decode(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
+        """Patches in [0, 1] for vectors of z_what; of models with ``decodes_what`` and without opacity.
+
+        Raises:
+            ValueError: the model is none of these.
+        """
+        raise ValueError(f"{self.kind} does not decode a vector into a patch alone")
+
+    def with_untrained_what(self, seed: int) -> ObjectModel | None:
+        """The same model with a fresh encoder of z_what, the control of a probe; None where there is no such thing."""
+        return None
+
+    # -- painting ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
+        """The whole images, background included, from means; ``size`` None takes the model's side."""
+
+    @abstractmethod
+    def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
+        """The objects alone on black, by the model's own merge."""
+
+    def background(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"] | None:
+        """What lies behind the objects; None where the model has none."""
+        return None
+
+    # -- inputs ------------------------------------------------------------------------------------------------------
+
+    def prepared(self, images: Images) -> Float[Tensor, "b 3 s s"]:
+        """Images of any form (see :meth:`infer`) as the model takes them: in [0, 1], of its side, on its device."""
+        return prepare(images, next(self.parameters()), self.image_size)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode and no graph inside the block; the mode is as before after it."""
+        mode = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(mode)
+
+    # -- model folders -----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to a folder, atomically."""
+        config = {"kind": self.kind, **self.described()}
+        if self.categories is not None:
+            config["categories"] = list(self.categories)
+        pretrained.save_folder(path, config, self)
+
+    @classmethod
+    def from_pretrained(cls: type[M], path: str | Path) -> M:
+        """The model saved at ``path``: a model folder, or a run. It is on the CPU and in eval mode.
+
+        Raises:
+            DataError: the folder or a file is absent, damaged, of another kind or of another architecture.
+        """
+        return cls.from_folder(pretrained.read_folder(path, cls.kind))
+
+    @classmethod
+    def from_folder(cls: type[M], folder: pretrained.ModelFolder) -> M:
+        """The model of a folder that is of this kind; as :meth:`from_pretrained`."""
+        # Initial values are overwritten; leave the global generator alone.
+        with torch.random.fork_rng(devices=[]):
+            model = cls.built(folder.config, folder.path / pretrained.CONFIG)
+        pretrained.load_weights(model, folder.path)
+        model.categories = folder.categories
+        return model.eval()
+
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """The entries of ``config.json`` that :meth:`built` needs."""
+
+    @classmethod
+    @abstractmethod
+    def built(cls: type[M], config: Mapping[str, Any], file: Path) -> M:
+        """An untrained model as ``config.json`` describes it.
+
+        Raises:
+            DataError: an entry is missing or refused; the message names ``file``.
+        """
+
+
+class DetectorModel(ObjectModel):
+    """A detector alone: it finds objects, and neither encodes nor paints them.
+
+    >>> from ssdir.config import DetectorConfig
+    >>> model = DetectorModel(Detector(DetectorConfig(image_size=64, width=0.125)))
+    >>> model.infer(torch.zeros(1, 3, 64, 64), present_threshold=0.999)
+    Objects(0 objects in 1 image)
+    """
+
+    kind: ClassVar[str] = "detector"
+    paints: ClassVar[bool] = False
+    tells_depth: ClassVar[bool] = False
+
+    def __init__(self, detector: Detector, categories: tuple[str, ...] | None = None) -> None:
+        super().__init__(detector.config)
+        self.detector = detector
+        self.categories = categories
+        self.train(detector.training)
+
+    @property
+    def name(self) -> str:
+        return "Detector"
+
+    def frozen_detector(self) -> Detector:
+        return self.detector
+
+    def fingerprint(self) -> str:
+        return tensors_fingerprint(self.detector.state_dict())
+
+    def infer(
+        self,
+        images: Images,
+        present_threshold: float | None = None,
+        nms_iou: float | Literal["config"] | None = "config",
+        max_objects: int | None = None,
+        patches: bool = True,
+    ) -> Objects:
+        """As :meth:`ObjectModel.infer`; boxes are clipped to the image, there are no vectors and no patches."""
+        threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
+        with self.evaluating():
+            found = self.detector.detect(self.prepared(images), threshold, nms_iou, max_objects)
+        return Objects(
+            boxes=xyxy_to_cxcywh(found.boxes_xyxy),
+            present=found.scores,
+            what=None,
+            depth=None,
+            image_index=found.image_index,
+            n_images=found.n_images,
+            labels=None if self.class_agnostic else found.labels,
+        )
+
+    def reconstruct(self, images: Images, size: int | None = None) -> NoReturn:
+        raise ValueError("a detector paints nothing")
+
+    def render(self, objects: Objects, size: int) -> NoReturn:
+        raise ValueError("a detector paints nothing")
+
+    def save_pretrained(self, path: str | Path) -> None:
+        pretrained.save_detector(self.detector, path, self.categories)
+
+    @classmethod
+    def from_folder(cls, folder: pretrained.ModelFolder) -> DetectorModel:
+        return cls(pretrained.detector_of(folder), folder.categories)
+
+    def described(self) -> dict[str, Any]:
+        return {"detector": to_dict(self.config)}
+
+    @classmethod
+    def built(cls, config: Mapping[str, Any], file: Path) -> DetectorModel:
+        return cls(pretrained.built_detector(config, file))
