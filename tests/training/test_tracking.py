@@ -67,7 +67,7 @@ def test_other_columns_and_broken_cells_are_errors(tmp_path: Path) -> None:
     file = MetricsFile(path)
     file.append({"step": 1.0}, COLUMNS)
     with pytest.raises(DataError, match="has the columns step, lr"):
-        file.append({"step": 2.0}, [*COLUMNS, "more"])
+        file.append({"step": 2.0}, COLUMNS[:-1])
     with pytest.raises(DataError, match="move the file away"):
         file.append({"step": 2.0, "surprise": 1.0}, COLUMNS)
     path.write_text("step,loss\n1,x\n")
@@ -75,6 +75,14 @@ def test_other_columns_and_broken_cells_are_errors(tmp_path: Path) -> None:
         read_metrics(path)
     with pytest.raises(DataError, match="does not exist"):
         read_metrics(tmp_path / "none.csv")
+
+
+def test_columns_that_come_later_are_empty_in_earlier_lines(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.append({"step": 1.0, "lr": 0.5}, ["step", "lr"])
+    file = MetricsFile(tmp_path / "metrics.csv", until=1)
+    file.append({"step": 2.0, "more": 3.0}, ["step", "more", "lr"])
+    assert (tmp_path / "metrics.csv").read_text() == "step,more,lr\n1,,0.5\n2,3,\n"
 
 
 def test_health_names_what_is_wrong() -> None:

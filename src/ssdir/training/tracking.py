@@ -74,14 +74,15 @@ class MetricsFile:
             path.unlink(missing_ok=True)
 
     def append(self, row: Row, columns: Sequence[str]) -> None:
-        """Add a line. The first one settles the header; cells that a row lacks stay empty.
+        """Add a line. Cells that a row lacks stay empty, also those of columns that the file did not have before (of a
+        run begun with an earlier version of the package).
 
         Raises:
-            DataError: a file begun with other columns (by another version of the package).
+            DataError: a file begun with a column that the run does not give.
         """
-        if not self.columns:
+        if self.columns != list(columns) and set(self.columns) <= set(columns):
             self.columns = list(columns)
-            atomic_write(self.path, self._line(None))
+            atomic_write(self.path, "".join(self._line(line) for line in (None, *self.rows)))
         if self.columns != list(columns) or not row.keys() <= set(columns):
             raise DataError(
                 f"{self.path} has the columns {', '.join(self.columns)}, and the run gives {', '.join(columns)}; "
