@@ -2,6 +2,8 @@
 # make quickstart-pretrained  the same with the shipped weights, about a minute    (out/quickstart-pretrained/)
 # make test                   set up and run every test
 # make coverage               the same, and fail where less than 90 % of the lines are run
+# make fuzz                   the property tests with as many damaged files each (FUZZ_EXAMPLES=1000), new ones every time
+# make storm                  kill commands at random moments so many times (KILLS=100), and compare what they make
 # make bench                  set up and time every part against its reference       (benchmarks/results/, docs/performance.md)
 # make lint types             ruff, mypy
 #
@@ -16,10 +18,12 @@ VENV ?= .venv
 TORCH_INDEX ?=
 BENCH ?=
 TEST_WORKERS ?= 2
+FUZZ_EXAMPLES ?= 1000
+KILLS ?= 100
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart quickstart-pretrained test coverage bench lint types check clean
+.PHONY: quickstart quickstart-pretrained test coverage fuzz storm bench lint types check clean
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed
@@ -34,6 +38,12 @@ test: $(VENV)/.installed-dev
 # Watching the lines takes a quarter longer.
 coverage: COVERAGE = --cov --cov-report=term:skip-covered --cov-fail-under=90
 coverage: test
+
+fuzz: $(VENV)/.installed-dev
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/reliability -k "readers or resume"
+
+storm: $(VENV)/.installed-dev
+	$(BIN)/python tests/reliability/storm.py --kills $(KILLS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks $(BENCH)

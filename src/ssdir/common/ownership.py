@@ -70,9 +70,19 @@ def read_mark(folder: Path) -> dict[str, Any] | None:
         value = json.loads((folder / MARK).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):  # cut by a full disk: still a mark
+    except (OSError, ValueError, RecursionError):  # cut by a full disk: still a mark
         return {}
-    return value if isinstance(value, dict) else {}
+    return value if _is_mark(value) else {}
+
+
+def _is_mark(value: Any) -> bool:
+    """Whether a JSON value is one that :func:`write_mark` writes."""
+    if not isinstance(value, dict):
+        return False
+    names, source = value.get("files", []), value.get("source", {})
+    return (
+        isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(source, dict)
+    )
 
 
 def write_mark(folder: Path, what: str, **more: Any) -> None:
@@ -191,8 +201,16 @@ def read_index(file: Path) -> list[dict[str, Any]] | None:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    ours = isinstance(value, list) and all(isinstance(item, dict) and "image" in item for item in value)
-    return value if ours else None
+    return value if isinstance(value, list) and all(map(is_index_entry, value)) else None
+
+
+def is_index_entry(value: Any) -> bool:
+    """Whether a JSON value is what an index says of an image."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("image"), str)
+        and isinstance(value.get("folder", ""), str)
+    )
 
 
 def _keys(file: Path) -> set[str]:

@@ -87,7 +87,7 @@ def atomic_folder(path: str | Path, what: str = "folder", **more: Any) -> Iterat
         more: JSON values for the folder's mark (:func:`ssdir.common.ownership.read_mark`).
 
     Raises:
-        DataError: ``path`` is a file, or a folder that holds what ssdir did not write.
+        DataError: ``path`` is a file, or a folder that holds what ssdir did not write; the disk is full.
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path
@@ -110,6 +110,10 @@ def atomic_folder(path: str | Path, what: str = "folder", **more: Any) -> Iterat
             _sync_folder(folder)
         require()  # once more: meanwhile a user may have put something there
         _put_in_place(temporary, path)
+    except OSError as error:
+        if error.filename is not None:  # it names the place itself
+            raise
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -298,7 +302,7 @@ def _reading_tensors(path: str | Path) -> Iterator[None]:
         yield
     except (SafetensorError, OSError) as error:
         raise DataError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+            f"{path} is not a whole safetensors file ({str(error)[:200]}); copy or download it again"
         ) from error
 
 

@@ -13,12 +13,13 @@ import os
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from ssdir.common.errors import DataError
-from ssdir.common.ownership import INDEX, claim, is_result, read_index, read_mark, sweep
+from ssdir.common.ownership import INDEX, claim, is_index_entry, is_result, read_index, read_mark, sweep
 from ssdir.common.storage import write_json
 from ssdir.data.files import images_below
 
@@ -213,14 +214,22 @@ class Index:
         if journal.exists():
             self.earlier = self._merged(self.earlier, list(_lines(journal)))
             write_json(file, self.earlier)
-        self._journal = journal.open("w", encoding="utf-8")
+        self._journal = journal.open(
+            "wb", buffering=0
+        )  # on a full disk nothing waits to be written at the end
         return self
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Note what became of an image."""
+        """Note what became of an image.
+
+        Raises:
+            DataError: the disk is full.
+        """
         self.entries.append(entry)
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
+        try:
+            self._journal.write(f"{json.dumps(entry)}\n".encode())
+        except OSError as error:
+            raise DataError(f"{self.out / JOURNAL} cannot be written: {error.strerror}") from error
 
     def __exit__(
         self,
@@ -238,7 +247,7 @@ class Index:
         kept = [
             entry
             for entry in earlier
-            if _absolute(str(entry["image"])) not in images
+            if _absolute(entry["image"]) not in images
             and entry.get("folder") not in folders
             and self._holds(entry)
         ]
@@ -246,9 +255,11 @@ class Index:
 
     def _holds(self, entry: Mapping[str, Any]) -> bool:
         """Whether an entry still says something."""
-        if "folder" in entry:
-            return (self.out / str(entry["folder"])).is_dir()
-        return Path(str(entry["image"])).exists()
+        with suppress(OSError):  # a name that no file can have
+            return (
+                (self.out / entry["folder"]).is_dir() if "folder" in entry else Path(entry["image"]).exists()
+            )
+        return False
 
 
 def _lines(journal: Path) -> Iterator[dict[str, Any]]:
@@ -256,7 +267,7 @@ def _lines(journal: Path) -> Iterator[dict[str, Any]]:
     for line in journal.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and "image" in entry:
+        if is_index_entry(entry):
             yield entry

@@ -32,6 +32,7 @@ _SHAPES: dict[str, tuple[int | str, ...]] = {
 """The tensors of :class:`Objects`; a letter stands for the same number wherever it is."""
 _INTEGERS = ("image_index", "labels")
 _OPTIONAL = ("what", "depth", "patches", "alpha", "labels")
+_MOST = 1 << 31  # images, or values of one
 _KIND = "objects of ssdir, version 1"
 
 
@@ -311,6 +312,10 @@ class Objects:
         for name in (*_SHAPES, "n_images"):
             if name not in _OPTIONAL and values.get(name) is None:
                 raise DataError(f"these are no objects: entry {name!r} is missing")
+        for name in ("n_images", "z_what_size", "patch_size"):
+            number = values.get(name)
+            if number is not None and (type(number) is not int or not 0 <= number < _MOST):
+                raise DataError(f"these are no objects: {name} is not a number of images or values")
         tails: dict[int | str, Any] = {"d": values.get("z_what_size"), "p": values.get("patch_size")}
         parts = {
             name: _tensor_of(name, values[name], [tails.get(size, size) for size in shape[1:]])

@@ -133,20 +133,25 @@ def _settings(description: Any) -> dict[str, Any]:
     kept = {
         key: value for key, value in description.items() if key not in ("config", "version", "data", "parts")
     }
-    data = description.get("data", {})
+    data = _mapping(description.get("data"))
     kept["data"] = {name: data[name] for name in ("stream", "fingerprint", "image_files") if name in data}
     return {**_flat(_complete(description)), **_flat(kept)}
 
 
 def _complete(description: Mapping[str, Any]) -> Mapping[str, Any]:
     """A run's settings, with the defaults of those that an older version did not know."""
-    values, settings = description.get("config", {}), _settings_class(description.get("kind"))
+    values, settings = _mapping(description.get("config")), _settings_class(description.get("kind"))
     if settings is None:
         return values
     try:
         return to_dict(from_dict(settings, values))
     except ConfigError:  # of a newer version, or damaged: compared as it stands
         return values
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or an empty one where a damaged file holds something else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

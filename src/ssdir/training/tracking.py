@@ -41,8 +41,13 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text ({error.reason}); copy it again") from error
     whole = text[: text.rfind("\n") + 1]
-    lines = list(csv.reader(io.StringIO(whole)))
+    try:
+        lines = list(csv.reader(io.StringIO(whole)))
+    except csv.Error as error:
+        raise DataError(f"{path} is not a table ({error}); copy it again") from error
     if not lines:
         return [], []
     header, rows = lines[0], []
@@ -50,7 +55,9 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
         try:
             rows.append({name: float(cell) for name, cell in zip(header, line, strict=True) if cell})
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}; remove the line to go on without it") from error
+            raise DataError(
+                f"{path}, line {number}: {str(error)[:200]}; remove the line to go on without it"
+            ) from error
     return header, rows
 
 

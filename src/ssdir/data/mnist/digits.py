@@ -10,6 +10,7 @@ import functools
 import gzip
 import hashlib
 import http.client
+import math
 import urllib.error
 import urllib.request
 import zlib
@@ -37,6 +38,7 @@ MD5 = {
 """The four files of MNIST and the md5 sums of the original distribution."""
 _DOWNLOAD_BYTES = 12_000_000
 _LARGEST_IDX = 1 << 30  # bytes, unpacked; MNIST's largest has 47 MB
+_MOST_DIMENSIONS = 32
 _EMBEDDED = Path(__file__).parent / "embedded"
 
 
@@ -133,8 +135,12 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise DataError(f"{path} is not an IDX file of unsigned bytes")
     start = 4 + 4 * data[3]
+    if len(data) < start or data[3] > _MOST_DIMENSIONS:
+        raise DataError(
+            f"{path} has a header of {data[3]} sizes, which is damaged; copy or download it again"
+        )
     shape = tuple(int(size) for size in np.frombuffer(data[4:start], ">u4"))
-    if len(shape) != data[3] or len(data) - start != int(np.prod(shape, dtype=np.int64)):
+    if len(data) - start != math.prod(shape):
         raise DataError(
             f"{path} should hold {shape} values but has {len(data) - start} bytes; copy or download it again"
         )
