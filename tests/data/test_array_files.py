@@ -180,3 +180,19 @@ def test_rows_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file.rows(np.array([1, 2]))
     monkeypatch.setattr(module.zlib, "crc32", lambda row: -1)
     assert np.array_equal(file.rows(np.array([2, 1])), VALUES[[2, 1]])
+
+
+def test_what_a_killed_writer_left_goes_and_what_another_writes_stays(tmp_path: Path) -> None:
+    dead = tmp_path / ".a.npy.412-0a1b2c3d.tmp"
+    dead.write_bytes(b"half")
+    os.utime(dead, (1, 1))
+    with new_array(tmp_path / "a.npy", ((2, 3), np.uint8)) as first:
+        (writing,) = tmp_path.glob(".a.npy.*.tmp")
+        assert writing != dead
+        os.utime(writing, (1, 1))
+        with new_array(tmp_path / "b.npy", ((1, 3), np.uint8)) as second:
+            second[:] = 7
+        assert writing.exists()
+        first[:] = 5
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.npy", "b.npy"]
+    assert np.load(tmp_path / "a.npy").tolist() == [[5, 5, 5], [5, 5, 5]]

@@ -11,10 +11,12 @@ import errno
 import io
 import math
 import os
+import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -22,7 +24,11 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from ssdir.common.errors import DataError
+from ssdir.common.ownership import is_leftover
 from ssdir.common.storage import SpaceError, allocate, sync_handle, temporary_name
+
+if sys.platform != "win32":
+    import fcntl
 
 Layout: TypeAlias = tuple[tuple[int, ...], Any]
 """Shape and type of an array: of its elements, anything that ``np.dtype`` takes."""
@@ -48,22 +54,46 @@ def new_array(path: Path, layout: Layout) -> Iterator[Shaped[np.ndarray, " n *re
     shape, dtype = layout
     header, n_bytes = _header(layout), _array_bytes(layout)
     temporary = temporary_name(path)
-    try:
-        with _writing(path), temporary.open("xb") as file:
+    with ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
+        with _writing(path):
+            _sweep(path.parent)
+            file = stack.enter_context(temporary.open("x+b"))
+            _is_held(file)
             file.write(header)
             allocate(file, len(header) + n_bytes + shape[0] * _CHECKSUM.itemsize)
         array = np.memmap(temporary, dtype, "r+", len(header), shape)
         yield array
         with _writing(path):
             array.flush()
-            with temporary.open("rb+") as file:
-                file.seek(len(header) + n_bytes)
-                file.write(np.array([zlib.crc32(row) for row in array], _CHECKSUM).tobytes())
-                file.flush()
-                sync_handle(file.fileno())
+            file.seek(len(header) + n_bytes)
+            file.write(np.array([zlib.crc32(row) for row in array], _CHECKSUM).tobytes())
+            file.flush()
+            sync_handle(file.fileno())
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed. Others may be writing into the folder at this moment."""
+    for item in folder.iterdir():
+        with suppress(OSError):
+            # Between a file's making and its lock lies a moment.
+            if is_leftover(item.name) and time.time() - item.stat().st_mtime > 1:
+                with item.open("rb") as file:
+                    if not _is_held(file):
+                        item.unlink()
+
+
+def _is_held(file: BinaryIO) -> bool:
+    """Whether another process holds a file's lock; where none does, it is ours until the file is closed. True where the
+    system has no locks."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 class ArrayFile:
