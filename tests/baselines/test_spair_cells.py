@@ -68,7 +68,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("wheels", [False, True])
+@pytest.mark.parametrize("freeze_where", [False, True])
 @pytest.mark.parametrize("noisy", [True, False])
 @pytest.mark.parametrize("config", CASES)
 def test_values_and_gradients_are_those_of_the_straightforward_program(

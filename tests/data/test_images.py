@@ -244,6 +244,6 @@ def test_only_the_formats_that_are_named_are_read(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "y.png", "TGA")
     for name in ("x.png", "y.png"):
         with pytest.raises(
-            DataError, match=f"{name} cannot be read as an image .*none of PNG, JPEG, WEBP, BMP"
+            DataError, match=f"{name} cannot be read as an image .*none of PNG, JPEG, MPO, WEBP, BMP"
         ):
             read_image(tmp_path / name)

@@ -292,7 +292,7 @@ def test_dicts_that_are_no_objects(unchecked, changes, message):
     with pytest.raises(DataError) as caught:
         Objects.from_dict(objects().to_dict() | changes)
     assert str(caught.value) == message
-    with pytest.raises(DataError, match="not from list"):
+    with pytest.raises(DataError, match="not a list"):
         Objects.from_dict([])
 
 

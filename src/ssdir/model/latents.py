@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
-from ssdir.common.errors import DataError, UserError
+from ssdir.common.errors import DataError, UserError, shown
 from ssdir.common.storage import load_metadata, load_tensors, save_tensors
 from ssdir.model.rows import chosen_rows
 
@@ -134,7 +134,7 @@ class Objects:
             for name, old in zip(("patches", "alpha"), self._rendered[1:], strict=True):
                 if getattr(self, name) is old:
                     object.__setattr__(self, name, None)
-        object.__setattr__(self, "_painted", (self.what, self.patches, self.alpha))
+        object.__setattr__(self, "_rendered", (self.what, self.patches, self.alpha))
         # Comparing sizes would tie a traced graph to one number of objects.
         if not torch.compiler.is_compiling():
             self._check()
@@ -304,7 +304,7 @@ class Objects:
             DataError: an entry is missing, unknown, of another shape, NaN or infinite; the message names it.
         """
         if not isinstance(values, Mapping):
-            raise DataError(f"these are no objects: a {type(values).__name__}, not a mapping as of to_dict")
+            raise DataError(f"these are no objects: from_dict takes what to_dict gives, not a {type(values).__name__}")
         names = (*_SHAPES, "n_images", "z_what_size", "patch_size")
         for name in values:
             if name not in names:
@@ -312,10 +312,12 @@ class Objects:
         for name in (*_SHAPES, "n_images"):
             if name not in _OPTIONAL and values.get(name) is None:
                 raise DataError(f"these are no objects: entry {name!r} is missing")
-        for name in ("n_images", "z_what_size", "patch_size"):
+        for name, of in (("n_images", "images"), ("z_what_size", "values"), ("patch_size", "pixels")):
             number = values.get(name)
             if number is not None and (type(number) is not int or not 0 <= number < _MOST):
-                raise DataError(f"these are no objects: {name} is not a number of images or values")
+                raise DataError(
+                    f"these are no objects: {name} is {shown(number)}; give a number of {of}, 0 or more"
+                )
         tails: dict[int | str, Any] = {"d": values.get("z_what_size"), "p": values.get("patch_size")}
         parts = {
             name: _tensor_of(name, values[name], [tails.get(size, size) for size in shape[1:]])
