@@ -156,14 +156,13 @@ def _scene_files(root: Path, wanted: Sequence[str]) -> dict[str, Path]:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give CLEVR's unpacked one, with images/ and scenes/")
     found = {_split_of(path): path for path in (root / "scenes").glob("CLEVR_*_scenes.json")}
-    for name, split in COGENT.items():
-        if name in found and split not in found:
-            found[split] = found.pop(name)
+    renamed = {name: split for name, split in COGENT.items() if name in found and split not in found}
+    found = {renamed.get(split, split): path for split, path in found.items()}
     if not found:
         inside = sorted(path.parent.parent for path in root.glob("*/scenes/CLEVR_*_scenes.json"))
         hint = f"; did you mean {inside[0]}?" if inside else "; give CLEVR's unpacked folder (CLEVR_v1.0)"
         raise DataError(f"{root} has no scenes/CLEVR_*_scenes.json{hint}")
-    wanted = [split if split in found else COGENT.get(split, split) for split in wanted]
+    wanted = [renamed.get(split, split) for split in wanted]
     for split in wanted:
         if split not in found:
             known = ", ".join(in_order(found))
