@@ -304,7 +304,9 @@ class Objects:
             DataError: an entry is missing, unknown, of another shape, NaN or infinite; the message names it.
         """
         if not isinstance(values, Mapping):
-            raise DataError(f"these are no objects: from_dict takes what to_dict gives, not a {type(values).__name__}")
+            raise DataError(
+                f"these are no objects: from_dict takes what to_dict gives, not a {type(values).__name__}"
+            )
         names = (*_SHAPES, "n_images", "z_what_size", "patch_size")
         for name in values:
             if name not in names:
