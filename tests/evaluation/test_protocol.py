@@ -19,6 +19,7 @@ from ssdir.common.console import progress_bar
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.config import DetectorConfig, ModelConfig
 from ssdir.data.cache import CachedDataset
+from ssdir.data.folder import splits
 from ssdir.detector.ssd import Detector
 from ssdir.evaluation.protocol import EvaluationConfig, evaluate, various
 from ssdir.evaluation.reconstruction import object_errors, object_pictures
@@ -261,12 +262,12 @@ def test_finding_nothing_is_a_result(data, tmp_path):
         ({"test": 5}, 3, "test", "no train split"),
         ({"train": 6}, 3, "train", "the one reported on"),
         ({"train": 6, "val": 4}, 1, "val", "one class"),
-        ({"mine": 5}, 3, "mine", "no train split"),
+        ({"mine": 5}, 3, "train", "the one reported on"),  # the only file of annotations
     ],
 )
 def test_any_splits_and_classes(tmp_path, sizes, n_classes, split, reason):
     data = make_dataset(tmp_path / "data", sizes, n_classes)
-    metrics = evaluate(Oracle(data, tuple(sizes)), data, None, PLAIN)
+    metrics = evaluate(Oracle(data, tuple(splits(data))), data, None, PLAIN)
     assert metrics["provenance"]["split"] == split
     assert metrics["detection"]["AP"] == 1.0
     assert metrics["downstream"]["matched_accuracy"] is None

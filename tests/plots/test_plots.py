@@ -330,6 +330,7 @@ def test_a_figure_that_fails_costs_itself_only(tmp_path):
     ]
     curve, traversals = tmp_path / "precision_recall.png", tmp_path / "traversals.png"
     assert [str(item.message) for item in told] == [
-        f"the figure {curve} is left out: {curve} cannot be written: Is a directory",
+        f"the figure {curve} is left out: {curve} cannot be written: Is a directory; "
+        "a folder stands where a file should be; choose another place, or move it",
         f"the figure {traversals} is left out: no room for this",
     ]
