@@ -242,10 +242,14 @@ def parse(arguments: Sequence[str]) -> Any:
     foreign = answer_foreign(rest)
     if foreign is not None:
         _refuse(foreign, [*program, *itertools.takewhile(str.isalpha, rest)])
+    switches: tuple[Any, ...] = (
+        tyro.conf.FlagCreatePairsOff,
+    )  # --name where it is off, --no-name where it is on
     while node.command is None:
         again = node.goes_on(rest) if node.goes_on is not None else None
         if again is not None:
             node, rest = again
+            switches = ()  # both: what is given beside a run's settings may agree with them
             continue
         if rest and rest[0] in node.words:
             node = node.words[rest[0]]
@@ -264,7 +268,7 @@ def parse(arguments: Sequence[str]) -> Any:
             stubs, prog=" ".join(program), description=node.help, args=rest or ["--help"]
         )
         raise SystemExit(2)
-    return tyro.cli(node.command(), prog=" ".join(program), args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(node.command(), prog=" ".join(program), args=rest, config=switches)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
