@@ -300,7 +300,7 @@ def test_a_kill_costs_the_index_its_last_entry_at_most(run: Path, tmp_path: Path
     out = tmp_path / "out"
     predict([tmp_path / "in" / "a.png"], out, run)
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom ssdir import predictor\n"
+        "import os, sys\nfrom pathlib import Path\nfrom ssdir.inference import predict as predictor\n"
         "original = predictor.write_objects\n"
         "def dies(folder, *rest):\n"
         "    if folder.name.startswith('.c'): os.kill(os.getpid(), 9)\n"

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 TRAINING = (
-    "--training.batch-size 4 --training.precision fp32 --training.log-every 2 --training.checkpoint-every 3 "
+    "--training.min-detected 0 --training.batch-size 4 --training.precision fp32 --training.log-every 2 "
+    "--training.checkpoint-every 3 "
     "--training.validate-every 6"
 )
 MODEL = "--model.z-what-size 4 --model.n-hidden 0 --model.decoder-channels 8 8 8 --objective.teacher 0"
@@ -77,6 +78,7 @@ def _content(path: Path) -> Any:
     if path.name in ("config.json", "run.json"):
         value = json.loads(path.read_bytes())
         value.get("data", {}).pop("folder", None)  # where the dataset lies
+        value.pop("parts", None)  # and the models that the run stands on
         return value
     if path.name == "index.json":
         return sorted(json.loads(path.read_bytes()), key=lambda entry: entry["image"])

@@ -23,7 +23,7 @@ from ssdir.config.presets import PRESETS
 from ssdir.detector.ssd import Detector
 from ssdir.inference.results import Index
 from ssdir.model.latents import Objects
-from ssdir.model.pretrained import categories_of, save_detector, weights_fingerprint
+from ssdir.model.pretrained import read_folder, save_detector, weights_fingerprint
 from ssdir.model.ssdir import SSDIR
 from ssdir.plots.gallery import draw_loss_curves
 from ssdir.registry import load_model
@@ -79,7 +79,7 @@ def with_other(folder: Path, copy: Path, name: str, content: bytes) -> Path:
 
 def read_model(folder: Path) -> None:
     require_sound_answer(lambda: load_model(folder))
-    require_sound_answer(lambda: categories_of(folder))
+    require_sound_answer(lambda: read_folder(folder).categories)
     require_sound_answer(lambda: weights_fingerprint(folder))
     require_sound_answer(lambda: load_run_config(folder))
 

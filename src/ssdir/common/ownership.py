@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import time
@@ -88,7 +89,12 @@ def _is_mark(value: Any) -> bool:
 def write_mark(folder: Path, what: str, **more: Any) -> None:
     """Mark a folder as ours; what it is, and whatever else is to be known of it."""
     text = json.dumps({"written_by": _NAME, "what": what, **more}, indent=1)
-    (folder / MARK).write_text(text + "\n", encoding="utf-8")
+    temporary = folder / f".{MARK}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(folder / MARK)  # whole or absent
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_of_ssdir(name: str) -> bool:
