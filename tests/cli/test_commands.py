@@ -16,7 +16,7 @@ from ssdir.common.storage import read_json
 from ssdir.data.folder import open_split
 from ssdir.model.loss_output import LossOutput
 from ssdir.registry import load_model
-from ssdir.training.tasks.base import DetectorTask
+from ssdir.training.tasks.detector import DetectorTask
 
 TRAINING = (
     "--training.steps 2 --training.batch-size 3 --training.checkpoint-every 1 --training.precision fp32 "

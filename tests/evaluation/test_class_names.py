@@ -17,6 +17,7 @@ from ssdir.config import DetectorConfig
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.ssd import Detections, Detector
 from ssdir.evaluation.protocol import EvaluationConfig, evaluate
+from ssdir.model.object_model import DetectorModel
 from ssdir.model.pretrained import load_detector, save_detector
 
 SIDE = 64
@@ -52,12 +53,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class TrueDetector:
+class TrueDetector(Detector):
     """Knows the truth, and has numbers of its own for the classes."""
 
     def __init__(self, data: Path, categories: tuple[str, ...] | None, n_classes: int = 3) -> None:
-        self.config = dataclasses.replace(SMALL, n_classes=n_classes)
-        self.categories = categories
+        super().__init__(dataclasses.replace(SMALL, n_classes=n_classes))
         test = CachedDataset(data, "test", SIDE)
         names = categories or test.categories
         self.number = torch.tensor([names.index(name) if name in names else 0 for name in test.categories])
@@ -65,7 +65,7 @@ class TrueDetector:
             batch.images.numpy().tobytes(): (batch.boxes, batch.labels) for batch in test.batches(1)
         }
 
-    def detect(self, images: Tensor, **settings: object) -> Detections:
+    def detect(self, images: Tensor, *settings: object) -> Detections:
         known = [self.truth[image[None].numpy().tobytes()] for image in images]
         boxes = torch.cat([cxcywh_to_xyxy(boxes) for boxes, _ in known])
         labels = self.number[torch.cat([labels for _, labels in known])]
@@ -73,20 +73,24 @@ class TrueDetector:
         return Detections(boxes, torch.full((len(boxes),), 0.9), labels, index, len(images))
 
 
+def true_model(data: Path, categories: tuple[str, ...] | None, n_classes: int = 3) -> DetectorModel:
+    return DetectorModel(TrueDetector(data, categories, n_classes), categories)
+
+
 @pytest.mark.parametrize(
     "categories",
     [("owl", "cat", "dog"), ("dog", "owl", "cat"), ("newt", "cat", "dog", "ape", "owl"), None],
 )
 def test_classes_are_compared_by_name(data: Path, categories: tuple[str, ...] | None) -> None:
-    detection = evaluate(TrueDetector(data, categories), data, None, PLAIN)["detection"]
+    detection = evaluate(true_model(data, categories), data, None, PLAIN)["detection"]
     assert detection["AP50"] == pytest.approx(1.0) and detection["class_aware"]
 
 
 def test_classes_that_a_detector_lacks_are_refused(data: Path) -> None:
     with pytest.raises(DataError, match=r"trained to tell owl, ant, but .*\(test\) has owl, cat, dog"):
-        evaluate(TrueDetector(data, ("owl", "ant")), data, None, PLAIN)
+        evaluate(true_model(data, ("owl", "ant")), data, None, PLAIN)
     with pytest.raises(DataError, match=r"trained to tell 4 classes without names, but .* has owl, cat, dog"):
-        evaluate(TrueDetector(data, None, n_classes=4), data, None, PLAIN)
+        evaluate(true_model(data, None, n_classes=4), data, None, PLAIN)
 
 
 def test_a_loaded_detector_knows_its_classes(tmp_path: Path) -> None:

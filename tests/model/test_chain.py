@@ -9,7 +9,7 @@ import torch
 
 from ssdir.config import ModelConfig
 from ssdir.model import chain as module
-from ssdir.model.chain import chain, paint, places
+from ssdir.model.chain import chain, decode_patches, places
 from ssdir.model.decoder import WhatDecoder
 
 
@@ -32,7 +32,7 @@ def test_chunks_give_what_the_whole_gives(n, monkeypatch):
     layers = layers_of(6, 5, 4, 3)
     rows = torch.randn(4 * n, 6, dtype=torch.float64, requires_grad=True)
     inputs = [rows, *(tensor for layer in layers for tensor in layer)]
-    found, expected = paint(rows, layers, n, 3), places(chain(rows, layers), n, 3)
+    found, expected = decode_patches(rows, layers, n, 3), places(chain(rows, layers), n, 3)
     assert found.shape == (n, 3, 8, 8)
     torch.testing.assert_close(found, expected)
     pattern = torch.randn(found.shape, dtype=torch.float64)
@@ -50,14 +50,14 @@ def test_gradients_are_those_of_finite_differences(monkeypatch):
     rows = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     flat = [tensor for layer in layers for tensor in layer]
     assert torch.autograd.gradcheck(
-        lambda rows, a, b, c, d: paint(rows, [(a, b), (c, d)], 3, 1), (rows, *flat)
+        lambda rows, a, b, c, d: decode_patches(rows, [(a, b), (c, d)], 3, 1), (rows, *flat)
     )
 
 
 def test_only_the_gradients_that_are_asked_for():
     layers = [(matrix.detach(), bias.detach()) for matrix, bias in layers_of(3, 2, 3)]
     rows = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    paint(rows, layers, 2, 1).sum().backward()
+    decode_patches(rows, layers, 2, 1).sum().backward()
     expected = torch.autograd.grad(places(chain(rows, layers), 2, 1).sum(), rows)[0]
     torch.testing.assert_close(rows.grad, expected)
 

@@ -134,7 +134,7 @@ def test_augmented_images_are_painted_without_waiting(grey):
     assert any(len(plan.zoomed) for plan in plans) and any(len(plan.cropped) for plan in plans)
     with Waits() as waits:
         for plan in plans:
-            plan.paint(batch.images, grey)
+            plan.apply(batch.images, grey)
     assert waits.found == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ def given_path(words: Sequence[str], option: str) -> Path | None:
     >>> given_path(["small", "--out=a", "--resume"], "--out"), given_path(["--out"], "--out")
     (PosixPath('a'), None)
     """
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         name, _, value = word.partition("=")
         if name == option and (value or following):
             return Path(value or following)

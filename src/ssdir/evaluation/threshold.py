@@ -31,7 +31,7 @@ def best_f1(
         None where no box is right at any threshold, so that none can be chosen.
 
     >>> boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 3.0, 3.0]])
-    >>> best_f1(boxes, torch.tensor([0.3, 0.2]), torch.tensor([0, 0]), boxes[:1], torch.tensor([0]))
+    >>> best_f1(boxes, torch.tensor([0.295, 0.2]), torch.tensor([0, 0]), boxes[:1], torch.tensor([0]))
     (1.0, 0.29)
     """
     right = _right(boxes_xyxy, image_index, truth_xyxy, truth_index)

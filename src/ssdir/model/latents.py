@@ -397,7 +397,9 @@ def _tensor_of(name: str, values: Any, tail: Sequence[Any]) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"these are no objects: {name} is no list of numbers of one shape") from error
     if name in _INTEGERS:
-        return rows.long() if rows.numel() == 0 else rows
+        if rows.numel() and rows.is_floating_point():
+            raise DataError(f"these are no objects: {name} holds {rows.dtype}; give whole numbers")
+        return rows.long()
     return rows.float()
 
 

@@ -240,7 +240,8 @@ class DetectorModel(ObjectModel):
     """A detector alone: it finds objects, and neither encodes nor paints them.
 
     >>> from ssdir.config import DetectorConfig
-    >>> model = DetectorModel(Detector(DetectorConfig(image_size=64, width=0.125)))
+    >>> config = DetectorConfig(image_size=64, width=0.125, maps=(1,), min_sizes=(80.0,), max_sizes=())
+    >>> model = DetectorModel(Detector(config))
     >>> model.infer(torch.zeros(1, 3, 64, 64), present_threshold=0.999)
     Objects(0 objects in 1 image)
     """
