@@ -208,9 +208,7 @@ def objects() -> Objects:
 @given(values=altered(objects().to_dict()))
 @example(values={**objects().to_dict(), "n_images": ""})
 def test_objects_of_dicts(values: Any) -> None:
-    require_sound_answer(
-        lambda: Objects.from_dict(values), lines=20
-    )  # of jaxtyping, which is there in tests alone
+    require_sound_answer(lambda: Objects.from_dict(values))
 
 
 def test_objects_of_files(there: Path) -> None:
@@ -221,7 +219,7 @@ def test_objects_of_files(there: Path) -> None:
     @given(content=tensors_damaged(there.read_bytes()))
     def damaged_objects(content: bytes) -> None:
         there.write_bytes(content)
-        require_sound_answer(lambda: Objects.load(there), lines=20)  # as above
+        require_sound_answer(lambda: Objects.load(there))
         require_sound_answer(lambda: load_tensors(there))
         require_sound_answer(lambda: load_metadata(there))
 

@@ -365,7 +365,7 @@ class Objects:
         try:
             objects = cls(**{"what": None, "depth": None, **parts}, n_images=n_images)  # type: ignore[arg-type]
         except (ObjectsError, TypeError) as error:
-            raise DataError(f"{blame}: {error}") from error
+            raise DataError(f"{blame}: {str(error).splitlines()[0]}") from error
         objects._require_valid(blame)
         return objects
 
