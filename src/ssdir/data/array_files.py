@@ -12,7 +12,6 @@ import io
 import math
 import os
 import sys
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -53,13 +52,12 @@ def new_array(path: Path, layout: Layout) -> Iterator[Shaped[np.ndarray, " n *re
     """
     shape, dtype = layout
     header, n_bytes = _header(layout), _array_bytes(layout)
-    temporary = temporary_name(path)
     with ExitStack() as stack:
-        stack.callback(temporary.unlink, missing_ok=True)
         with _writing(path):
             _sweep(path.parent)
-            file = stack.enter_context(temporary.open("x+b"))
-            _is_held(file)
+            temporary, file = _locked_temporary(path)
+            stack.callback(temporary.unlink, missing_ok=True)
+            stack.enter_context(file)
             file.write(header)
             allocate(file, len(header) + n_bytes + shape[0] * _CHECKSUM.itemsize)
         array = np.memmap(temporary, dtype, "r+", len(header), shape)
@@ -76,24 +74,33 @@ def new_array(path: Path, layout: Layout) -> Iterator[Shaped[np.ndarray, " n *re
 def _sweep(folder: Path) -> None:
     """Remove the temporary files of writers that were killed. Others may be writing into the folder at this moment."""
     for item in folder.iterdir():
-        with suppress(OSError):
-            # Between a file's making and its lock lies a moment.
-            if is_leftover(item.name) and time.time() - item.stat().st_mtime > 1:
-                with item.open("rb") as file:
-                    if not _is_held(file):
-                        item.unlink()
+        if is_leftover(item.name):
+            with suppress(OSError), item.open("rb") as file:
+                if _lock(file):
+                    item.unlink()
 
 
-def _is_held(file: BinaryIO) -> bool:
-    """Whether another process holds a file's lock; where none does, it is ours until the file is closed. True where the
-    system has no locks."""
+def _locked_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file for ``path``, whose lock tells others that its writer lives."""
+    while True:
+        temporary = temporary_name(path)
+        file = temporary.open("x+b")
+        if _lock(file) is not False and temporary.exists():
+            return temporary, file
+        file.close()  # another's sweep came between its making and its lock
+
+
+def _lock(file: BinaryIO) -> bool | None:
+    """Take a file's lock until it is closed: whether it is ours now, or another's; None where there are no locks."""
     if sys.platform == "win32":
-        return True
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:
-        return True
-    return False
+        return None
+    return True
 
 
 class ArrayFile:
