@@ -25,6 +25,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ssdir.common.errors import DataError
+from ssdir.common.regular_files import is_regular
 from ssdir.data.files import entries_of, is_foreign, is_hidden, spellings, tails
 from ssdir.data.making import MANIFEST
 from ssdir.data.record import has_record
@@ -67,7 +68,7 @@ def passed_over(folder: Path, files: Iterable[Path]) -> list[Path]:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.json") if path.is_file() and not is_hidden(path.name))
+    return sorted(path for path in folder.glob("*.json") if not is_hidden(path.name) and is_regular(path))
 
 
 def _annotations(files: Iterable[Path]) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ssdir.common.errors import DataError, shown
-from ssdir.common.regular_files import require_regular
+from ssdir.common.regular_files import is_regular, require_regular
 from ssdir.common.storage import format_bytes
 from ssdir.data.files import ImageSearch, images_below, is_foreign, is_hidden, spellings, tails
 from ssdir.data.split import split_in
@@ -101,7 +101,7 @@ def find_config(folder: Path) -> Path | None:
     others = sorted(
         path
         for path in folder.glob("*.y*ml")
-        if not is_hidden(path.name) and path.is_file() and _has_names(path)
+        if not is_hidden(path.name) and is_regular(path) and _has_names(path)
     )
     if len(others) > 1:
         raise DataError(
