@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ssdir.model.latents import Objects
     from ssdir.model.ssdir import SSDIR
     from ssdir.registry import load_model
-    from ssdir.training.start import train_baseline, train_detector, train_ssdir, train_teacher
+    from ssdir.training.start import train_baseline, train_detector, train_ssdir
 
     __version__: str
 
@@ -32,7 +32,6 @@ _HOMES = {
     "preset": "config.presets",
     "generate": "data.mnist.scenes",
     "train_detector": "training.start",
-    "train_teacher": "training.start",
     "train_ssdir": "training.start",
     "train_baseline": "training.start",
     "load_model": "registry",
@@ -56,7 +55,6 @@ __all__ = [
     "train_baseline",
     "train_detector",
     "train_ssdir",
-    "train_teacher",
 ]
 
 

@@ -35,8 +35,8 @@ class Baseline(ObjectModel):
     """
 
     config_class: ClassVar[type[Any]]
-    has_opacity: ClassVar[bool] = True
-    has_background: ClassVar[bool] = True
+    has_opacity: bool = True
+    has_background: bool = True
     weights: dict[str, float]
 
     @abstractmethod

@@ -94,11 +94,11 @@ class CropVAE(Baseline):
 
     kind: ClassVar[str] = "crop-vae"
     config_class: ClassVar[type[Any]] = CropVAEConfig
-    has_opacity: ClassVar[bool] = False
-    has_background: ClassVar[bool] = False
+    has_opacity: bool = False
+    has_background: bool = False
     decodes_what: ClassVar[bool] = True
     tells_depth: ClassVar[bool] = False
-    describes_boxes: ClassVar[bool] = True
+    describes_boxes: bool = True
     config: CropVAEConfig
 
     def __init__(self, detector: Detector, config: CropVAEConfig) -> None:

@@ -194,24 +194,34 @@ def describe_preset(name: str) -> Networks:
             module.register_forward_hook(record(layer_name))
     side = detector_config.image_size
     with torch.inference_mode():
-        features = model.detector.features(torch.zeros(1, 3, side, side))
-        heads = model.detector.heads(features)
-        what = model.what(features)
-        model.depth(features)
-        patch = _decode_by_layers(model.decoder, what[0, :1])
+        features = model.finder.features(torch.zeros(1, 3, side, side))
+        heads = model.finder.heads(features)
+        if model.by_glimpses:
+            size = chosen.ssdir.model.glimpse_size
+            what = model.what(torch.zeros(1, 3, size, size))
+            model.depth(what, torch.zeros(1, 4))
+        else:
+            what = model.what(features)[0, :1]
+            model.depth(features)
+        if model.backdrop is not None:
+            model.backdrop(torch.zeros(1, 3, side, side), side)
+        patch = _decode_by_layers(model.decoder, what)
     return Networks(
         preset=name,
         layers=layers,
         maps=[tuple(feature.shape[1:]) for feature in features],
-        cells=what.shape[1],
+        cells=int(model.finder.cell_of_box[-1]) + 1,
         boxes=heads.offsets.shape[1],
         patch=tuple(patch.shape[1:]),
         cloned_backbone=model.backbone is not None,
     )
 
 
-def _decode_by_layers(decoder: WhatDecoder, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
+def _decode_by_layers(decoder: nn.Module, what: Float[Tensor, "m d"]) -> Float[Tensor, "m c p p"]:
     """What the decoder computes, but as the layers that it stands for, so that each is seen with its shapes."""
+    if not isinstance(decoder, WhatDecoder):
+        patches: Tensor = decoder(what)
+        return patches
     x = decoder.first(what[:, :, None, None]).relu()
     for index, layer in enumerate(decoder.up):
         x = layer(x)

@@ -202,7 +202,7 @@ def _commands() -> Node:
             "quickstart": leaf(Quickstart),
             "data": Node("Make, check and look at datasets.", words=data_commands()),
             "train": Node(
-                "Train a detector, then SSDIR on it (with a teacher in between, if you like); or a baseline.",
+                "Train a detector, then SSDIR on it (perhaps with a teacher); or a baseline.",
                 words=train_commands(),
             ),
             "tune": tune_commands(),

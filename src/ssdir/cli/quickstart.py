@@ -25,7 +25,7 @@ from ssdir.model.ssdir import SSDIR
 from ssdir.registry import load_model
 from ssdir.report.html import print_summary, write_report
 from ssdir.training.run_folder import checkpoints
-from ssdir.training.start import train_detector, train_ssdir, train_teacher
+from ssdir.training.start import train_detector, train_ssdir
 
 SHIPPED_NAME = f"the weights shipped with ssdir {ssdir.__version__}"
 PRETRAINED_TRAIN_SCENES = 2_000
@@ -76,7 +76,7 @@ def quickstart(
             train_detector(chosen.detector, data, detector, resume=detector.exists(), again=again)
         if chosen.teacher is not None:
             with stages.stage("train_teacher", teacher):
-                train_teacher(chosen.teacher, detector, data, teacher, resume=teacher.exists(), again=again)
+                train_ssdir(chosen.teacher, detector, data, teacher, resume=teacher.exists(), again=again)
         guide = None if chosen.teacher is None else teacher
         with stages.stage("train_ssdir", run):
             train_ssdir(chosen.ssdir, detector, data, run, teacher=guide, resume=run.exists(), again=again)

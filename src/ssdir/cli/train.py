@@ -13,7 +13,7 @@ from ssdir.baselines.kinds import BASELINES, BaselineKind
 from ssdir.cli.resuming import began_with_imagenet, given_path, goes_on
 from ssdir.cli.tree import Node, Unprefixed, preset_choice, with_defaults
 from ssdir.common.errors import ConfigError
-from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
+from ssdir.config import DetectorRun, SSDIRRun
 from ssdir.config.presets import PRESETS, named_scenes
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -94,27 +94,6 @@ class TrainDetector(_Train):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTeacher(_Train):
-    """Train a teacher: an autoencoder of the crops that a trained detector finds, from which SSDIR starts."""
-
-    detector: Path
-    """Run folder of the detector."""
-    run_config: Unprefixed[TeacherRun] = field(default_factory=TeacherRun)
-
-    def run(self) -> int:
-        from ssdir.training.start import train_teacher
-
-        train_teacher(
-            self.run_config,
-            self.detector,
-            self.images(),
-            self.out,
-            **self.loop_options(),
-        )
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainSSDIR(_Train):
     """Train SSDIR on a trained, frozen detector. No class label is used."""
 
@@ -122,7 +101,7 @@ class TrainSSDIR(_Train):
     """Run folder of the detector."""
     run_config: Unprefixed[SSDIRRun] = field(default_factory=SSDIRRun)
     teacher: Path | None = None
-    """Run folder of a teacher to start from (the quickstart preset wants one)."""
+    """Run folder of an SSDIR with glimpses that teaches this one, which has cells (quickstart-cells wants one)."""
 
     def run(self) -> int:
         from ssdir.training.start import train_ssdir
@@ -181,16 +160,13 @@ def train_commands() -> dict[str, Node]:
         "clevr": "the paper's CLEVR column, 300 px; wants a GPU",
         "wider": "the paper's WIDER column, 300 px; wants a GPU",
         "quickstart": "digits at 128 px, for a CPU",
+        "quickstart-cells": "the same with the paper's single-shot encoder, for a CPU",
+        "scenes": "objects before a background, such as CLEVR's, at 192 px, for a CPU",
         "small": "your own photographs at 192 px, for a laptop; the detector tells their classes",
     }
     detectors = {
         name: Node(about[name], command=with_defaults(TrainDetector, run_config=item.detector))
         for name, item in PRESETS.items()
-    }
-    teachers = {
-        name: Node(about[name], command=with_defaults(TrainTeacher, run_config=item.teacher))
-        for name, item in PRESETS.items()
-        if item.teacher is not None
     }
     models = {
         name: Node(about[name], command=with_defaults(TrainSSDIR, run_config=item.ssdir))
@@ -201,11 +177,6 @@ def train_commands() -> dict[str, Node]:
             "Train an SSD detector; name a preset.",
             detectors,
             partial(goes_on, "detector", TrainDetector, detectors),
-        ),
-        "teacher": preset_choice(
-            "Train a teacher that gives SSDIR a quick start; name a preset.",
-            teachers,
-            partial(goes_on, "teacher", TrainTeacher, teachers),
         ),
         "ssdir": preset_choice(
             "Train SSDIR on a trained detector; name a preset.",

@@ -17,7 +17,7 @@ from ssdir.config.base import (
 )
 from ssdir.config.data import AugmentationConfig, ClevrLikeConfig, ScenesConfig
 from ssdir.config.detector import DetectorConfig, DetectorLossConfig, DetectorRun
-from ssdir.config.model import ModelConfig, ObjectiveConfig, SSDIRRun, TeacherConfig, TeacherRun
+from ssdir.config.model import ModelConfig, ObjectiveConfig, SSDIRRun
 from ssdir.config.training import TrainingConfig
 
 __all__ = [
@@ -32,8 +32,6 @@ __all__ = [
     "ObjectiveConfig",
     "SSDIRRun",
     "ScenesConfig",
-    "TeacherConfig",
-    "TeacherRun",
     "TrainingConfig",
     "did_you_mean",
     "from_dict",

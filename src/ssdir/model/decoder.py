@@ -1,4 +1,4 @@
-"""The what decoder: from a vector to a patch ("SSDIR what decoder")."""
+"""The what decoders: from a vector to a patch ("SSDIR what decoder", and one without seams)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,50 @@ FINE = 3
 """The last doublings, which run in chunks; those before hold little."""
 
 
+def what_decoder(config: ModelConfig) -> nn.Module:
+    """The decoder that ``config.decoder`` names, with an opacity beside the colours if ``config.opacity``."""
+    return WhatDecoder(config) if config.decoder == "transposed" else UpsampleDecoder(config)
+
+
+class UpsampleDecoder(nn.Module):
+    """A linear layer to 4x4 positions, then doublings: enlargement, conv3x3, BatchNorm, ReLU; conv3x3 last.
+
+    Neighbouring pixels share their inputs, so that patches have no seams, as those of 2x2 transposed convolutions have
+    (ours, not in the paper). The channels come from ``config.decoder_channels``, the first entry at 4x4 positions.
+    ``decoder_norm`` "none" leaves BatchNorm out. Opacity starts at 0.73 everywhere.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.decoder_channels
+        self.patch_size = config.patch_size
+        self.first = nn.Linear(config.z_what_size, channels[0] * 16)
+        normed = config.decoder_norm == "batch"
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(channels):
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1, bias=not normed)]
+            layers += [nn.BatchNorm2d(outputs)] if normed else []
+            layers.append(nn.ReLU(inplace=True))
+        self.up = nn.Sequential(*layers)
+        self.last = nn.Conv2d(channels[-1], 4 if config.opacity else 3, 3, padding=1)
+        initialise(self)
+        if config.opacity:
+            _start_opaque(self.last)
+
+    def forward(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m c p p"]:
+        """Logits of the patches' colours and, as a fourth channel, of their opacity; no rows give no patches."""
+        if len(what) == 0:
+            return _no_patches(self, what, self.last.out_channels, self.patch_size)
+        grid = functional.relu(self.first(what)).view(len(what), -1, 4, 4)
+        patches: Tensor = self.last(self.up(grid))
+        return patches.float()
+
+
 class WhatDecoder(nn.Module):
     """conv1x1 and ReLU, then transposed convolutions (2x2, stride 2) with ReLU, then conv1x1 to 3 channels.
 
-    The channels come from ``config.decoder_channels``; ``decoder_norm`` "batch" puts a BatchNorm before the ReLU of
-    each transposed convolution. The layers are ``torch.nn``'s, with their parameters and names, but are computed
+    With ``config.opacity`` there is a fourth channel. The hidden ones come from ``config.decoder_channels``;
+    ``decoder_norm`` "batch" puts a BatchNorm before the ReLU of each transposed convolution. The layers are ``torch.nn``'s, with their parameters and names, but are computed
     as matrix products: 2x2 blocks with stride 2 do not overlap, so that every layer treats all positions alike and
     the order of positions matters only at the end. They are kept in rows, children of one parent side by side,
     and put in their places once, when only 3 channels are left. On a CPU this takes half the time. BatchNorm is
@@ -42,15 +81,16 @@ class WhatDecoder(nn.Module):
         self.norms = nn.ModuleList(
             [nn.BatchNorm2d(wide) for wide in channels[1:]] if config.decoder_norm == "batch" else []
         )
-        self.last = nn.Conv2d(channels[-1], 3, 1)
+        self.last = nn.Conv2d(channels[-1], 4 if config.opacity else 3, 1)
         initialise(self)
+        if config.opacity:
+            _start_opaque(self.last)
 
-    def forward(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
-        """Logits of the patches (their sigmoid is the appearance in [0, 1]); no rows give no patches."""
+    def forward(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m c p p"]:
+        """Logits of the patches' colours (their sigmoid is the appearance in [0, 1]) and, as a fourth channel, of their
+        opacity; no rows give no patches."""
         if len(what) == 0:
-            # BatchNorm refuses an empty batch; the result still depends, emptily, on every parameter.
-            nothing = what.sum() + sum(parameter.flatten()[:0].sum() for parameter in self.parameters())
-            return what.new_zeros(0, 3, self.patch_size, self.patch_size) + nothing
+            return _no_patches(self, what, self.last.out_channels, self.patch_size)
         rows: Tensor = what
         layers = [_pointwise(self.first)]
         for index, layer in enumerate(self.up):
@@ -62,6 +102,21 @@ class WhatDecoder(nn.Module):
             layers.append(doubling(layer, norm, rows))
         layers.append(_pointwise(self.last))
         return decode_patches(rows, layers, len(what), len(self.up))
+
+
+def _start_opaque(last: nn.Conv2d) -> None:
+    """Let the opacity begin at sigmoid(1) on all pixels of all objects."""
+    assert last.bias is not None
+    with torch.no_grad():
+        last.weight[3:].zero_()
+        last.bias[3:].fill_(1.0)
+
+
+def _no_patches(decoder: nn.Module, what: Tensor, channels: int, side: int) -> Float[Tensor, "0 c p p"]:
+    """No patches, for no vectors. BatchNorm refuses an empty batch; the result still depends, emptily, on every
+    parameter."""
+    nothing = what.sum() + sum(parameter.flatten()[:0].sum() for parameter in decoder.parameters())
+    return what.new_zeros(0, channels, side, side) + nothing
 
 
 def _pointwise(layer: nn.Conv2d) -> tuple[Float[Tensor, "o a"], Float[Tensor, " o"]]:

@@ -38,6 +38,24 @@ def prepare(images: Images, like: Float[Tensor, "..."], side: int) -> Float[Tens
     return torch.cat(parts) if parts else like.new_zeros(0, 3, side, side)
 
 
+def at_own_size(images: Images, prepared: Float[Tensor, "b 3 s s"]) -> list[Shaped[Tensor, "3 _ _"]]:
+    """Images of any form, each at its own size: bytes, or floats in [0, 1].
+
+    Args:
+        images: what :func:`prepare` took.
+        prepared: what it gave; on its device they are.
+    """
+    if isinstance(images, Tensor):
+        return list((images[None] if images.ndim == 3 else images).to(prepared.device))
+    found: list[Tensor] = []
+    for source in [images] if isinstance(images, ImageSource) else images:
+        if isinstance(source, Tensor):
+            found += at_own_size(source, prepared)
+        else:
+            found.append(torch.from_numpy(read_image(source).copy()).permute(2, 0, 1).to(prepared.device))
+    return found
+
+
 def _read(source: ImageSource, side: int) -> UInt8[Tensor, "1 3 side side"]:
     """An image file, Pillow image or array, squashed."""
     return torch.from_numpy(squash(read_image(source), side).copy()).permute(2, 0, 1)[None]

@@ -52,10 +52,10 @@ class CellLatents:
     """cxcywh in [0, 1]; 0 where reset."""
     present: Float[Tensor, "b n"]
     """Probability beta that the prediction is an object."""
-    what: Float[Tensor, "b k d"]
-    """Means of z_what."""
-    depth: Float[Tensor, "b k"]
-    """Means of z_depth; larger is nearer."""
+    what: Float[Tensor, "b k d"] | None
+    """Means of z_what; None where glimpses give them, object by object."""
+    depth: Float[Tensor, "b k"] | None
+    """Means of z_depth, larger is nearer; None like ``what``."""
     cell_of_box: Int[Tensor, " n"]
     """The cell of each prediction."""
     reset: Bool[Tensor, "b n"]
@@ -67,14 +67,20 @@ class CellLatents:
 
     def gather(
         self, image: Int[Tensor, " m"], prediction: Int[Tensor, " m"]
-    ) -> tuple[Float[Tensor, "m 4"], Float[Tensor, " m"], Float[Tensor, "m d"], Float[Tensor, " m"]]:
+    ) -> tuple[
+        Float[Tensor, "m 4"], Float[Tensor, " m"], Float[Tensor, "m d"] | None, Float[Tensor, " m"] | None
+    ]:
         """Box, presence, what mean and depth mean of the named predictions only."""
         # index_select, since its backward adds in a fixed order; that of indexing does not, on several threads.
         row = image * self.boxes.shape[1] + prediction
+        boxes = self.boxes.flatten(0, 1).index_select(0, row)
+        present = self.present.flatten().index_select(0, row)
+        if self.what is None or self.depth is None:
+            return boxes, present, None, None
         cell = image * self.depth.shape[1] + self.cell_of_box[prediction]
         return (
-            self.boxes.flatten(0, 1).index_select(0, row),
-            self.present.flatten().index_select(0, row),
+            boxes,
+            present,
             self.what.flatten(0, 1).index_select(0, cell),
             self.depth.flatten().index_select(0, cell),
         )

@@ -40,11 +40,11 @@ class ObjectModel(nn.Module, ABC):
 
     kind: ClassVar[str]
     paints: ClassVar[bool] = True
-    has_opacity: ClassVar[bool] = False
-    has_background: ClassVar[bool] = False
+    has_opacity: bool = False
+    has_background: bool = False
     decodes_what: ClassVar[bool] = False
     tells_depth: ClassVar[bool] = True
-    describes_boxes: ClassVar[bool] = False
+    describes_boxes: bool = False
     config: Any
     categories: tuple[str, ...] | None
 

@@ -201,7 +201,7 @@ def run_combination(config: AblationConfig, study: optuna.Study, trial: Trial) -
     """Generate, train detector (and teacher) and SSDIR, evaluate; whatever is there already is gone on with."""
     from ssdir.common.console import no_progress
     from ssdir.data.mnist.scenes import generate
-    from ssdir.training.start import train_detector, train_ssdir, train_teacher
+    from ssdir.training.start import train_detector, train_ssdir
 
     (item,) = (known for known in combinations() if known.name == trial.user_attrs["combination"])
     chosen = config.settings(config.scale, item.scenes)
@@ -224,7 +224,7 @@ def run_combination(config: AblationConfig, study: optuna.Study, trial: Trial) -
     options: Any = {"console": _quiet(), "observe": observe, "again": SAME}
     train_detector(chosen.detector, data, detector, resume=detector.exists(), **options)
     if chosen.teacher is not None:
-        train_teacher(chosen.teacher, detector, data, teacher, resume=teacher.exists(), **options)
+        train_ssdir(chosen.teacher, detector, data, teacher, resume=teacher.exists(), **options)
     guide = None if chosen.teacher is None else teacher
     train_ssdir(chosen.ssdir, detector, data, run, teacher=guide, resume=run.exists(), **options)
     row = {

@@ -10,7 +10,7 @@ from filelock import BaseFileLock, FileLock
 
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.storage import read_json
-from ssdir.config import DetectorRun, TeacherRun, to_dict
+from ssdir.config import DetectorRun, SSDIRRun, to_dict
 
 SAME = "the same command"
 """What goes on with a training of a study that was interrupted."""
@@ -54,8 +54,9 @@ def is_made(folder: Path) -> bool:
     return (folder / "model" / "model.safetensors").is_file()
 
 
-def require_same(folder: Path, run: DetectorRun | TeacherRun, data: Path) -> None:
-    """Raise :class:`ConfigError` where the model in a run folder was trained with other settings or on other data."""
+def require_same(folder: Path, run: DetectorRun | SSDIRRun, data: Path, option: str) -> None:
+    """Raise :class:`ConfigError` where the model in a run folder was trained with other settings or on other data;
+    ``option`` names another."""
     from ssdir.training.run_folder import changed_settings, dataset_fingerprint
 
     known = read_json(folder / "config.json")
@@ -69,5 +70,5 @@ def require_same(folder: Path, run: DetectorRun | TeacherRun, data: Path) -> Non
         lines = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in changes)
         raise ConfigError(
             f"{folder} was trained with other settings:\n{lines}\n"
-            f"give another --out, or name a trained {known['kind']}: --{known['kind']} RUN"
+            f"give another --out, or name a trained one: {option} RUN"
         )

@@ -154,7 +154,7 @@ def _require_validation(data: Path) -> None:
 def _require_fitting(config: TuneConfig) -> None:
     """A detector and a teacher that are named must be there, and the teacher must fit all that is searched."""
     from ssdir.model.pretrained import load_detector
-    from ssdir.training.tasks.teacher import FITTING, load_teacher
+    from ssdir.training.teaching import FITTING, load_teacher
 
     if config.detector is not None:
         load_detector(config.detector)
@@ -182,7 +182,7 @@ def shared_detector(config: TuneConfig) -> Path:
         train_detector(run, config.data, folder, resume=folder.exists(), again=SAME)
 
     made_once(folder, make)
-    require_same(folder, run, config.data)
+    require_same(folder, run, config.data, "--detector")
     return folder
 
 
@@ -194,24 +194,24 @@ def shared_teacher(config: TuneConfig, run: SSDIRRun, detector: Path) -> Path | 
     """
     if config.teacher is not None or run.objective.teacher == 0:
         return config.teacher
-    from ssdir.training.start import train_teacher
-    from ssdir.training.tasks.teacher import FITTING
+    from ssdir.training.start import train_ssdir
+    from ssdir.training.teaching import FITTING
 
     chosen = preset(config.preset).teacher
     if chosen is None:
         raise ConfigError(
             f"objective.teacher is above 0, but the preset {config.preset} has no teacher; name one: --teacher RUN"
         )
-    # The study's settings, and of the trial's own only what codes must fit: whoever trains it, it is the same.
-    model = dataclasses.replace(config.run.model, **{name: getattr(run.model, name) for name in FITTING})
+    # The preset's settings, and of the trial's own only what z_what must fit: whoever trains it, it is the same.
+    model = dataclasses.replace(chosen.model, **{name: getattr(run.model, name) for name in FITTING})
     teacher_run = dataclasses.replace(chosen, model=model)
     folder = config.out / f"teacher-z{run.model.z_what_size}"
 
     def make() -> None:
-        train_teacher(teacher_run, detector, config.data, folder, resume=folder.exists(), again=SAME)
+        train_ssdir(teacher_run, detector, config.data, folder, resume=folder.exists(), again=SAME)
 
     made_once(folder, make)
-    require_same(folder, teacher_run, config.data)
+    require_same(folder, teacher_run, config.data, "--teacher")
     return folder
 
 

@@ -13,14 +13,14 @@ from ssdir.baselines.kinds import BASELINES
 from ssdir.common.errors import ConfigError, DataError, shown
 from ssdir.common.ownership import sweep
 from ssdir.common.storage import read_json
-from ssdir.config import DetectorRun, SSDIRRun, TeacherRun, from_dict, to_dict
+from ssdir.config import DetectorRun, SSDIRRun, from_dict, to_dict
 from ssdir.config.presets import BaselineRun
 from ssdir.data.dataset import Dataset
 from ssdir.data.split import Split, require_images
 
 RUN = "run.json"
 """In a checkpoint: the description of the run that wrote it, as in the run folder's ``config.json``."""
-_CONFIGS = {"detector": DetectorRun, "teacher": TeacherRun, "ssdir": SSDIRRun}
+_CONFIGS = {"detector": DetectorRun, "ssdir": SSDIRRun}
 _ABSENT = "(absent)"
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -67,7 +67,7 @@ def check_run(
     return found[-1] if found else None
 
 
-def load_run_config(path: str | Path) -> DetectorRun | TeacherRun | SSDIRRun | BaselineRun:
+def load_run_config(path: str | Path) -> DetectorRun | SSDIRRun | BaselineRun:
     """All settings of the run that wrote a run folder or one of its checkpoints: model, loss and training.
 
     Args:

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from ssdir.common.errors import ConfigError
-from ssdir.common.storage import read_json, tensors_fingerprint
+from ssdir.common.storage import tensors_fingerprint
 from ssdir.config import TrainingConfig
 from ssdir.data.cache import CachedDataset
 from ssdir.data.mnist.streaming import Images
 from ssdir.detector.backbone import to_channels_last
 from ssdir.detector.ssd import Detector
-from ssdir.model.pretrained import CONFIG, find_folder
 from ssdir.training.tasks.base import VALIDATION_BATCH, Task
 
 SAMPLE = 200
@@ -82,27 +81,25 @@ def require_classes(detector: Detector, name: str, images: Images) -> None:
     )
 
 
-def require_taught_on(teacher: Path, detector: Path, network: Detector) -> None:
+def require_taught_on(teacher: Path, theirs: Detector | None, detector: Path, ours: Detector) -> None:
     """Refuse a teacher that was trained on another detector than the one that its student stands on.
 
-    Teachers whose folders do not tell their detector are let through.
+    Args:
+        teacher: its folder, and ``theirs``, its detector; None: it was trained on boxes from elsewhere.
+        detector: the folder of the student's detector, and ``ours``, that detector.
 
     Raises:
         ConfigError: both folders, with what their detectors' weights hash to.
     """
-    ours = tensors_fingerprint(network.state_dict())
-    for file in (
-        find_folder(teacher) / CONFIG,
-        teacher / CONFIG,
-    ):  # of the model; of a run before 0.1.0 was out
-        told = read_json(file) if file.is_file() else None
-        theirs = told.get("detector_weights") if isinstance(told, dict) else None
-        if isinstance(theirs, str) and theirs != ours:
-            raise ConfigError(
-                f"the teacher in {teacher} was trained on a detector with weights {theirs[:12]}, and those of "
-                f"{detector} are {ours[:12]}; name the teacher's detector with --detector, or train a teacher on "
-                "this one"
-            )
+    if theirs is None:
+        return
+    hashes = [tensors_fingerprint(item.state_dict()) for item in (theirs, ours)]
+    if hashes[0] != hashes[1]:
+        raise ConfigError(
+            f"the teacher in {teacher} was trained on a detector with weights {hashes[0][:12]}, and those of "
+            f"{detector} are {hashes[1][:12]}; name the teacher's detector with --detector, or train a teacher on "
+            "this one"
+        )
 
 
 def _listed(names: tuple[str, ...]) -> str:

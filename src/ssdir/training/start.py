@@ -1,7 +1,7 @@
 """Training of each kind of model: its networks and its task, for the loop of :mod:`ssdir.training.loop`.
 
-:func:`train_detector` and :func:`train_ssdir` are the two steps of the paper, :func:`train_teacher` a third that gives
-SSDIR a warm start, and :func:`train_baseline` trains any of the models that SSDIR is compared with.
+:func:`train_detector` and :func:`train_ssdir` are the two steps of the paper, and :func:`train_baseline` trains any of
+the models that SSDIR is compared with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ssdir.baselines.kinds import baseline
 from ssdir.common.errors import ConfigError
 from ssdir.common.machine import computes_in_bf16
 from ssdir.common.randomness import seeded
-from ssdir.config import DetectorRun, SSDIRRun, TeacherRun
+from ssdir.config import DetectorRun, SSDIRRun
 from ssdir.config.presets import BaselineRun
 from ssdir.data.dataset import Dataset
 from ssdir.data.mnist.streaming import StreamedScenes
@@ -26,7 +26,7 @@ from ssdir.training.run_folder import checkpoints
 from ssdir.training.tasks.detector import DetectorTask
 from ssdir.training.tasks.ssdir import SSDIRTask
 
-__all__ = ["computes_in_bf16", "train", "train_baseline", "train_detector", "train_ssdir", "train_teacher"]
+__all__ = ["computes_in_bf16", "train", "train_baseline", "train_detector", "train_ssdir"]
 
 
 def train_detector(
@@ -72,35 +72,6 @@ def train_detector(
     return train(task, run, source, out, **options)
 
 
-def train_teacher(
-    run: TeacherRun,
-    detector: Path,
-    data: Path | StreamedScenes,
-    out: Path,
-    **options: Unpack[LoopOptions],
-) -> Path:
-    """Train a teacher on what a trained, frozen detector finds; returns the run folder ``out``.
-
-    Args:
-        run: teacher and training settings, and the model that it will teach.
-        detector: run folder (or saved model) of the detector.
-        data: data set folder, or scenes on the fly; boxes and labels are not used.
-        out: run folder; ``options`` as for :func:`~ssdir.training.loop.train`.
-
-    Raises:
-        ConfigError, DataError, TrainingError: see :func:`train`.
-    """
-    from ssdir.model.pretrained import load_detector
-    from ssdir.model.teacher import Teacher
-    from ssdir.training.tasks.teacher import TeacherTask
-
-    options["parts"] = {"detector": str(detector.resolve())}
-    with seeded(run.training.seed):
-        teacher = Teacher(run.teacher, run.model)
-    task = TeacherTask(load_detector(detector), teacher, run.model.present_threshold)
-    return train(task, run, data, out, **options)
-
-
 def train_ssdir(
     run: SSDIRRun,
     detector: Path,
@@ -117,7 +88,8 @@ def train_ssdir(
         detector: run folder (or saved model) of the detector.
         data: data set folder, or scenes on the fly; boxes and labels are not used.
         out: run folder; ``options`` as for :func:`~ssdir.training.loop.train`.
-        teacher: run folder of a teacher: the decoder starts as its, and ``objective.teacher`` weighs its codes.
+        teacher: run folder of an SSDIR with glimpses, which teaches one with cells: the decoder starts as its, and
+            ``objective.teacher`` weighs the distance to its z_what.
 
     Raises:
         ConfigError, DataError, TrainingError: see :func:`train`.
@@ -125,12 +97,13 @@ def train_ssdir(
     from ssdir.model.pretrained import detector_of, read_folder
     from ssdir.model.ssdir import SSDIR
     from ssdir.training.standing import require_taught_on
-    from ssdir.training.tasks.teacher import load_teacher
+    from ssdir.training.teaching import load_teacher
 
     if teacher is None and run.objective.teacher > 0:
         raise ConfigError(
-            "objective.teacher weighs a teacher's codes, but there is no teacher; train one (ssdir train teacher) "
-            "and name its run with --teacher, or set --objective.teacher 0"
+            "objective.teacher weighs the distance to a teacher's z_what, but there is no teacher; train one (an SSDIR "
+            "with glimpses: ssdir train ssdir quickstart) and name its run with --teacher, or set "
+            "--objective.teacher 0"
         )
 
     folder = read_folder(detector, "detector")
@@ -141,7 +114,7 @@ def train_ssdir(
     parts = {"detector": str(detector.resolve())}
     options["parts"] = parts
     if teacher is not None and guide is not None:
-        require_taught_on(teacher, detector, model.detector)
+        require_taught_on(teacher, guide.detector, detector, model.finder)
         parts["teacher"] = str(teacher.resolve())
         model.decoder.load_state_dict(guide.decoder.state_dict())
     task = SSDIRTask(model, run.objective, guide)

@@ -19,8 +19,6 @@ from ssdir.config import (
     ObjectiveConfig,
     ScenesConfig,
     SSDIRRun,
-    TeacherConfig,
-    TeacherRun,
     TrainingConfig,
     did_you_mean,
 )
@@ -34,11 +32,11 @@ class Preset:
     """Scenes to generate (None: the dataset comes from elsewhere)."""
     detector: DetectorRun
     ssdir: SSDIRRun
-    teacher: TeacherRun | None = None
-    """The warm start of the what encoder (None: none, as in the paper)."""
+    teacher: SSDIRRun | None = None
+    """The model with glimpses that teaches ``ssdir``, which has cells (None: none, as in the paper)."""
 
 
-LAPTOP = ("quickstart", "small")
+LAPTOP = ("quickstart", "small", "scenes", "quickstart-cells")
 """Presets, of SSDIR and of baselines, that a laptop's CPU trains; the others want a GPU."""
 
 
@@ -111,16 +109,25 @@ _SMALL_TRAINING = TrainingConfig(
     channels_last=True,
     validate_every=0,
 )
-_SMALL_MODEL = ModelConfig(
+_GLIMPSES = ModelConfig(
+    what_encoder="glimpses",
     z_what_size=128,
-    n_hidden=1,
-    what_norm="batch",
-    what_width=128,
+    glimpse_size=24,
+    projector_size=256,
     train_on="selected",
-    clone_backbone=True,
+    decoder="upsample",
     decoder_norm="batch",
-    decoder_channels=(256, 128, 64, 32, 16, 16),
+    decoder_channels=(64, 64, 32, 16),
     merge="occlusion",
+)
+_GLIMPSES_TRAINING = replace(
+    _SMALL_TRAINING,
+    feature_cache="disk",
+    steps=900,
+    batch_size=12,
+    learning_rate=0.003,
+    log_every=50,
+    checkpoint_every=300,
 )
 
 PRESETS: dict[str, Preset] = {
@@ -170,31 +177,12 @@ PRESETS: dict[str, Preset] = {
                 checkpoint_every=200,
             ),
         ),
-        teacher=TeacherRun(
-            model=_SMALL_MODEL,
-            teacher=TeacherConfig(crops=128),
-            training=replace(
-                _SMALL_TRAINING,
-                feature_cache="disk",
-                steps=900,
-                batch_size=12,
-                learning_rate=0.003,
-                log_every=50,
-                checkpoint_every=300,
-            ),
-        ),
         ssdir=SSDIRRun(
-            model=_SMALL_MODEL,
-            objective=ObjectiveConfig(image=0.0, objects=1.0, what=0.001, depth=0.001, teacher=3.0),
-            training=replace(
-                _SMALL_TRAINING,
-                feature_cache="disk",
-                steps=900,
-                batch_size=32,
-                learning_rate=0.006,
-                warmup_steps=90,
-                checkpoint_every=200,
+            model=_GLIMPSES,
+            objective=ObjectiveConfig(
+                image=0.0, objects=1.0, what=0.0001, depth=0.0001, error="mse", invariance=0.1
             ),
+            training=_GLIMPSES_TRAINING,
         ),
     ),
 }
@@ -237,33 +225,38 @@ PRESETS["small"] = Preset(
             crop_max_aspect=1.5,
         ),
     ),
-    teacher=TeacherRun(
-        model=_SMALL_MODEL,
-        teacher=TeacherConfig(crops=128),
-        training=replace(
-            _SMALL_TRAINING,
-            feature_cache="disk",
-            steps=600,
-            batch_size=32,
-            learning_rate=0.003,
-            log_every=50,
-            checkpoint_every=200,
-        ),
-    ),
     ssdir=SSDIRRun(
-        model=_SMALL_MODEL,
-        objective=ObjectiveConfig(
-            image=1.0, objects=1.0, what=0.001, depth=0.001, teacher=3.0, image_region="boxes"
+        model=replace(
+            _GLIMPSES, glimpse_size=48, glimpse_source="original", decoder_channels=(128, 64, 64, 32, 16)
         ),
+        objective=ObjectiveConfig(image=0.0, objects=1.0, what=0.0001, depth=0.0001, error="mse"),
+        training=replace(_GLIMPSES_TRAINING, batch_size=16),
+    ),
+)
+
+# The single-shot form, which the quickstart's model teaches.
+PRESETS["quickstart-cells"] = replace(
+    PRESETS["quickstart"],
+    teacher=PRESETS["quickstart"].ssdir,
+    ssdir=SSDIRRun(
+        model=replace(
+            _GLIMPSES,
+            what_encoder="cells",
+            projector_size=0,
+            n_hidden=1,
+            what_norm="batch",
+            what_width=128,
+            clone_backbone=True,
+        ),
+        objective=ObjectiveConfig(image=0.0, objects=1.0, what=0.001, depth=0.001, teacher=3.0),
         training=replace(
             _SMALL_TRAINING,
             feature_cache="disk",
-            steps=500,
-            batch_size=16,
-            learning_rate=0.003,
-            warmup_steps=50,
-            validate_every=250,
-            checkpoint_every=100,
+            steps=900,
+            batch_size=32,
+            learning_rate=0.006,
+            warmup_steps=90,
+            checkpoint_every=200,
         ),
     ),
 )

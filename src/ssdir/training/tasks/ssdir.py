@@ -18,21 +18,21 @@ from ssdir.detector.ssd import Detector
 from ssdir.model.loss_output import LossOutput
 from ssdir.model.objective import Objective
 from ssdir.model.ssdir import SSDIR
-from ssdir.model.teacher import Teacher, distance_to_codes
 from ssdir.plots.overlay import grid_of, to_picture, with_boxes
 from ssdir.training.tasks.base import PICTURE_IMAGES, Task
 from ssdir.training.tasks.validation import Means
+from ssdir.training.teaching import distance_to_teacher
 
 
 class SSDIRTask(Task):
     """SSDIR and its objective; the detector inside stays as it is, and so does the teacher, where there is one."""
 
     kind = "ssdir"
-    validation_columns = (
+    validation_columns: tuple[str, ...] = (
         "loss", "image", "objects", "what", "depth", "teacher", "image_mse", "present_per_image",
     )  # fmt: skip
 
-    def __init__(self, model: SSDIR, config: ObjectiveConfig, teacher: Teacher | None = None) -> None:
+    def __init__(self, model: SSDIR, config: ObjectiveConfig, teacher: SSDIR | None = None) -> None:
         super().__init__()
         self.model: SSDIR = model
         self.teacher = teacher
@@ -40,15 +40,24 @@ class SSDIRTask(Task):
         self.weights = dict(self.objective.weights)
         if teacher is not None:
             self.weights["teacher"] = config.teacher
-        self.image_size = model.detector.config.image_size
+        self.validation_columns += tuple(name for name in self.weights if name not in self.validation_columns)
+        self.image_size = model.image_size
         self.present_threshold = model.config.present_threshold
-        self._detector_fingerprint = tensors_fingerprint(model.detector.state_dict())
+        detector = model.detector
+        self._detector_fingerprint = None if detector is None else tensors_fingerprint(detector.state_dict())
 
     def forward(self, batch: Batch, generator: torch.Generator, step: int | None = None) -> LossOutput:
-        output = self.model(batch.images, generator, self.objective.needs_images, batch.detector_output)
+        output = self.model(
+            batch.images,
+            generator,
+            self.objective.needs_images,
+            batch.detector_output,
+            grey=batch.grey,
+            views=self.objective.views,
+        )
         losses = self.objective(output, batch.images, batch.grey)
         if self.teacher is not None:
-            losses["teacher"] = distance_to_codes(self.teacher, output.objects, batch.images)
+            losses["teacher"] = distance_to_teacher(self.teacher, output.objects, batch.images)
         objects, n_images = len(output.objects), len(batch.images)
         health: dict[str, Any] = {"present_per_image": objects / n_images, "decoded": objects}
         config = self.model.config
@@ -69,7 +78,7 @@ class SSDIRTask(Task):
         for batch, generator in self._batches(dataset, limit):
             terms = self(batch, generator)
             found = self.model.infer(batch.images, patches=True)
-            rendered = self.model.render(found, self.image_size)
+            rendered = self.model.compose(found, self.image_size, batch.images)
             values = {
                 "loss": self.weighted(terms.losses),
                 **terms.losses,
@@ -83,15 +92,20 @@ class SSDIRTask(Task):
         """Rows of: input, output, output with the boxes of the objects found."""
         batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
         objects = self.model.infer(batch.images)
-        rendered = self.model.render(objects, self.image_size)
+        rendered = self.model.compose(objects, self.image_size, batch.images)
         rows = []
         for i, image in enumerate(batch.images):
             boxed = with_boxes(rendered[i], objects.of_image(i).boxes_xyxy)
             rows.append([to_picture(image), to_picture(rendered[i]), boxed])
         return grid_of(rows)
 
-    def cached_detector(self) -> tuple[Detector, bool]:
-        return self.model.detector, self.model.backbone is None
+    def cached_detector(self) -> tuple[Detector, bool] | None:
+        detector = self.model.detector
+        return (
+            None
+            if detector is None
+            else (detector, not self.model.by_glimpses and self.model.backbone is None)
+        )
 
     def train(self, mode: bool = True) -> SSDIRTask:
         """As ``nn.Module.train``, except that the teacher stays in eval mode."""
@@ -105,15 +119,19 @@ class SSDIRTask(Task):
 
     def fingerprint(self) -> dict[str, Any]:
         """The detector's settings and a hash of its weights; a hash of the teacher's."""
-        fingerprint: dict[str, Any] = {
-            "detector": to_dict(self.model.detector.config),
-            "detector_weights": self._detector_fingerprint,
-        }
+        fingerprint: dict[str, Any] = {}
+        if self.model.detector is not None:
+            fingerprint["detector"] = to_dict(self.model.detector.config)
+            fingerprint["detector_weights"] = self._detector_fingerprint
         if self.teacher is not None:
             fingerprint["teacher_weights"] = tensors_fingerprint(self.teacher.state_dict())
         return fingerprint
 
     def image_networks(self) -> Sequence[nn.Module]:
-        """Backbones and encoders. The decoder sees every object, a number that changes from step to step."""
-        parts = (self.model.detector.backbone, self.model.backbone, self.model.what, self.model.depth)
+        """Backbones, and encoders of whole images. What sees single objects sees a number of them that changes from
+        step to step."""
+        model = self.model
+        parts = [model.backbone, model.backdrop]
+        parts += [] if model.detector is None else [model.detector.backbone]
+        parts += [] if model.by_glimpses else [model.what, model.depth]
         return [part for part in parts if part is not None]
