@@ -265,10 +265,13 @@ class CropVAE(Baseline):
         """Patches decoded from ``what``; they have no opacity of their own."""
         return dataclasses.replace(objects, patches=self.decode(objects.require("what")))
 
-    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
+    def reconstruct(
+        self, images: Images, size: int | None = None, objects: Objects | None = None
+    ) -> Float[Tensor, "b 3 size size"]:
         """The objects that :meth:`infer` finds, painted back on black."""
         with torch.no_grad():
-            return self.render(self.infer(images), self.image_size if size is None else size)
+            found = self.infer(images) if objects is None else objects
+            return self.render(found, self.image_size if size is None else size)
 
     def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
         """The objects on black, where they overlap their mean.

@@ -44,10 +44,10 @@ def comparison_scenes(
         own = CachedDataset(data, split, model.image_size).batch(chosen).to(model.device)
         with torch.inference_mode():
             if true_boxes:
-                objects = model.describe(own.images, own.boxes, own.image_index, patches=True)
+                objects = model.describe(own, own.boxes, own.image_index, patches=True)
             else:
-                objects = objects_of(model, own.images, patches=True)
-            paint = renderer(model, own.images, objects)
+                objects = objects_of(model, own, patches=True)
+            paint = renderer(model, own, objects)
             rendered = None if paint is None else paint().float().cpu()
             pictures = object_pictures(model, own.images, objects)
             objects = replace(objects, patches=pictures, alpha=None).to("cpu")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 B = TypeVar("B", bound="Batch")
@@ -64,6 +64,8 @@ class Batch:
     """The three channels of ``images`` are known to be equal."""
     detector_output: DetectorOutput | None = None
     """A frozen detector's output for the images, where it is kept (:mod:`ssdir.detector.feature_cache`)."""
+    originals: tuple[UInt8[Tensor, "3 _ _"], ...] | None = None
+    """The images at their own sizes, where they were asked for."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,6 +95,9 @@ class Batch:
             labels=self.labels.to(device, non_blocking=early),
             image_index=self.image_index.to(device, non_blocking=early),
             detector_output=None if self.detector_output is None else self.detector_output.to(device),
+            originals=None
+            if self.originals is None
+            else tuple(image.to(device, non_blocking=early) for image in self.originals),
         )
 
 

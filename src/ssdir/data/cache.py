@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssdir.common.console import progress_bar
@@ -28,7 +28,7 @@ from ssdir.common.storage import SpaceError, require_free_space, temporary_name
 from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, Layout, new_array, tell_damage
 from ssdir.data.batch import Batch
 from ssdir.data.dataset import Dataset
-from ssdir.data.images import open_image, size_fault, squash_image
+from ssdir.data.images import open_image, read_image, size_fault, squash_image
 from ssdir.data.split import Split, require_images
 
 CACHE_VERSION = 2
@@ -42,7 +42,8 @@ class CachedDataset:
 
     The cache is made when it is absent, damaged or no longer fits, in ``cache_folder``, else in the dataset's
     ``.cache``, or, where that cannot be written or has no room, in the user's cache folder (``$XDG_CACHE_HOME/ssdir``).
-    An image of S x S pixels is kept exactly, others are squashed bilinearly with antialiasing.
+    An image of S x S pixels is kept exactly, others are squashed bilinearly with antialiasing. With ``originals``
+    batches have the images at their own sizes, too, which are read from their files every time.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class CachedDataset:
         split: str,
         image_size: int,
         cache_folder: str | Path | None = None,
+        originals: bool = False,
     ) -> None:
         if image_size < 1:
             raise DataError(f"image_size is {image_size}; it must be at least 1")
@@ -58,6 +60,7 @@ class CachedDataset:
         self.folder = self.dataset.folder
         self.split = self.dataset.open(split)
         self.image_size = image_size
+        self.originals = originals
         self.categories = self.split.categories
         self.image_ids = tuple(entry.id for entry in self.split.images)
         if not self.image_ids:
@@ -85,22 +88,33 @@ class CachedDataset:
     def batch(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Batch:
         """The images at some positions of the split, with their objects, on the CPU."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
-        (rows_of_bytes,) = self._images.rows(chosen)
-        pixels = torch.from_numpy(rows_of_bytes).to(torch.float32).div_(255)
-        if pixels.ndim == 3:
-            pixels = pixels[:, None].expand(-1, 3, -1, -1).contiguous()
         counts = self._starts[chosen + 1] - self._starts[chosen]
         image_index = np.repeat(np.arange(len(chosen)), counts)
         # Row of each object: its image's first row, plus its place among the objects of that image.
         place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         rows = torch.from_numpy(np.repeat(self._starts[chosen], counts) + place)
         return Batch(
-            pixels,
+            self.pixels(chosen),
             self._boxes[rows],
             self._labels[rows],
             torch.from_numpy(image_index),
             tuple(self.image_ids[index] for index in chosen),
             grey=self.grey,
+            originals=self._originals(chosen) if self.originals else None,
+        )
+
+    def pixels(self, chosen: Int[np.ndarray, " b"]) -> Float[Tensor, "b 3 s s"]:
+        """The images at some positions of the split, in [0, 1]."""
+        (rows_of_bytes,) = self._images.rows(chosen)
+        pixels = torch.from_numpy(rows_of_bytes).to(torch.float32).div_(255)
+        return pixels[:, None].expand(-1, 3, -1, -1).contiguous() if pixels.ndim == 3 else pixels
+
+    def _originals(self, chosen: Int[np.ndarray, " b"]) -> tuple[UInt8[Tensor, "3 _ _"], ...]:
+        """Images at their own sizes."""
+        entries = [self.split.images[index] for index in chosen]
+        return tuple(
+            torch.from_numpy(np.ascontiguousarray(read_image(entry.path).transpose(2, 0, 1)))
+            for entry in entries
         )
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

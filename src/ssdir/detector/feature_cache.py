@@ -241,7 +241,7 @@ def _outputs(
         for first in range(0, n, size):
             # A last batch that is short is filled up, so that every image meets the same kernels.
             chosen = np.minimum(np.arange(first, first + size), n - 1)
-            pixels = images.batch(chosen).images.to(device)
+            pixels = images.pixels(chosen).to(device)
             if settings.channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):

@@ -184,11 +184,11 @@ class _Asking:
 
     def find(self, batch: LabelledBatch) -> Objects:
         if self.true_boxes:
-            return self.model.describe(batch.images, batch.boxes, batch.image_index, patches=self.whole)
-        return objects_of(self.model, batch.images, patches=self.whole)
+            return self.model.describe(batch, batch.boxes, batch.image_index, patches=self.whole)
+        return objects_of(self.model, batch, patches=self.whole)
 
     def find_and_render(self, batch: LabelledBatch) -> None:
-        paint = renderer(self.model, batch.images, self.find(batch))
+        paint = renderer(self.model, batch, self.find(batch))
         if paint is not None:
             paint()
 
@@ -235,7 +235,7 @@ def _find(found: Collected, ask: _Asking, batch: LabelledBatch) -> Objects:
         found.seconds_infer.append(seconds / max(1, len(batch)))
         if found.boxes is None:
             return objects
-    predictions = predictions_of(ask.model, batch.images, patches=ask.whole)
+    predictions = predictions_of(ask.model, batch, patches=ask.whole)
     found.boxes.add(predictions.boxes, not ask.model.paints, found.n_images)
     if found.free_boxes is not None and predictions.free_boxes is not None:
         found.free_boxes.add(predictions.free_boxes, False, found.n_images)
@@ -254,7 +254,7 @@ def _measure_rendering(
     images = batch.images
     target = images if batch.target is None else batch.target.to(images.device)
     rendered = None
-    paint = renderer(model, images, objects)
+    paint = renderer(model, batch, objects)
     if paint is not None:
         rendered, seconds = _timed(paint, images.device)
         found.seconds_render.append(seconds / max(1, len(batch)))

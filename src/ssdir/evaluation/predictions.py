@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ssdir.boxes import select_boxes
 from ssdir.common.errors import DataError
 from ssdir.config import PRESENT_THRESHOLD
+from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import ObjectModel
 
@@ -34,7 +35,7 @@ class Predictions(NamedTuple):
     """The same without NMS; None where the model has one of its own."""
 
 
-def objects_of(model: ObjectModel, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
+def objects_of(model: ObjectModel, images: Images, patches: bool) -> Objects:
     """The objects: presence above 0.5, NMS, with what the model says of them. This is the question that is timed."""
     return model.infer(
         images,
@@ -45,7 +46,7 @@ def objects_of(model: ObjectModel, images: Float[Tensor, "b 3 s s"], patches: bo
     )
 
 
-def predictions_of(model: ObjectModel, images: Float[Tensor, "b 3 s s"], patches: bool) -> Predictions:
+def predictions_of(model: ObjectModel, images: Images, patches: bool) -> Predictions:
     """The objects of :func:`objects_of`, and the boxes for average precision.
 
     NMS goes by falling presence, so what it keeps of the boxes above 0.5 is the beginning of what it keeps of all.

@@ -75,7 +75,7 @@ def evaluate(
         raise ConfigError(f"{model.name} finds objects itself; it cannot be given the true boxes")
     clock = _Clock()
     split = choose_split(data, config.split)
-    dataset = CachedDataset(data, split, model.image_size)
+    dataset = CachedDataset(data, split, model.image_size, originals=model.reads_originals)
     numbers = class_numbers(model, f"{data.folder} ({split})", dataset.categories)
     labels = read_labels(data, split)
     other = config.probe_data

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssdir.boxes import pixels_inside
+from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import ObjectModel
 from ssdir.rendering.render import crop
@@ -21,13 +22,13 @@ PATCH_SIDE = 64
 
 
 def renderer(
-    model: ObjectModel, images: Float[Tensor, "b 3 s s"], objects: Objects
+    model: ObjectModel, images: Images, objects: Objects
 ) -> Callable[[], Float[Tensor, "b 3 t t"]] | None:
     """What paints the images: the objects found, or, for a model with more than objects, the model itself."""
     if not model.paints:
         return None
     if model.has_background:
-        return lambda: model.reconstruct(images, IMAGE_SIDE)
+        return lambda: model.reconstruct(images, IMAGE_SIDE, objects)
     return lambda: model.render(objects, IMAGE_SIDE)
 
 

@@ -172,7 +172,7 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: O
         rows.append(record)
     draw_boxes(pixels, corners, names).save(folder / "overlay.png")
     if network.has_background:
-        rendered = network.reconstruct(pixels)[0]
+        rendered = network.reconstruct(pixels, objects=objects)[0]
     else:
         rendered = network.render(objects, network.image_size)[0]
     to_picture(rendered).save(folder / "reconstruction.png")

@@ -26,7 +26,7 @@ DEEPEST = 8.0
 
 
 class GlimpseEncoder(nn.Module):
-    """Means of z_what of crops: four 3x3 convolutions, the last three of stride 2, and a linear layer.
+    """Means of z_what of crops: four 3x3 convolutions, all but the third of stride 2, and a linear layer.
 
     Channels are 1, 2, 2 and 4 times ``glimpse_width``; BatchNorm and ReLU follow each convolution. A last BatchNorm
     without weights gives every dimension of z_what mean 0 and variance 1, so that the posterior's noise and its prior
@@ -39,9 +39,9 @@ class GlimpseEncoder(nn.Module):
         wide = config.glimpse_width
         cells = math.ceil(config.glimpse_size / 8)
         self.layers = nn.Sequential(
-            *_block(3, wide, 1),
+            *_block(3, wide, 2),
             *_block(wide, 2 * wide, 2),
-            *_block(2 * wide, 2 * wide, 2),
+            *_block(2 * wide, 2 * wide, 1),
             *_block(2 * wide, 4 * wide, 2),
             nn.Flatten(),
         )

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssdir.common.errors import DataError
+from ssdir.data.batch import Batch
 from ssdir.data.images import ImageSource, read_image, squash
 
-Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource | Shaped[Tensor, "..."]]
+Images = Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource | Shaped[Tensor, "..."]] | Batch
 
 
 def prepare(images: Images, like: Float[Tensor, "..."], side: int) -> Float[Tensor, "b 3 side side"]:
@@ -20,12 +21,15 @@ def prepare(images: Images, like: Float[Tensor, "..."], side: int) -> Float[Tens
 
     Args:
         images: a tensor "b 3 h w" or "3 h w" in [0, 1] (or uint8), anything that
-            :func:`ssdir.data.images.read_image` takes, or a list of such images, each of its own size.
+            :func:`ssdir.data.images.read_image` takes, a list of such images, each of its own size, or a batch of a
+            data set.
         side: in pixels; other images are squashed to it with antialiasing.
 
     Raises:
         DataError: an image cannot be read, or the tensor is not what it should be.
     """
+    if isinstance(images, Batch):
+        images = images.images
     if isinstance(images, Tensor):
         return _squashed(images, like, side)
     sources = [images] if isinstance(images, ImageSource) else list(images)
@@ -45,6 +49,8 @@ def at_own_size(images: Images, prepared: Float[Tensor, "b 3 s s"]) -> list[Shap
         images: what :func:`prepare` took.
         prepared: what it gave; on its device they are.
     """
+    if isinstance(images, Batch):
+        images = images.images if images.originals is None else list(images.originals)
     if isinstance(images, Tensor):
         return list((images[None] if images.ndim == 3 else images).to(prepared.device))
     found: list[Tensor] = []

@@ -34,6 +34,7 @@ class ObjectModel(nn.Module, ABC):
         decodes_what: whether :meth:`with_patches` decodes objects from their ``what`` alone.
         tells_depth: whether its objects have ``depth``.
         describes_boxes: whether :meth:`describe` takes boxes from elsewhere.
+        reads_originals: whether it looks at images at their own resolution, where it is given them.
         config: settings of the architecture.
         categories: names of the classes of the data it was trained on, where known; never used by the model.
     """
@@ -45,6 +46,7 @@ class ObjectModel(nn.Module, ABC):
     decodes_what: ClassVar[bool] = False
     tells_depth: ClassVar[bool] = True
     describes_boxes: bool = False
+    reads_originals: bool = False
     config: Any
     categories: tuple[str, ...] | None
 
@@ -110,8 +112,8 @@ class ObjectModel(nn.Module, ABC):
 
         Args:
             images: a float tensor "b 3 h w" or "3 h w" in [0, 1], or anything that
-                :func:`ssdir.data.images.read_image` takes (path, PIL image, array), or a list of such images, each
-                of its own size. Other sides than the model's are squashed with antialiasing.
+                :func:`ssdir.data.images.read_image` takes (path, PIL image, array), a list of such images, each
+                of its own size, or a batch of a data set. Other sides than the model's are squashed with antialiasing.
             present_threshold: keep objects whose presence exceeds this; None takes the model's (0.5 where it has none).
             nms_iou: drop the less probable of two boxes above this IoU; None keeps all; "config" takes
                 :attr:`nms_iou`.
@@ -166,8 +168,17 @@ class ObjectModel(nn.Module, ABC):
     # -- painting ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
-        """The whole images, background included, from means; ``size`` None takes the model's side."""
+    def reconstruct(
+        self, images: Images, size: int | None = None, objects: Objects | None = None
+    ) -> Float[Tensor, "b 3 size size"]:
+        """The whole images, background included, from means.
+
+        Args:
+            images: as for :meth:`infer`.
+            size: side of the result in pixels; None takes the model's.
+            objects: what :meth:`infer` found in them, with patches, where it is known; models that paint their objects
+                do not look for them again then.
+        """
 
     @abstractmethod
     def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
@@ -288,7 +299,9 @@ class DetectorModel(ObjectModel):
             labels=None if self.class_agnostic else found.labels,
         )
 
-    def reconstruct(self, images: Images, size: int | None = None) -> NoReturn:
+    def reconstruct(
+        self, images: Images, size: int | None = None, objects: Objects | None = None
+    ) -> NoReturn:
         raise ValueError("a detector paints nothing")
 
     def render(self, objects: Objects, size: int) -> NoReturn:

@@ -88,6 +88,7 @@ class SSDIR(ObjectModel):
         self.describes_boxes = self.by_glimpses
         self.has_opacity = config.opacity
         self.has_background = config.background != "none"
+        self.reads_originals = self.by_glimpses and config.glimpse_source == "original"
         if detector is not None:
             detector.requires_grad_(False)
         elif not self.by_glimpses or config.image_size is None:
@@ -416,7 +417,7 @@ class SSDIR(ObjectModel):
 
     def _source(self, images: Images, batch: Float[Tensor, "b 3 s s"]) -> ImagesAtOwnSize:
         """What glimpses are cropped from."""
-        return batch if self.config.glimpse_source == "resized" else at_own_size(images, batch)
+        return at_own_size(images, batch) if self.reads_originals else batch
 
     def with_patches(self, objects: Objects) -> Objects:
         """Patches decoded from ``what``, with their opacity where the model has one."""
@@ -438,12 +439,13 @@ class SSDIR(ObjectModel):
         with self.evaluating():
             return self.backdrop(self.prepared(images), self.image_size if size is None else size)
 
-    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
-        """The objects that :meth:`infer` finds, painted back, over the background where the model has one; ``size``
-        None takes the detector's side."""
-        objects = self.infer(images)
+    def reconstruct(
+        self, images: Images, size: int | None = None, objects: Objects | None = None
+    ) -> Float[Tensor, "b 3 size size"]:
+        """The objects that :meth:`infer` finds, painted back, over the background where the model has one."""
+        found = self.infer(images) if objects is None else objects
         with self.evaluating():
-            return self.compose(objects, self.image_size if size is None else size, self.prepared(images))
+            return self.compose(found, self.image_size if size is None else size, self.prepared(images))
 
     def with_untrained_what(self, seed: int) -> SSDIR:
         """The same model with a fresh what encoder (the control of a probe of z_what), for evaluation only.

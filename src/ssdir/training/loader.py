@@ -29,7 +29,11 @@ Part: TypeAlias = Batch | Draft | Augmented
 
 
 def open_images(
-    source: Path | Dataset | StreamedScenes, validation: Path | None, image_size: int, validation_images: int
+    source: Path | Dataset | StreamedScenes,
+    validation: Path | None,
+    image_size: int,
+    validation_images: int,
+    originals: bool = False,
 ) -> tuple[Images, Images | None]:
     """The images to train on, and those to validate on (None: there are none).
 
@@ -39,6 +43,7 @@ def open_images(
             val scenes.
         image_size: side of the images in pixels.
         validation_images: how many val scenes of the stream's own.
+        originals: whether batches have images of files at their own sizes, too.
 
     Raises:
         ConfigError: ``validation`` beside a dataset folder, or without a val split; scenes without an epoch's number.
@@ -54,7 +59,7 @@ def open_images(
                     f"{validation} has no val split to validate on; name another folder, or none: scenes of the "
                     "stream's own val split are drawn then"
                 )
-            return images, CachedDataset(other, "val", image_size)
+            return images, CachedDataset(other, "val", image_size, originals=originals)
         return images, images.validation(validation_images) if validation_images else None
     dataset = Dataset(source)
     if validation is not None:
@@ -62,8 +67,10 @@ def open_images(
             f"{validation} cannot validate beside the data set folder {dataset.folder}, which has splits of its own; "
             "it is for scenes on the fly"
         )
-    train = CachedDataset(dataset, "train", image_size)
-    return train, CachedDataset(dataset, "val", image_size) if dataset.has_images("val") else None
+    train = CachedDataset(dataset, "train", image_size, originals=originals)
+    if not dataset.has_images("val"):
+        return train, None
+    return train, CachedDataset(dataset, "val", image_size, originals=originals)
 
 
 def describe_images(images: Images, validation: Images | None) -> dict[str, Any]:

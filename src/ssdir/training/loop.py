@@ -147,7 +147,9 @@ def _train(
     # The first process of every machine builds the cache, the others find it. Machines may have disks of their own;
     # where they share one, each writes the same file under a name of its own first.
     with accelerator.local_main_process_first():
-        images, held_out = open_images(dataset, validation, task.image_size, settings.validation_images)
+        images, held_out = open_images(
+            dataset, validation, task.image_size, settings.validation_images, task.reads_originals
+        )
     to_cache = _to_cache(task, images, accelerator, settings)
     description = _describe(task, run_config, images, held_out) | ({"parts": dict(parts)} if parts else {})
     checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)

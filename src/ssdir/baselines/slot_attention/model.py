@@ -109,7 +109,9 @@ class SlotAttentionAutoencoder(Baseline):
             alpha=None if layers is None else layers[:, 3:],
         )
 
-    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
+    def reconstruct(
+        self, images: Images, size: int | None = None, objects: Objects | None = None
+    ) -> Float[Tensor, "b 3 size size"]:
         """The sum of what all slots paint, the background's included."""
         with self.evaluating():
             rendered, _ = self.decoder.images(self.decoder(self.slots(self.prepared(images))))

@@ -147,7 +147,9 @@ class SPACE(Baseline):
         rgb, alpha = self.foreground.decode(objects.require("what"))
         return dataclasses.replace(objects, patches=rgb, alpha=alpha)
 
-    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
+    def reconstruct(
+        self, images: Images, size: int | None = None, objects: Objects | None = None
+    ) -> Float[Tensor, "b 3 size size"]:
         """a * mu_fg + (1 - a) * background from means, of all cells by their probability of presence."""
         with self.evaluating():
             prepared = self.prepared(images)

@@ -151,7 +151,9 @@ class SPAIR(Baseline):
         rgb, alpha = self.decoder(objects.require("what"))
         return dataclasses.replace(objects, patches=rgb, alpha=alpha)
 
-    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
+    def reconstruct(
+        self, images: Images, size: int | None = None, objects: Objects | None = None
+    ) -> Float[Tensor, "b 3 size size"]:
         """All cells, opaque by their probability of presence, on the background."""
         with self.evaluating():
             prepared = self.prepared(images)

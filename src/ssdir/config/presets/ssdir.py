@@ -118,6 +118,7 @@ _GLIMPSES = ModelConfig(
     decoder="upsample",
     decoder_norm="batch",
     decoder_channels=(64, 64, 32, 16),
+    train_objects=128,
     merge="occlusion",
 )
 _GLIMPSES_TRAINING = replace(

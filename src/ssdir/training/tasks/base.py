@@ -34,12 +34,14 @@ class Task(nn.Module, ABC):
         weights: the coefficient of each loss term.
         image_size: side of the images it takes, in pixels.
         validation_columns: names of what :meth:`validate` may give.
+        reads_originals: whether batches should have the images at their own sizes, too.
         present_threshold: what a frozen detector finds is an object when its presence exceeds this.
     """
 
     kind: str
     validation_columns: tuple[str, ...] = ()
     present_threshold: float = PRESENT_THRESHOLD
+    reads_originals: bool = False
     model: nn.Module
     weights: dict[str, float]
     image_size: int

@@ -42,6 +42,7 @@ class SSDIRTask(Task):
             self.weights["teacher"] = config.teacher
         self.validation_columns += tuple(name for name in self.weights if name not in self.validation_columns)
         self.image_size = model.image_size
+        self.reads_originals = model.reads_originals
         self.present_threshold = model.config.present_threshold
         detector = model.detector
         self._detector_fingerprint = None if detector is None else tensors_fingerprint(detector.state_dict())
@@ -53,6 +54,7 @@ class SSDIRTask(Task):
             self.objective.needs_images,
             batch.detector_output,
             grey=batch.grey,
+            originals=batch.originals,
             views=self.objective.views,
         )
         losses = self.objective(output, batch.images, batch.grey)
@@ -77,7 +79,7 @@ class SSDIRTask(Task):
         means = Means()
         for batch, generator in self._batches(dataset, limit):
             terms = self(batch, generator)
-            found = self.model.infer(batch.images, patches=True)
+            found = self.model.infer(batch, patches=True)
             rendered = self.model.compose(found, self.image_size, batch.images)
             values = {
                 "loss": self.weighted(terms.losses),
@@ -91,7 +93,7 @@ class SSDIRTask(Task):
     def visualize(self, dataset: Images) -> Image.Image:
         """Rows of: input, output, output with the boxes of the objects found."""
         batch = dataset.batch(range(min(PICTURE_IMAGES, len(dataset)))).to(self.device)
-        objects = self.model.infer(batch.images)
+        objects = self.model.infer(batch)
         rendered = self.model.compose(objects, self.image_size, batch.images)
         rows = []
         for i, image in enumerate(batch.images):
