@@ -1,6 +1,6 @@
 """Turn a finished SSDIR run into the weights that ship in the package: half precision, one folder.
 
-Usage: python runs/ship_weights.py RUN [src/ssdir/weights/mnist]
+Usage: python runs/ship_weights.py RUN [src/ssdir/weights/digits]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from ssdir import SSDIR
 
 run = Path(sys.argv[1])
-folder = Path(sys.argv[2] if len(sys.argv) > 2 else "src/ssdir/weights/mnist")
+folder = Path(sys.argv[2] if len(sys.argv) > 2 else "src/ssdir/weights/digits")
 model = SSDIR.from_pretrained(run).half()  # read back as float32
 model.save_pretrained(folder)
 size = sum(file.stat().st_size for file in folder.iterdir())

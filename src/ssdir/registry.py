@@ -15,7 +15,8 @@ MODELS: dict[str, type[ObjectModel]] = {"ssdir": SSDIR, "detector": DetectorMode
 
 
 def load_model(path: Path | None = None) -> ObjectModel:
-    """The model of whatever kind saved at ``path`` (a run or a model folder); None: the weights shipped.
+    """The model of whatever kind saved at ``path`` (a run, a model folder or the name of weights that ship);
+    None: ``digits``, of those that ship.
 
     A detector comes as a :class:`~ssdir.model.object_model.DetectorModel`.
 

@@ -62,9 +62,9 @@ class Evaluate:
     """Measure a run on a dataset: detection, reconstruction, and what a linear probe reads from the vectors."""
 
     model: Positional[Path | None] = None
-    """Run folder of a detector, of SSDIR or of a baseline."""
+    """Run folder of a detector, of SSDIR or of a baseline; or the name of weights that ship in the package (digits)."""
     pretrained: bool = False
-    """Evaluate the weights that ship in the package instead of a run."""
+    """The same as the name digits."""
     data: Path | None = None
     """Dataset folder (default: the one that the run was trained on)."""
     out: Path | None = None
@@ -95,7 +95,7 @@ class Compare:
     """
 
     runs: Positional[tuple[Path, ...]]
-    """Run folders of detectors, of SSDIR and of baselines."""
+    """Run folders of detectors, of SSDIR and of baselines; names of weights that ship in the package."""
     data: Path
     """Dataset folder."""
     out: Path
@@ -153,7 +153,7 @@ class Infer:
     out: Path
     """Folder for the results: new, empty, or with earlier results."""
     model: Path | None = None
-    """Run folder of SSDIR or of a baseline (default: the weights that ship in the package)."""
+    """Run folder of SSDIR or of a baseline, or the name of weights that ship in the package (default: digits)."""
     present: float | None = None
     """Keep objects whose presence exceeds this (default: the model's 0.5)."""
     device: str = "auto"

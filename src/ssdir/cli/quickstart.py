@@ -21,13 +21,14 @@ from ssdir.config import ScenesConfig
 from ssdir.config.presets import Preset, preset
 from ssdir.data.mnist.scenes import generate
 from ssdir.evaluation.protocol import EvaluationConfig, evaluate
+from ssdir.model.pretrained import shipped_names
 from ssdir.model.ssdir import SSDIR
 from ssdir.registry import load_model
 from ssdir.report.html import print_summary, write_report
 from ssdir.training.run_folder import checkpoints
 from ssdir.training.start import train_detector, train_ssdir
 
-SHIPPED_NAME = f"the weights shipped with ssdir {ssdir.__version__}"
+SHIPPED_NAME = f"digits, weights shipped with ssdir {ssdir.__version__}"
 PRETRAINED_TRAIN_SCENES = 2_000
 """Train scenes generated for the probe when nothing is trained (about 13 objects each)."""
 
@@ -140,10 +141,12 @@ def evaluate_run(
     """Evaluate a run folder, or the shipped weights, and write metrics, figures and report.
 
     Args:
-        run: run folder of a detector or of a model; exactly one of this and ``pretrained`` is given.
-        pretrained: evaluate the shipped weights; without ``data``, on the quickstart's scenes, generated anew.
+        run: run folder of a detector or of a model, or the name of weights that ship; exactly one of this and
+            ``pretrained`` is given.
+        pretrained: the same as ``digits``, of the weights that ship: without ``data``, on the quickstart's scenes,
+            generated anew.
         data: dataset folder; default the one that the run was trained on.
-        out: default ``run/evaluation``, or ``out/evaluation``.
+        out: default ``run/evaluation``; of weights that ship ``out/evaluation``.
         batch_size: images at a time.
         device: where to compute (:func:`ssdir.common.machine.choose_device`).
         probe_data: dataset folder whose train split the probe learns from; default ``data``.
@@ -157,21 +160,26 @@ def evaluate_run(
             "name a run folder or --pretrained: ssdir evaluate RUN, or ssdir evaluate --pretrained"
         )
     require_evaluation()
-    out = out or (Path("out/evaluation") if run is None else run / "evaluation")
+    name = "digits" if run is None else str(run)
+    shipped = name in shipped_names()
+    out = out or (Path("out/evaluation") if shipped else Path(name) / "evaluation")
     require_free(out)
     model = load_model(run).to(choose_device(device))
     if data is None:
-        if run is None:
+        if name == "digits" and shipped:
             data = out / "data"
             scenes = preset("quickstart").scenes
             assert scenes is not None
             claim(out, "evaluate")
             _generate(_scenes_for_probe(scenes), data)
+        elif shipped:
+            raise ConfigError(f"{name} comes without its data; name a dataset folder: --data DIR")
         else:
-            data = _dataset_of(run)
+            data = _dataset_of(Path(name))
     config = EvaluationConfig(batch_size=batch_size, probe_data=probe_data)
-    metrics = evaluate(model, data, out, config, progress_bar, run or SHIPPED_NAME)
-    report = write_report(out, metrics, title=f"Evaluation of {run or 'the shipped weights'} on {data}")
+    source = f"{name}, weights shipped with ssdir {ssdir.__version__}" if shipped else Path(name)
+    metrics = evaluate(model, data, out, config, progress_bar, source)
+    report = write_report(out, metrics, title=f"Evaluation of {name} on {data}")
     print_summary(metrics)
     say(f"\nLook at {report}")
     return metrics

@@ -25,7 +25,7 @@ from ssdir.detector.ssd import Detector
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
-"""Where the weights that come with the package lie, one folder a model."""
+"""Where the weights that come with the package lie, one folder a model, which its name stands for."""
 
 
 class ModelFolder(NamedTuple):
@@ -66,18 +66,31 @@ def save_folder(path: str | Path, config: Mapping[str, Any], module: nn.Module) 
         save_tensors(folder / WEIGHTS, module.state_dict())
 
 
+def shipped_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(item.name for item in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+
+
 def find_folder(path: str | Path) -> Path:
-    """The model folder that ``path`` means: itself, or ``path/model`` of a run.
+    """The model folder that ``path`` means: itself, ``path/model`` of a run, or weights that ship with the package.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none; or a folder has the name of weights that ship.
     """
+    if str(path) in shipped_names():
+        if Path(path).exists():
+            raise DataError(
+                f"{path} is the name of weights that ship with ssdir, and of a folder here; for the folder write "
+                f"{Path(path).absolute()}, for the weights rename it"
+            )
+        return SHIPPED / path
     path = Path(path)
     for folder in (whole_folder(path), whole_folder(path / "model")):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     if not path.exists():
-        raise DataError(f"{path} does not exist; give the folder of a run or of a saved model")
+        names = " or ".join(shipped_names())
+        raise DataError(f"{path} does not exist; give the folder of a run or of a saved model, or {names}")
     raise DataError(
         f"{path} holds no model: neither it nor its subfolder 'model' has both {CONFIG} and {WEIGHTS}; "
         "give the folder of a finished run, or one checkpoint of an unfinished one"
