@@ -216,8 +216,9 @@ class ObjectModel(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls: type[M], path: str | Path) -> M:
-        """The model saved at ``path``: a model folder, a run, or the name of weights that ship with the package. It is on
-        the CPU and in eval mode.
+        """The model saved at ``path``: a model folder, a run, or the name of weights that ship with the package.
+
+        It is on the CPU and in eval mode.
 
         Raises:
             DataError: the folder or a file is absent, damaged, of another kind or of another architecture.
