@@ -201,11 +201,18 @@ class CropVAE(Baseline):
         NMS, ``max_objects`` None its limit, ``present_threshold`` None that of the training. Only what is kept is
         encoded.
         """
+        return self.encoded(images, self.find(images, present_threshold, nms_iou, max_objects), patches)
+
+    def find(
+        self,
+        images: Images,
+        present_threshold: float | None = None,
+        nms_iou: float | Literal["config"] | None = "config",
+        max_objects: int | None = None,
+    ) -> Objects:
         with self.evaluating():
-            batch = self.prepared(images)
             threshold = self.config.present_threshold if present_threshold is None else present_threshold
-            found = self._find(batch, None, threshold, nms_iou, max_objects)
-            return self._encoded(batch, found, patches)
+            return self._find(self.prepared(images), None, threshold, nms_iou, max_objects)
 
     def every_object(self, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
         """All of the detector's predictions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -52,16 +52,18 @@ def predictions_of(model: ObjectModel, images: Images, patches: bool) -> Predict
     NMS goes by falling presence, so what it keeps of the boxes above 0.5 is the beginning of what it keeps of all.
     """
     free = not model.suppresses_overlaps
-    found = model.infer(
-        images,
-        present_threshold=SCORE_THRESHOLD,
-        nms_iou=None if free else NMS_IOU,
-        max_objects=_ALL if free else MAX_DETECTIONS,
-        patches=patches and not model.decodes_what,
-    )
+    limits: Any = {
+        "present_threshold": SCORE_THRESHOLD,
+        "nms_iou": None if free else NMS_IOU,
+        "max_objects": _ALL if free else MAX_DETECTIONS,
+    }
+    later = not patches or model.decodes_what  # objects get their patches once they are chosen
+    found = model.find(images, **limits) if later else model.infer(images, **limits)
     boxes = _selected(found, NMS_IOU) if free else found
     objects = boxes[boxes.present > PRESENT_THRESHOLD]
-    if patches and model.decodes_what:
+    if model.describes_boxes:
+        objects = model.encoded(images, objects, patches)
+    elif patches and model.decodes_what:
         objects = model.with_patches(objects)
     return Predictions(objects, boxes, _selected(found, None) if free else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -144,6 +145,24 @@ class ObjectModel(nn.Module, ABC):
             ValueError: the model finds objects itself.
         """
         raise ValueError(f"{self.name} finds objects itself; it cannot describe given boxes")
+
+    def find(
+        self,
+        images: Images,
+        present_threshold: float | None = None,
+        nms_iou: float | Literal["config"] | None = "config",
+        max_objects: int | None = None,
+    ) -> Objects:
+        """As :meth:`infer` without patches. Models with ``describes_boxes`` leave out ``what`` and ``depth``, too;
+        :meth:`encoded` adds them."""
+        return self.infer(images, present_threshold, nms_iou, max_objects, patches=False)
+
+    def encoded(self, images: Images, objects: Objects, patches: bool = True) -> Objects:
+        """Objects of these images with all that :meth:`describe` says of their boxes."""
+        said = self.describe(images, objects.boxes, objects.image_index, patches)
+        return dataclasses.replace(
+            objects, what=said.what, depth=said.depth, patches=said.patches, alpha=said.alpha
+        )
 
     def with_patches(self, objects: Objects) -> Objects:
         """The objects with patches (and alpha) decoded from their ``what``; of models with ``decodes_what``.

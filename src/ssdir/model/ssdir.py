@@ -391,12 +391,22 @@ class SSDIR(ObjectModel):
         if boxes is not None:
             index = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(item) for item in boxes]))
             return self.describe(images, torch.cat([item.reshape(-1, 4) for item in boxes]), index, patches)
+        objects = self.find(images, present_threshold, nms_iou, max_objects)
+        if self.by_glimpses:
+            return self.encoded(images, objects, patches)
         with self.evaluating():
-            latents = self.encode(to_channels_last(batch := self.prepared(images)))
-            objects = self.select(latents, present_threshold, nms_iou, max_objects)
-            if self.by_glimpses:
-                objects, _ = self.encode_objects(objects, self._source(images, batch))
             return self.with_patches(objects) if patches else objects
+
+    def find(
+        self,
+        images: Images,
+        present_threshold: float | None = None,
+        nms_iou: float | Literal["config"] | None = "config",
+        max_objects: int | None = None,
+    ) -> Objects:
+        with self.evaluating():
+            latents = self.encode(to_channels_last(self.prepared(images)))
+            return self.select(latents, present_threshold, nms_iou, max_objects)
 
     def describe(
         self,
