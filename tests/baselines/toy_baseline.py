@@ -100,7 +100,9 @@ class ToyBaseline(Baseline):
         values = self.colour(objects.require("what")).sigmoid()[:, :, None, None].expand(-1, -1, PATCH, PATCH)
         return dataclasses.replace(objects, patches=values[:, :3], alpha=values[:, 3:])
 
-    def reconstruct(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
+    def reconstruct(
+        self, images: Images, size: int | None = None, objects: Objects | None = None
+    ) -> Float[Tensor, "b 3 size size"]:
         with self.evaluating():
             return self._over(
                 self.every_object(self.prepared(images), patches=False), size or self.image_size

@@ -7,7 +7,6 @@ import pytest
 import torch
 from tests.baselines.toy_baseline import ToyBaseline, ToyConfig
 from tests.evaluation.test_protocol import PLAIN, SMALL, Oracle, make_dataset
-from torch import Tensor
 
 from ssdir.boxes import select_boxes
 from ssdir.config import ModelConfig
@@ -16,6 +15,7 @@ from ssdir.evaluation.collect import TIMED_BATCHES
 from ssdir.evaluation.memory import REPEATS
 from ssdir.evaluation.predictions import MAX_DETECTIONS, NMS_IOU, SCORE_THRESHOLD, objects_of, predictions_of
 from ssdir.evaluation.protocol import evaluate
+from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import DetectorModel, ObjectModel
 from ssdir.model.ssdir import SSDIR
@@ -85,7 +85,7 @@ class Counting(Oracle):
 
     asked = 0
 
-    def infer(self, images: Tensor, *args: object, **kwargs: object) -> Objects:
+    def infer(self, images: Images, *args: object, **kwargs: object) -> Objects:
         self.asked += 1
         return super().infer(images, *args, **kwargs)  # type: ignore[arg-type]
 

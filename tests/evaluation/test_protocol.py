@@ -18,12 +18,14 @@ from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.common.console import progress_bar
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.config import DetectorConfig, ModelConfig
+from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.folder import splits
 from ssdir.detector.ssd import Detector
 from ssdir.evaluation.protocol import EvaluationConfig, evaluate, various
 from ssdir.evaluation.reconstruction import object_errors, object_pictures
 from ssdir.evaluation.samples import Samples
+from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import DetectorModel, ObjectModel
 from ssdir.model.ssdir import SSDIR
@@ -64,6 +66,13 @@ def make_dataset(
     return folder
 
 
+def pixels_of(images: Images) -> Tensor:
+    """Of a batch or a tensor."""
+    pixels = images.images if isinstance(images, Batch) else images
+    assert isinstance(pixels, Tensor)
+    return pixels
+
+
 class Oracle(ObjectModel):
     """Knows the truth of the images it was shown: boxes, contents, and a z_what that encodes the label."""
 
@@ -80,12 +89,13 @@ class Oracle(ObjectModel):
 
     def infer(
         self,
-        images: Tensor,
+        images: Images,
         present_threshold: float | None = None,
         nms_iou: float | str | None = "config",
         max_objects: int | None = None,
         patches: bool = True,
     ) -> Objects:
+        images = pixels_of(images)
         known = [self.truth[image[None].numpy().tobytes()] for image in images]
         boxes = torch.cat([boxes for boxes, _ in known])
         labels = torch.cat([labels for _, labels in known])
@@ -112,7 +122,7 @@ class Oracle(ObjectModel):
         other.informative = False
         return other
 
-    def reconstruct(self, images: Tensor, size: int | None = None) -> Tensor:
+    def reconstruct(self, images: Images, size: int | None = None, objects: Objects | None = None) -> Tensor:
         return self.render(self.infer(images), size or SIDE)
 
     def described(self) -> dict[str, Any]:
@@ -158,7 +168,7 @@ def test_memory_is_that_of_finding_and_painting_a_batch(data):
     held = torch.ones(32, 2**20)
 
     class Hungry(Oracle):
-        def infer(self, images: Tensor, *args: Any, **kwargs: Any) -> Objects:
+        def infer(self, images: Images, *args: Any, **kwargs: Any) -> Objects:
             torch.ones(16, 2**20)
             return super().infer(images, *args, **kwargs)
 
@@ -228,7 +238,7 @@ def test_results_do_not_depend_on_the_batch_size(data):
 class Blind(Oracle):
     """Never finds anything."""
 
-    def infer(self, images: Tensor, **_: Any) -> Objects:
+    def infer(self, images: Images, **_: Any) -> Objects:
         none = torch.zeros(0)
         return Objects(
             boxes=torch.zeros(0, 4),
@@ -236,7 +246,7 @@ class Blind(Oracle):
             what=torch.zeros(0, 6),
             depth=none,
             image_index=torch.zeros(0, dtype=torch.long),
-            n_images=len(images),
+            n_images=len(pixels_of(images)),
             patches=torch.zeros(0, 3, 8, 8),
         )
 
@@ -494,8 +504,9 @@ class WithBackground(Oracle):
 
     has_background = True
 
-    def reconstruct(self, images: Tensor, size: int) -> Tensor:
-        return torch.full((len(images), 3, size, size), 0.25)
+    def reconstruct(self, images: Images, size: int | None = None, objects: Objects | None = None) -> Tensor:
+        assert size is not None
+        return torch.full((len(pixels_of(images)), 3, size, size), 0.25)
 
 
 def test_a_model_with_a_background_is_asked_for_whole_images(data):
@@ -517,7 +528,7 @@ class Translucent(Oracle):
     has_background = True
     behind = True
 
-    def infer(self, images: Tensor, *args: Any, **kwargs: Any) -> Objects:
+    def infer(self, images: Images, *args: Any, **kwargs: Any) -> Objects:
         objects = super().infer(images, *args, **kwargs)
         if objects.patches is None:
             return objects
@@ -526,11 +537,12 @@ class Translucent(Oracle):
         patches = torch.where(alpha > 0, objects.patches, 1 - objects.patches)
         return dataclasses.replace(objects, patches=patches, alpha=alpha)
 
-    def background(self, images: Tensor, size: int | None = None) -> Tensor | None:
-        return images if self.behind else None
+    def background(self, images: Images, size: int | None = None) -> Tensor | None:
+        return pixels_of(images) if self.behind else None
 
-    def reconstruct(self, images: Tensor, size: int) -> Tensor:
-        return torch.zeros(len(images), 3, size, size)
+    def reconstruct(self, images: Images, size: int | None = None, objects: Objects | None = None) -> Tensor:
+        assert size is not None
+        return torch.zeros(len(pixels_of(images)), 3, size, size)
 
 
 def test_the_colour_of_a_patch_does_not_count_where_it_is_transparent(data):
@@ -552,7 +564,7 @@ def test_the_colour_of_a_patch_does_not_count_where_it_is_transparent(data):
 class Doubling(Oracle):
     """Finds every object twice, at one place, unless it is told to suppress."""
 
-    def infer(self, images: Tensor, *args: Any, nms_iou: float | None = None, **kwargs: Any) -> Objects:
+    def infer(self, images: Images, *args: Any, nms_iou: float | None = None, **kwargs: Any) -> Objects:
         objects = super().infer(images, *args, **kwargs)
         if nms_iou is not None:
             return objects
@@ -575,10 +587,10 @@ class Describing(Oracle):
 
     describes_boxes = True
 
-    def describe(self, images: Tensor, boxes: Tensor, image_index: Tensor, patches: bool) -> Objects:
+    def describe(self, images: Images, boxes: Tensor, image_index: Tensor, patches: bool) -> Objects:
         return Oracle.infer(self, images, patches=patches)
 
-    def infer(self, images: Tensor, *args: Any, **kwargs: Any) -> Objects:
+    def infer(self, images: Images, *args: Any, **kwargs: Any) -> Objects:
         raise AssertionError("not to be asked")
 
 
