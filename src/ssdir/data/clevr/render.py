@@ -8,7 +8,8 @@ it would need many more samples, and official pictures show it blurred, so that 
 Hence there are two renders: the whole picture with dull metal, and the pixels of metal objects with true metal.
 
 A few samples a pixel leave noise, which :mod:`ssdir.data.clevr.denoise` takes out. Mitsuba's scalar variant needs no
-compiler at run time, and on one thread a picture is a pure function of its arguments.
+compiler at run time, and on one thread a picture is a pure function of its arguments. Its LLVM variant would compile
+kernels for nearly every scene (docs/data.md has the figures).
 """
 
 from __future__ import annotations
