@@ -8,11 +8,13 @@ it would need many more samples, and official pictures show it blurred, so that 
 Hence there are two renders: the whole picture with dull metal, and the pixels of metal objects with true metal.
 
 A few samples a pixel leave noise, which :mod:`ssdir.data.clevr.denoise` takes out. Mitsuba's scalar variant needs no
-compiler at run time, and on one thread a picture is a pure function of its arguments.
+compiler at run time, and on one thread a picture is a pure function of its arguments. Its LLVM variant would compile
+kernels for nearly every scene (docs/data.md has the figures).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -92,30 +94,36 @@ def render(
         raise DataError(f"{samples} samples a pixel are too few to tell noise from content; take at least 2")
     mi = mitsuba()
     halves = np.empty((2, height, width, 3), np.float32)
-    world, tracer = build(scene, true_metal=False), mi.load_dict(_path_tracer())
+    world, tracer = build(scene), mi.load_dict(_path_tracer())
     sensor = camera(scene, width, height, samples // 2)
     for half in range(2):
         halves[half] = mi.render(world, sensor=sensor, integrator=tracer, seed=2 * scene.noise_seed + half)
     sensor, guide = camera(scene, width, height, _GUIDE_SAMPLES), mi.load_dict(_GUIDE)
     features = np.array(mi.render(world, sensor=sensor, integrator=guide, seed=scene.noise_seed))
-    _paint_metal(scene, halves, samples)
+    _paint_metal(scene, world, halves, samples)
     return _srgb(denoise(halves, features))
 
 
-def _paint_metal(scene: PlacedScene, halves: Float[np.ndarray, "2 h w 3"], samples: int) -> None:
+def _paint_metal(scene: PlacedScene, world: Any, halves: Float[np.ndarray, "2 h w 3"], samples: int) -> None:
     """Render the surroundings of metal objects anew, with true metal, and take the pixels that show it.
 
-    The ground that metal mirrors is lit by that metal in turn, along paths that few samples find and that are then
-    bright beyond measure. So each sample is a render of its own, whose brightness is limited.
+    ``world`` has true metal afterwards. The ground that metal mirrors is lit by that metal in turn, along paths that
+    few samples find and that are then bright beyond measure. So each sample is a render of its own, whose brightness is
+    limited.
     """
     mi = mitsuba()
     height, width = halves.shape[1:3]
     points = outlines(scene.solids(), scene.camera, width, height)
     ids = rasterize(points, np.linalg.norm(scene.content.coords_3d - scene.camera, axis=1), width, height).ids
-    tracer, world = mi.load_dict(_path_tracer()), build(scene)
-    for place, material in enumerate(scene.content.materials):
+    tracer = mi.load_dict(_path_tracer())
+    shapes = {shape.id(): shape for shape in world.shapes()}
+    metals = np.flatnonzero(np.array(scene.content.materials) == "metal")
+    for place in metals:
+        color = np.array(COLORS[scene.content.colors[place]]) / 255
+        shapes[f"object_{place}"].set_bsdf(mi.load_dict(_metal(color)))
+    for place in metals:
         shown = _widened(ids == place + 1)
-        if material != "metal" or not shown.any():
+        if not shown.any():
             continue
         rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
         window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -188,15 +196,15 @@ def camera(
     )
 
 
-def build(scene: PlacedScene, true_metal: bool = True) -> Any:
-    """Mitsuba's scene: objects (ids "object_0", ...), ground and lamps, without a camera."""
+def build(scene: PlacedScene) -> Any:
+    """Mitsuba's scene: objects (ids "object_0", ...), ground and lamps, with dull metal and without a camera."""
     mi = mitsuba()
     world: dict[str, Any] = {"type": "scene", "ground": _ground(mi), **_lights(mi, scene)}
     solids = scene.solids()
     for place, (color, material) in enumerate(
         zip(scene.content.colors, scene.content.materials, strict=True)
     ):
-        look = _rubber if material == "rubber" else _metal if true_metal else _dull_metal
+        look = _rubber if material == "rubber" else _dull_metal
         bsdf = mi.load_dict(look(np.array(COLORS[color]) / 255))
         mesh = solid_mesh(
             solids.squares[place], solids.discs[place], solids.heights[place], solids.balls[place]
@@ -307,6 +315,7 @@ class SolidMesh(NamedTuple):
     faces: Int[np.ndarray, "t 3"]
 
 
+@functools.lru_cache(maxsize=8)
 def solid_mesh(square: float, disc: float, height: float, ball: float, facets: int = _FACETS) -> SolidMesh:
     """The surface of one of :class:`~ssdir.data.clevr.geometry.Solids`, at the origin, not turned.
 
