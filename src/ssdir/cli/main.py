@@ -72,6 +72,9 @@ class Evaluate:
     probe_data: Path | None = None
     """Dataset folder whose train split the probe learns from, where it is another one than --data. It must have the
     same attributes and categories, by name."""
+    boxes: Path | None = None
+    """A file of boxes to describe, in a detector's place: COCO results (image_id, bbox, score) or annotations, of the
+    images reported on and of the probe's."""
     batch_size: int = 32
     """Images at a time."""
     device: str = "auto"
@@ -79,10 +82,10 @@ class Evaluate:
 
     def run(self) -> int:
         from ssdir.cli.quickstart import evaluate_run
+        from ssdir.evaluation.settings import EvaluationConfig
 
-        evaluate_run(
-            self.model, self.pretrained, self.data, self.out, self.batch_size, self.device, self.probe_data
-        )
+        settings = EvaluationConfig(batch_size=self.batch_size, probe_data=self.probe_data, boxes=self.boxes)
+        evaluate_run(self.model, self.pretrained, self.data, self.out, settings, self.device)
         return 0
 
 
@@ -156,6 +159,8 @@ class Infer:
     """Run folder of SSDIR or of a baseline, or the name of weights that ship in the package (default: digits)."""
     present: float | None = None
     """Keep objects whose presence exceeds this (default: the model's 0.5)."""
+    boxes: Path | None = None
+    """A file of boxes to describe, in a detector's place: COCO results (image_id: the image's name) or annotations."""
     device: str = "auto"
     """Where to compute: auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:1, mps."""
 
@@ -163,7 +168,9 @@ class Infer:
         from ssdir.common.console import progress_bar
         from ssdir.inference.predict import predict
 
-        results = predict(self.images, self.out, self.model, self.present, self.device, progress_bar)
+        results = predict(
+            self.images, self.out, self.model, self.present, self.device, self.boxes, progress_bar
+        )
         read = [result for result in results if "error" not in result]
         found = sum(result["objects"] for result in read)
         say(f"{found} objects in {len(read)} images; see {self.out}")

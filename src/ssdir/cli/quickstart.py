@@ -134,9 +134,8 @@ def evaluate_run(
     pretrained: bool,
     data: Path | None,
     out: Path | None,
-    batch_size: int,
+    settings: EvaluationConfig | None = None,
     device: str = "auto",
-    probe_data: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run folder, or the shipped weights, and write metrics, figures and report.
 
@@ -147,9 +146,8 @@ def evaluate_run(
             generated anew.
         data: dataset folder; default the one that the run was trained on.
         out: default ``run/evaluation``; of weights that ship ``out/evaluation``.
-        batch_size: images at a time.
+        settings: of the evaluation.
         device: where to compute (:func:`ssdir.common.machine.choose_device`).
-        probe_data: dataset folder whose train split the probe learns from; default ``data``.
 
     Raises:
         ConfigError: both or none of ``run`` and ``pretrained``; the ``eval`` extra is not installed.
@@ -176,9 +174,8 @@ def evaluate_run(
             raise ConfigError(f"{name} comes without its data; name a dataset folder: --data DIR")
         else:
             data = _dataset_of(Path(name))
-    config = EvaluationConfig(batch_size=batch_size, probe_data=probe_data)
     source = f"{name}, weights shipped with ssdir {ssdir.__version__}" if shipped else Path(name)
-    metrics = evaluate(model, data, out, config, progress_bar, source)
+    metrics = evaluate(model, data, out, settings, progress_bar, source)
     report = write_report(out, metrics, title=f"Evaluation of {name} on {data}")
     print_summary(metrics)
     say(f"\nLook at {report}")

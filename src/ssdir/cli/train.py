@@ -95,10 +95,12 @@ class TrainDetector(_Train):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSSDIR(_Train):
-    """Train SSDIR on a trained, frozen detector. No class label is used."""
+    """Train SSDIR on a trained, frozen detector, or on boxes. No class label is used."""
 
-    detector: Path
+    detector: Path | None = None
     """Run folder of the detector."""
+    boxes: Path | None = None
+    """A file of boxes in a detector's place: COCO results (image_id, bbox, score) of any detector, or annotations."""
     run_config: Unprefixed[SSDIRRun] = field(default_factory=SSDIRRun)
     teacher: Path | None = None
     """Run folder of an SSDIR with glimpses that teaches this one, which has cells (quickstart-cells wants one)."""
@@ -112,6 +114,7 @@ class TrainSSDIR(_Train):
             self.images(),
             self.out,
             teacher=self.teacher,
+            boxes=self.boxes,
             **self.loop_options(),
         )
         return 0

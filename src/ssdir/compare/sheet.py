@@ -41,7 +41,11 @@ def comparison_scenes(
     chosen = various(batch, n_images)
     views: list[list[Scene]] = []
     for name, model, true_boxes in models:
-        own = CachedDataset(data, split, model.image_size).batch(chosen).to(model.device)
+        own = (
+            CachedDataset(data, split, model.image_size, originals=model.reads_originals)
+            .batch(chosen)
+            .to(model.device)
+        )
         with torch.inference_mode():
             if true_boxes:
                 objects = model.describe(own, own.boxes, own.image_index, patches=True)

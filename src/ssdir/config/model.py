@@ -20,7 +20,7 @@ class ModelConfig:
     """Size D of z_what."""
     glimpse_size: int = 32
     """Side of a glimpse in pixels, a multiple of 4 (this and the next seven: of glimpses only)."""
-    image_size: int | None = None
+    image_size: int = 192
     """Side of the images in pixels, of a model without a detector; one with a detector takes its side."""
     glimpse_source: Literal["resized", "original"] = "resized"
     """What is cropped: the image as the detector sees it, or at its own resolution."""

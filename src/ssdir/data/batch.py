@@ -41,6 +41,22 @@ class DetectorOutput:
 
 
 @dataclass(frozen=True)
+class GivenObjects:
+    """Objects of a batch that are told (:mod:`ssdir.data.given_boxes`), image by image."""
+
+    boxes: Float[Tensor, "m 4"]
+    """cxcywh in [0, 1]."""
+    present: Float[Tensor, " m"]
+    """Probability in [0, 1]."""
+    image_index: Int[Tensor, " m"]
+    """The image, 0..b-1, that each object is of; sorted."""
+
+    def to(self, device: torch.device | str) -> GivenObjects:
+        """The same on another device."""
+        return GivenObjects(self.boxes.to(device), self.present.to(device), self.image_index.to(device))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Images with their ground truth; images without objects, and batches without any, are normal.
 
@@ -64,6 +80,8 @@ class Batch:
     """The three channels of ``images`` are known to be equal."""
     detector_output: DetectorOutput | None = None
     """A frozen detector's output for the images, where it is kept (:mod:`ssdir.detector.feature_cache`)."""
+    given: GivenObjects | None = None
+    """Objects that are told, where a file of boxes takes a detector's place."""
     originals: tuple[UInt8[Tensor, "3 _ _"], ...] | None = None
     """The images at their own sizes, where they were asked for."""
 
@@ -95,6 +113,7 @@ class Batch:
             labels=self.labels.to(device, non_blocking=early),
             image_index=self.image_index.to(device, non_blocking=early),
             detector_output=None if self.detector_output is None else self.detector_output.to(device),
+            given=None if self.given is None else self.given.to(device),
             originals=None
             if self.originals is None
             else tuple(image.to(device, non_blocking=early) for image in self.originals),

@@ -28,6 +28,7 @@ from ssdir.common.storage import SpaceError, require_free_space, temporary_name
 from ssdir.data.array_files import ArrayFile, DamageError, KeptArrays, Layout, new_array, tell_damage
 from ssdir.data.batch import Batch
 from ssdir.data.dataset import Dataset
+from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.images import open_image, read_image, size_fault, squash_image
 from ssdir.data.split import Split, require_images
 
@@ -43,7 +44,8 @@ class CachedDataset:
     The cache is made when it is absent, damaged or no longer fits, in ``cache_folder``, else in the dataset's
     ``.cache``, or, where that cannot be written or has no room, in the user's cache folder (``$XDG_CACHE_HOME/ssdir``).
     An image of S x S pixels is kept exactly, others are squashed bilinearly with antialiasing. With ``originals``
-    batches have the images at their own sizes, too, which are read from their files every time.
+    batches have the images at their own sizes, too, which are read from their files every time; with ``given`` they have
+    the boxes that a file gives them.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class CachedDataset:
         image_size: int,
         cache_folder: str | Path | None = None,
         originals: bool = False,
+        given: GivenBoxes | None = None,
     ) -> None:
         if image_size < 1:
             raise DataError(f"image_size is {image_size}; it must be at least 1")
@@ -60,11 +63,13 @@ class CachedDataset:
         self.folder = self.dataset.folder
         self.split = self.dataset.open(split)
         self.image_size = image_size
-        self.originals = originals
+        self.originals, self.given = originals, given
         self.categories = self.split.categories
         self.image_ids = tuple(entry.id for entry in self.split.images)
         if not self.image_ids:
             raise DataError(f"{self.split.source} lists no images for {split}")
+        if given is not None:
+            given.require_some(self.split.images, str(self.split.source))
         self._boxes = _normalised(self.split)
         self._labels = torch.from_numpy(self.split.labels)
         self._starts = np.searchsorted(self.split.image_index, np.arange(len(self) + 1))
@@ -100,6 +105,7 @@ class CachedDataset:
             torch.from_numpy(image_index),
             tuple(self.image_ids[index] for index in chosen),
             grey=self.grey,
+            given=None if self.given is None else self.given.objects([self.split.images[i] for i in chosen]),
             originals=self._originals(chosen) if self.originals else None,
         )
 

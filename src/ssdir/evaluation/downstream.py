@@ -66,7 +66,9 @@ def measure_downstream(
     learned_from: MatchedLatents | None = None
     if reason is None:
         train = _Train(
-            CachedDataset(probe_data, TRAIN, dataset.image_size),
+            CachedDataset(
+                probe_data, TRAIN, dataset.image_size, originals=dataset.originals, given=dataset.given
+            ),
             learned or train_labels(probe_data, labels, strict=False),
             labels,
         )

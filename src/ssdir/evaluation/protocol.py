@@ -22,6 +22,7 @@ from ssdir.config import PRESENT_THRESHOLD
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.dataset import Dataset
+from ssdir.data.given_boxes import GivenBoxes
 from ssdir.evaluation.collect import Collected, FoundBoxes, collect, joined
 from ssdir.evaluation.detection import DetectionScores, average_precision, count_accuracy
 from ssdir.evaluation.downstream import measure_downstream, probed_attributes, train_labels
@@ -75,7 +76,10 @@ def evaluate(
         raise ConfigError(f"{model.name} finds objects itself; it cannot be given the true boxes")
     clock = _Clock()
     split = choose_split(data, config.split)
-    dataset = CachedDataset(data, split, model.image_size, originals=model.reads_originals)
+    if config.boxes is not None and not model.describes_boxes:
+        raise ConfigError(f"{model.name} finds objects itself; it cannot be given boxes")
+    given = None if config.boxes is None else GivenBoxes(config.boxes)
+    dataset = CachedDataset(data, split, model.image_size, originals=model.reads_originals, given=given)
     numbers = class_numbers(model, f"{data.folder} ({split})", dataset.categories)
     labels = read_labels(data, split)
     other = config.probe_data

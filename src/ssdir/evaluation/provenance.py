@@ -14,6 +14,7 @@ from ssdir.baselines.base import Baseline
 from ssdir.common.storage import atomic_write
 from ssdir.config import to_dict
 from ssdir.data.dataset import Dataset
+from ssdir.data.given_boxes import GivenBoxes
 from ssdir.evaluation.collect import Collected, joined
 from ssdir.evaluation.settings import EvaluationConfig
 from ssdir.model.object_model import ObjectModel
@@ -53,9 +54,10 @@ def record_of(
     """
     settings = to_dict(config)
     # What is drawn, what stands beside the model's own figures, what stands here by content.
-    for name in ("figures", "untrained_control", "split", "probe_data"):
+    for name in ("figures", "untrained_control", "split", "probe_data", "boxes"):
         del settings[name]
-    return {
+    given = {} if config.boxes is None else {"boxes": GivenBoxes(config.boxes).digest()}
+    return given | {
         "protocol": PROTOCOL_VERSION,
         "weights": model.fingerprint(),
         "kind": model.kind if isinstance(model, Baseline) else model.name,

@@ -31,6 +31,10 @@ class EvaluationConfig:
     sides are compared with the same images only where this is the same."""
     true_boxes: bool = False
     """Give the model the true boxes to describe instead of having it find objects (models with ``describe``)."""
+    boxes: Path | None = None
+    """A file of boxes to describe instead of having the model find objects
+    (:class:`~ssdir.data.given_boxes.GivenBoxes`; models with ``describe``). It names the train split's images, too, for
+    the probe."""
     untrained_control: bool = True
     """Also probe the latents of an untrained what encoder."""
     figures: bool = True

@@ -16,6 +16,8 @@ from ssdir.common.errors import ConfigError, DataError, printable
 from ssdir.common.machine import choose_device
 from ssdir.common.ownership import claim, locked, read_mark, require_free, require_replaceable
 from ssdir.common.storage import atomic_folder, write_json
+from ssdir.config import PRESENT_THRESHOLD
+from ssdir.data.given_boxes import GivenBoxes, Rows, packed
 from ssdir.data.images import read_image
 from ssdir.inference.results import RESULT, Found, Index, ResultFolders, find_images
 from ssdir.model.latents import Objects
@@ -33,6 +35,7 @@ def predict(
     model: Path | None = None,
     present: float | None = None,
     device: str = "auto",
+    boxes: Path | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Infer the objects of image files and write what was found.
@@ -52,13 +55,14 @@ def predict(
         model: a run folder; None takes the weights that ship in the package.
         present: keep objects whose presence exceeds this; None takes the model's threshold.
         device: where to compute (:func:`ssdir.common.machine.choose_device`).
+        boxes: a file of boxes to describe, in a detector's place (:class:`~ssdir.data.given_boxes.GivenBoxes`).
         progress: shows how far it is (:func:`ssdir.common.console.progress_bar`); None keeps quiet.
 
     Returns:
         The index, of the images of this call: for each its file, folder, number of objects, or the error.
 
     Raises:
-        ConfigError: ``present`` is not in [0, 1); no image is named.
+        ConfigError: ``present`` is not in [0, 1); no image is named; the model cannot be given boxes.
         DataError: a path that does not exist, a folder without images, an ``out`` that holds what ssdir did not write
             or that another process writes into (before anything is done); or none of the images can be done.
     """
@@ -69,14 +73,18 @@ def predict(
     found = find_images(images, out)
     require_free(out)
     network = _load(model).to(choose_device(device))
+    given = None if boxes is None else GivenBoxes(boxes)
+    if given is not None and not network.describes_boxes:
+        raise ConfigError(f"{network.name} finds objects itself; it cannot be given boxes")
     settings = {"model": _fingerprint(network), "present": present, "version": VERSION}
+    settings |= {} if given is None else {"boxes": given.digest()}
     earlier = 0
     with locked(out, "inferring"):
         claim(out, "infer")
         with Index(out) as index, (progress or no_progress)("inferring", len(found)) as tell:
             folders = ResultFolders(out, found, index.earlier)
             for done, image in enumerate(found, start=1):
-                entry, passed_over = _predict_one(image, folders, network, settings)
+                entry, passed_over = _predict_one(image, folders, network, settings, given)
                 earlier += passed_over
                 index.add({"image": str(image.path)} | entry)
                 tell(done, len(found))
@@ -112,7 +120,11 @@ def _fingerprint(network: ObjectModel) -> str:
 
 
 def _predict_one(
-    image: Found, folders: ResultFolders, network: ObjectModel, settings: dict[str, Any]
+    image: Found,
+    folders: ResultFolders,
+    network: ObjectModel,
+    settings: dict[str, Any],
+    given: GivenBoxes | None,
 ) -> tuple[dict[str, Any], bool]:
     """What the index says of an image, and whether it was done before."""
     try:
@@ -133,10 +145,25 @@ def _predict_one(
     except DataError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return {"objects": 0, "error": str(error)}, False
-    objects = network.infer(pixels, present_threshold=settings["present"])
+    threshold = settings["present"]
+    if given is None:
+        objects = network.infer(pixels, present_threshold=threshold)
+    else:
+        objects = _described(network, pixels, given.of(image.path), threshold)
     with atomic_folder(folder, RESULT, source=source, objects=len(objects)) as whole:
         write_objects(whole, pixels, objects, network)
     return {"folder": name, "objects": len(objects)}, False
+
+
+def _described(
+    network: ObjectModel, pixels: np.ndarray, rows: Rows, present_threshold: float | None
+) -> Objects:
+    """What a model says of given boxes of an image, those of enough presence."""
+    height, width = pixels.shape[:2]
+    told = packed([rows], [(width, height)])
+    objects = Objects(told.boxes, told.present, None, None, told.image_index, 1)
+    threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
+    return network.encoded(pixels, objects[objects.present > threshold].to(network.device))
 
 
 def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: ObjectModel) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssdir.boxes import select_boxes
 from ssdir.common.errors import ConfigError
 from ssdir.config import ModelConfig, ObjectiveConfig, to_dict
-from ssdir.data.batch import DetectorOutput
+from ssdir.data.batch import Batch, DetectorOutput, GivenObjects
 from ssdir.detector.backbone import to_channels_last
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
@@ -91,9 +91,9 @@ class SSDIR(ObjectModel):
         self.reads_originals = self.by_glimpses and config.glimpse_source == "original"
         if detector is not None:
             detector.requires_grad_(False)
-        elif not self.by_glimpses or config.image_size is None:
+        elif not self.by_glimpses:
             raise ConfigError(
-                "a model without a detector takes model.what_encoder glimpses and a model.image_size; set both, or "
+                "a model without a detector must look at objects by glimpses; set model.what_encoder to glimpses, or "
                 "name a detector"
             )
         self.backbone: nn.Module | None = None
@@ -116,10 +116,7 @@ class SSDIR(ObjectModel):
     @property
     def image_size(self) -> int:
         """Side of the images that it takes, in pixels."""
-        if self.detector is not None:
-            return self.detector.config.image_size
-        assert self.config.image_size is not None
-        return self.config.image_size
+        return self.config.image_size if self.detector is None else self.detector.config.image_size
 
     def frozen_detector(self) -> Detector | None:
         return self.detector
@@ -404,9 +401,19 @@ class SSDIR(ObjectModel):
         nms_iou: float | Literal["config"] | None = "config",
         max_objects: int | None = None,
     ) -> Objects:
+        if isinstance(images, Batch) and images.given is not None:
+            return self.given_objects(images, images.given, present_threshold)
         with self.evaluating():
             latents = self.encode(to_channels_last(self.prepared(images)))
             return self.select(latents, present_threshold, nms_iou, max_objects)
+
+    def given_objects(
+        self, batch: Batch, given: GivenObjects, present_threshold: float | None = None
+    ) -> Objects:
+        """Objects that are told, without what a model with glimpses says of them; thresholds as for :meth:`select`."""
+        threshold = self.config.present_threshold if present_threshold is None else present_threshold
+        found = Objects(given.boxes, given.present, None, None, given.image_index, len(batch))
+        return found[found.present > threshold]
 
     def describe(
         self,

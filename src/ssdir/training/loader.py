@@ -17,6 +17,7 @@ from ssdir.data.augment import Augmented, augmented
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.data.dataset import Dataset
+from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.mnist.streaming import Draft, Images, StreamedScenes
 from ssdir.detector.feature_cache import FeatureCache
 from ssdir.training.run_folder import dataset_fingerprint, image_files_fingerprint
@@ -34,6 +35,7 @@ def open_images(
     image_size: int,
     validation_images: int,
     originals: bool = False,
+    given: GivenBoxes | None = None,
 ) -> tuple[Images, Images | None]:
     """The images to train on, and those to validate on (None: there are none).
 
@@ -44,11 +46,17 @@ def open_images(
         image_size: side of the images in pixels.
         validation_images: how many val scenes of the stream's own.
         originals: whether batches have images of files at their own sizes, too.
+        given: boxes that a file gives to the images.
 
     Raises:
         ConfigError: ``validation`` beside a dataset folder, or without a val split; scenes without an epoch's number.
     """
+    files: Any = {"originals": originals, "given": given}
     if isinstance(source, StreamedScenes):
+        if given is not None:
+            raise ConfigError(
+                f"{given.file} cannot give boxes to scenes that are drawn on the fly; write the scenes to a folder"
+            )
         if len(source) == 0:
             raise ConfigError("scenes.n_train is 0; it says how many scenes count as one pass (an epoch)")
         images = source.at_size(image_size)
@@ -59,7 +67,7 @@ def open_images(
                     f"{validation} has no val split to validate on; name another folder, or none: scenes of the "
                     "stream's own val split are drawn then"
                 )
-            return images, CachedDataset(other, "val", image_size, originals=originals)
+            return images, CachedDataset(other, "val", image_size, **files)
         return images, images.validation(validation_images) if validation_images else None
     dataset = Dataset(source)
     if validation is not None:
@@ -67,10 +75,10 @@ def open_images(
             f"{validation} cannot validate beside the data set folder {dataset.folder}, which has splits of its own; "
             "it is for scenes on the fly"
         )
-    train = CachedDataset(dataset, "train", image_size, originals=originals)
+    train = CachedDataset(dataset, "train", image_size, **files)
     if not dataset.has_images("val"):
         return train, None
-    return train, CachedDataset(dataset, "val", image_size, originals=originals)
+    return train, CachedDataset(dataset, "val", image_size, **files)
 
 
 def describe_images(images: Images, validation: Images | None) -> dict[str, Any]:

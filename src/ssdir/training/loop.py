@@ -148,7 +148,12 @@ def _train(
     # where they share one, each writes the same file under a name of its own first.
     with accelerator.local_main_process_first():
         images, held_out = open_images(
-            dataset, validation, task.image_size, settings.validation_images, task.reads_originals
+            dataset,
+            validation,
+            task.image_size,
+            settings.validation_images,
+            task.reads_originals,
+            task.given_boxes,
         )
     to_cache = _to_cache(task, images, accelerator, settings)
     description = _describe(task, run_config, images, held_out) | ({"parts": dict(parts)} if parts else {})

@@ -19,6 +19,7 @@ from ssdir.common.randomness import seeded
 from ssdir.config import DetectorRun, SSDIRRun
 from ssdir.config.presets import BaselineRun
 from ssdir.data.dataset import Dataset
+from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.mnist.streaming import StreamedScenes
 from ssdir.data.split import require_objects
 from ssdir.training.loop import LoopOptions, train
@@ -74,20 +75,23 @@ def train_detector(
 
 def train_ssdir(
     run: SSDIRRun,
-    detector: Path,
+    detector: Path | None,
     data: Path | StreamedScenes,
     out: Path,
     *,
     teacher: Path | None = None,
+    boxes: Path | None = None,
     **options: Unpack[LoopOptions],
 ) -> Path:
     """Train SSDIR on a trained detector, which stays frozen; returns the run folder ``out``.
 
     Args:
         run: model, objective and training settings.
-        detector: run folder (or saved model) of the detector.
-        data: data set folder, or scenes on the fly; boxes and labels are not used.
+        detector: run folder (or saved model) of the detector; None: a file gives the boxes.
+        data: data set folder, or scenes on the fly; its own boxes and labels are not used.
         out: run folder; ``options`` as for :func:`~ssdir.training.loop.train`.
+        boxes: a file of boxes (:class:`~ssdir.data.given_boxes.GivenBoxes`), for models with glimpses; the detector,
+            where there is one, is not asked while training then.
         teacher: run folder of an SSDIR with glimpses, which teaches one with cells: the decoder starts as its, and
             ``objective.teacher`` weighs the distance to its z_what.
 
@@ -106,18 +110,25 @@ def train_ssdir(
             "--objective.teacher 0"
         )
 
-    folder = read_folder(detector, "detector")
+    if detector is None and boxes is None:
+        raise ConfigError(
+            "SSDIR stands on a detector, or on boxes; name one: --detector RUN, or, for a model with glimpses, --boxes FILE"
+        )
+    if boxes is not None and run.model.what_encoder != "glimpses":
+        raise ConfigError(
+            f"{boxes} gives boxes, which a model with cells cannot take; set model.what_encoder to glimpses"
+        )
+    folder = None if detector is None else read_folder(detector, "detector")
     with seeded(run.training.seed):
-        model = SSDIR(detector_of(folder), run.model)
-    model.categories = folder.categories
+        model = SSDIR(None if folder is None else detector_of(folder), run.model)
+    model.categories = None if folder is None else folder.categories
     guide = None if teacher is None else load_teacher(teacher, run.model)
-    parts = {"detector": str(detector.resolve())}
-    options["parts"] = parts
-    if teacher is not None and guide is not None:
+    named = {"detector": detector, "boxes": boxes, "teacher": teacher}
+    options["parts"] = {name: str(path.resolve()) for name, path in named.items() if path is not None}
+    if teacher is not None and detector is not None and guide is not None:
         require_taught_on(teacher, guide.detector, detector, model.finder)
-        parts["teacher"] = str(teacher.resolve())
         model.decoder.load_state_dict(guide.decoder.state_dict())
-    task = SSDIRTask(model, run.objective, guide)
+    task = SSDIRTask(model, run.objective, guide, None if boxes is None else GivenBoxes(boxes))
     return train(task, run, data, out, **options)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssdir.common.randomness import generator_of
 from ssdir.config import PRESENT_THRESHOLD
 from ssdir.data.batch import Batch
+from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.mnist.streaming import Images
 from ssdir.detector.ssd import Detector
 from ssdir.model.loss_output import LossOutput
@@ -35,6 +36,7 @@ class Task(nn.Module, ABC):
         image_size: side of the images it takes, in pixels.
         validation_columns: names of what :meth:`validate` may give.
         reads_originals: whether batches should have the images at their own sizes, too.
+        given_boxes: the file of boxes that takes the place of a detector, or None.
         present_threshold: what a frozen detector finds is an object when its presence exceeds this.
     """
 
@@ -42,6 +44,7 @@ class Task(nn.Module, ABC):
     validation_columns: tuple[str, ...] = ()
     present_threshold: float = PRESENT_THRESHOLD
     reads_originals: bool = False
+    given_boxes: GivenBoxes | None = None
     model: nn.Module
     weights: dict[str, float]
     image_size: int

@@ -13,6 +13,7 @@ from torch import nn
 from ssdir.common.storage import tensors_fingerprint
 from ssdir.config import ObjectiveConfig, to_dict
 from ssdir.data.batch import Batch
+from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.mnist.streaming import Images
 from ssdir.detector.ssd import Detector
 from ssdir.model.loss_output import LossOutput
@@ -32,7 +33,13 @@ class SSDIRTask(Task):
         "loss", "image", "objects", "what", "depth", "teacher", "image_mse", "present_per_image",
     )  # fmt: skip
 
-    def __init__(self, model: SSDIR, config: ObjectiveConfig, teacher: SSDIR | None = None) -> None:
+    def __init__(
+        self,
+        model: SSDIR,
+        config: ObjectiveConfig,
+        teacher: SSDIR | None = None,
+        given_boxes: GivenBoxes | None = None,
+    ) -> None:
         super().__init__()
         self.model: SSDIR = model
         self.teacher = teacher
@@ -43,6 +50,7 @@ class SSDIRTask(Task):
         self.validation_columns += tuple(name for name in self.weights if name not in self.validation_columns)
         self.image_size = model.image_size
         self.reads_originals = model.reads_originals
+        self.given_boxes = given_boxes
         self.present_threshold = model.config.present_threshold
         detector = model.detector
         self._detector_fingerprint = None if detector is None else tensors_fingerprint(detector.state_dict())
@@ -53,6 +61,7 @@ class SSDIRTask(Task):
             generator,
             self.objective.needs_images,
             batch.detector_output,
+            given=None if batch.given is None else self.model.given_objects(batch, batch.given),
             grey=batch.grey,
             originals=batch.originals,
             views=self.objective.views,
@@ -125,6 +134,8 @@ class SSDIRTask(Task):
         if self.model.detector is not None:
             fingerprint["detector"] = to_dict(self.model.detector.config)
             fingerprint["detector_weights"] = self._detector_fingerprint
+        if self.given_boxes is not None:
+            fingerprint["boxes"] = self.given_boxes.digest()
         if self.teacher is not None:
             fingerprint["teacher_weights"] = tensors_fingerprint(self.teacher.state_dict())
         return fingerprint
