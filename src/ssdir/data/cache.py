@@ -44,8 +44,8 @@ class CachedDataset:
     The cache is made when it is absent, damaged or no longer fits, in ``cache_folder``, else in the dataset's
     ``.cache``, or, where that cannot be written or has no room, in the user's cache folder (``$XDG_CACHE_HOME/ssdir``).
     An image of S x S pixels is kept exactly, others are squashed bilinearly with antialiasing. With ``originals``
-    batches have the images at their own sizes, too, which are read from their files every time. With ``given`` they have
-    the boxes of a file, too.
+    batches have the images at their own sizes, too, which are read from their files every time. With ``given`` they
+    have the boxes of a file, too.
     """
 
     def __init__(
