@@ -112,7 +112,7 @@ def train_ssdir(
 
     if detector is None and boxes is None:
         raise ConfigError(
-            "SSDIR stands on a detector, or on boxes; name a run (--detector RUN) or, for glimpses, a file (--boxes FILE)"
+            "SSDIR stands on a detector or, by glimpses, on boxes; name a run (--detector RUN) or a file (--boxes FILE)"
         )
     if boxes is not None and run.model.what_encoder != "glimpses":
         raise ConfigError(
