@@ -22,7 +22,7 @@ _EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0))
 _FIRST_EXTRA = 3
 
 
-def to_channels_last(images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+def to_channels_last(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Images in the memory format that suits a backbone without gradients: on a CPU, channels_last takes three
     quarters of the time."""
     return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
