@@ -22,8 +22,6 @@ from ssdir.config import (
     ObjectiveConfig,
     ScenesConfig,
     SSDIRRun,
-    TeacherConfig,
-    TeacherRun,
     TrainingConfig,
 )
 from ssdir.data.cache import CachedDataset
@@ -33,7 +31,7 @@ from ssdir.detector.feature_cache import CacheSettings, FeatureCache, bytes_need
 from ssdir.detector.ssd import Detector
 from ssdir.model.pretrained import save_detector
 from ssdir.model.ssdir import SSDIR
-from ssdir.training.start import train_detector, train_ssdir, train_teacher
+from ssdir.training.start import train_detector, train_ssdir
 from ssdir.training.tasks.ssdir import SSDIRTask
 from ssdir.training.tracking import read_metrics
 
@@ -293,9 +291,7 @@ def test_the_detector_is_not_asked_in_training(data, saved, tmp_path, monkeypatc
         ObjectiveConfig(),
         replace(QUICK, feature_cache="disk", precision="bf16", channels_last=True),
     )
-    teacher = TeacherRun(
-        run.model, TeacherConfig(side=8, width=4, projector_hidden=8, projector_size=8), run.training
-    )
+    glimpses = replace(run, model=replace(MODEL, what_encoder="glimpses", train_on="selected"))
     asked: list[int] = []
     forward = Detector.forward
 
@@ -304,13 +300,11 @@ def test_the_detector_is_not_asked_in_training(data, saved, tmp_path, monkeypatc
         return forward(self, images, maps)
 
     monkeypatch.setattr(Detector, "forward", count)
-    train_teacher(teacher, saved, data, tmp_path / "teacher", console=QUIET)
+    train_ssdir(glimpses, saved, data, tmp_path / "glimpses", console=QUIET)
     assert asked[:4] == [10, 4, 4, 4]  # the look before the first step; then the cache is built
     asked.clear()
     train_ssdir(run, saved, data, tmp_path / "ssdir", console=QUIET)
-    assert (
-        4 not in asked
-    )  # the teacher's cache serves; what remains: the first look, the validation of two images
+    assert 4 not in asked  # that cache serves; what remains: the first look, the validation of two images
 
 
 def test_refusals_come_before_anything_is_written(data, saved, tmp_path):
