@@ -197,7 +197,7 @@ def test_what_is_unhidden_is_the_transmittance_of_the_composite():
     p, size, m = 4, 16, 9
     corner = torch.randint(0, 8, (m, 2), generator=generator)
     boxes = torch.cat([(corner + p / 2) / size, torch.full((m, 2), p / size)], 1).double()
-    patches, alpha, _, depth, index = scene(m, p=p, seed=6)
+    _, alpha, _, depth, index = scene(m, p=p, seed=6)
     boxes[1, :2], index[1] = boxes[0, :2] + torch.tensor([1, -1]) / size, index[0]  # two meet for sure
     seen = unhidden(alpha, boxes, depth, index)
     assert seen.shape == (m, 1, p, p)

@@ -48,7 +48,7 @@ class SSDIROutput:
     """Merged reconstruction in [0, 1], background included; None where it was not asked for."""
     targets: Float[Tensor, "m 3 p p"] | None = None
     """What the images hold in the boxes, where they are not those that the detector saw."""
-    embeddings: tuple[Float[Tensor, "m e"], Float[Tensor, "m e"]] | None = None
+    embeddings: tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]] | None = None
     """Of each object and of a second view of it; none of fewer than two objects. None where no views were asked for."""
 
 
