@@ -349,7 +349,7 @@ def test_hidden_colours_are_drawn_to_the_mean_of_the_visible_ones():
     (gradient,) = torch.autograd.grad(term, out.patch_logits)
     assert not gradient[:, 3:].any() and gradient[:, :3].any()
     alone = scene(1)
-    assert float(terms_of(alone, pictures(), hidden=1.0)["hidden"]) == 0.0  # nothing hides it
+    assert terms_of(alone, pictures(), hidden=1.0)["hidden"].eq(0)  # nothing hides it
 
 
 def test_disagreement_is_that_of_the_embeddings():
