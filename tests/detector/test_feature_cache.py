@@ -40,6 +40,9 @@ DETECTOR = DetectorConfig(
     image_size=SIDE, width=0.125, maps=(1, 2), min_sizes=(80.0, 150.0), max_sizes=(), nms_iou=0.3
 )
 MODEL = ModelConfig(z_what_size=6, n_hidden=1, decoder_channels=(8, 8, 8))
+GLIMPSES = replace(
+    MODEL, what_encoder="glimpses", glimpse_size=8, glimpse_width=4, projector_size=8, decoder_norm="batch"
+)
 QUICK = TrainingConfig(
     steps=4, batch_size=4, learning_rate=0.003, log_every=2, validate_every=0, checkpoint_every=2
 )
@@ -237,12 +240,13 @@ def test_a_damaged_cache_is_made_again(kind, damage, data, detector):
     assert len(files(data)) == 3
 
 
-@pytest.mark.parametrize("clone", [False, True])
-def test_a_step_gives_the_same_objects_and_losses(clone, data, detector):
+@pytest.mark.parametrize("model", [MODEL, replace(MODEL, clone_backbone=True), GLIMPSES])
+def test_a_step_gives_the_same_objects_and_losses(model, data, detector):
     with seeded(0):
-        task = SSDIRTask(SSDIR(detector, replace(MODEL, clone_backbone=clone)), ObjectiveConfig())
+        task = SSDIRTask(SSDIR(detector, model), ObjectiveConfig())
     images = CachedDataset(data, "train", SIDE)
     frozen, maps = task.cached_detector()
+    assert maps == (model == MODEL)
     cache = FeatureCache(images, frozen, CacheSettings("disk", maps, batch_size=4))
     for step in range(3):
         chosen = np.arange(4 * step, 4 * step + 4) % N
@@ -256,13 +260,14 @@ def test_a_step_gives_the_same_objects_and_losses(clone, data, detector):
         assert len(outputs[0].objects) > 4
         losses = [task(batch, generator_of(step)).losses for batch in (plain, kept)]
         for name, value in losses[0].items():
-            torch.testing.assert_close(losses[1][name], value, rtol=0 if clone else 1e-3, atol=0)
+            torch.testing.assert_close(losses[1][name], value, rtol=1e-3 if maps else 0, atol=0)
 
 
-@pytest.mark.parametrize("place", ["memory", "disk"])
-def test_training_with_it_resumes_bit_for_bit(place, data, saved, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("place", "model"), [("memory", MODEL), ("disk", MODEL), ("disk", GLIMPSES)])
+def test_training_with_it_resumes_bit_for_bit(place, model, data, saved, tmp_path, monkeypatch):
     settings = replace(QUICK, feature_cache=place)
-    run = SSDIRRun(MODEL, ObjectiveConfig(), settings)
+    objective = ObjectiveConfig(image=0.0, invariance=0.1) if model == GLIMPSES else ObjectiveConfig()
+    run = SSDIRRun(model, objective, settings)
     whole = train_ssdir(run, saved, data, tmp_path / "whole", console=QUIET)
     half = replace(run, training=replace(settings, steps=2))
     train_ssdir(half, saved, data, tmp_path / "halves", console=QUIET)
@@ -276,8 +281,9 @@ def test_training_with_it_resumes_bit_for_bit(place, data, saved, tmp_path, monk
         console=QUIET,
     )
     plain = train_ssdir(replace(run, training=QUICK), saved, data, tmp_path / "plain", console=QUIET)
-    a, b = (load_tensors(path / "model" / "model.safetensors") for path in (whole, halves))
+    a, b, c = (load_tensors(path / "model" / "model.safetensors") for path in (whole, halves, plain))
     assert all(torch.equal(a[name], b[name]) for name in a)
+    assert model == MODEL or all(torch.equal(a[name], c[name]) for name in a)  # only feature maps are rounded
     for kept, computed in zip(
         read_metrics(whole / "metrics.csv"), read_metrics(plain / "metrics.csv"), strict=True
     ):
