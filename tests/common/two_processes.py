@@ -84,9 +84,9 @@ def a_task(kind: str) -> Task:
             return BaselineTask(CropVAE(detector, config)).eval()
         if kind == "glimpses":
             whole = replace(
-                GLIMPSES, present_threshold=0.1, opacity=True, background="learned", depth_of_floor=1.0
+                GLIMPSES, present_threshold=0.06, opacity=True, background="learned", depth_of_floor=1.0
             )
-            return SSDIRTask(SSDIR(detector, whole), replace(OBJECTIVE, opacity=0.1, hidden=0.1)).eval()
+            return SSDIRTask(SSDIR(detector, whole), replace(OBJECTIVE, opacity=0.1)).eval()
         model = SSDIR(detector, replace(MODEL, present_threshold=0.1))
         teacher = SSDIR(a_detector(), GLIMPSES).requires_grad_(False)
         return SSDIRTask(model, replace(OBJECTIVE, teacher=1.0), teacher).eval()
