@@ -67,8 +67,8 @@ def best_of_model(out: Path, sampler: str, seed: int, trials: int) -> float:
     detector, folder = shortened(chosen.detector, 200), out / "detector"
     made_once(folder, lambda: train_detector(detector, out / "data", folder, resume=folder.exists()) and None)
     run = shortened(chosen.ssdir, 60)
-    objective = dataclasses.replace(run.objective, teacher=0.0, image=1.0)
-    model = dataclasses.replace(run.model, decoder_channels=(128, 64, 32, 16, 16), what_width=64)
+    objective = dataclasses.replace(run.objective, image=1.0)
+    model = dataclasses.replace(run.model, decoder_channels=(32, 32, 16, 16), glimpse_width=16)
     run = dataclasses.replace(run, objective=objective, model=model)
     study = tune(
         TuneConfig(

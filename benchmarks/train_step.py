@@ -130,8 +130,10 @@ def build(arguments: Arguments, network: str) -> tuple[Task, Any]:
         if n_logits > 1:  # a softmax over the classes, the first of which is the background
             torch.nn.init.constant_(head.bias.view(-1, n_logits)[:, 0], float(np.log(n_logits - 1)) - odds)
     model = replace(chosen.ssdir.model, train_on="sampled")
-    # The teacher of the quickstart is left out: it takes a few milliseconds.
-    return SSDIRTask(SSDIR(detector, model), chosen.ssdir.objective), chosen.ssdir.training
+    objective = replace(
+        chosen.ssdir.objective, teacher=0.0
+    )  # a teacher is left out: it takes a few milliseconds
+    return SSDIRTask(SSDIR(detector, model), objective), chosen.ssdir.training
 
 
 def scene_batch(n_images: int, side: int) -> Batch:

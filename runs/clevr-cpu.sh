@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CLEVR on a CPU: learn on 700 rendered CLEVR-like scenes, report on official images. On 2 cores: 50 minutes of rendering,
-# then on one core each 16 minutes of the detector (preset clevr, VGG11 at 300 px), 3 of the teacher and 20 of SSDIR on top of
+# then on one core each 16 minutes of the detector (preset clevr, VGG11 at 300 px), and about 20 of SSDIR on top of
 # it (preset small: a few hundred scenes are too few for the paper's settings). OFFICIAL is a folder in the archive's layout;
 # a part of it will do.
 # Usage: runs/clevr-cpu.sh CLEVR_v1.0 [OUT]
@@ -12,8 +12,7 @@ ssdir data clevr-like --out "$out/like" --n-train 700 --n-val 60 --n-test 40 --s
 ssdir train detector clevr --data "$out/like" --out "$out/detector" --resume \
     --training.batch-size 8 --training.steps 700 --training.warmup-steps 50 \
     --training.log-every 10 --training.validate-every 100 --training.validation-images 60 --training.checkpoint-every 100
-ssdir train teacher quickstart --data "$out/like" --detector "$out/detector" --out "$out/teacher" --resume
-ssdir train ssdir small --data "$out/like" --detector "$out/detector" --teacher "$out/teacher" --out "$out/ssdir" --resume \
+ssdir train ssdir small --data "$out/like" --detector "$out/detector" --out "$out/ssdir" --resume \
     --training.batch-size 8 --training.steps 800 \
     --training.log-every 20 --training.validate-every 200 --training.validation-images 60 --training.checkpoint-every 100
 ssdir evaluate "$out/detector" --data "$out/official" --out "$out/evaluation-detector"

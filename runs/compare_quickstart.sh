@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every model on the quickstart's scenes with as much time: 20 minutes of one core each, counting the detector and the
-# teacher that a model stands on. Steps are chosen by the speed measured on one core of an Intel Xeon (Sapphire Rapids).
+# Every model on the quickstart's scenes with as much time: 20 minutes of one core each, counting the detector
+# that a model stands on. Steps are chosen by the speed measured on one core of an Intel Xeon (Sapphire Rapids).
 # About two hours on one core, one on two (PART=1 and PART=2 train one half each; then PART=table).
 # Usage: [PART=1|2|table] runs/compare_quickstart.sh [OUT]
 set -euo pipefail
@@ -14,9 +14,7 @@ train() { # KIND NAME OPTIONS...
 }
 if [[ $part == all || $part == 1 ]]; then
     train detector detector
-    train teacher teacher --detector "$out/detector"
-    train ssdir ssdir --detector "$out/detector" --teacher "$out/teacher" --training.steps 1800
-    train ssdir ssdir-alone --detector "$out/detector" --objective.teacher 0 --training.steps 2000
+    train ssdir ssdir --detector "$out/detector" --training.steps 1800
     train crop-vae crop-vae --detector "$out/detector" --training.steps 1500
 fi
 if [[ $part == all || $part == 2 ]]; then
@@ -25,7 +23,7 @@ if [[ $part == all || $part == 2 ]]; then
     train slot-attention slot-attention --training.steps 4500
 fi
 if [[ $part == all || $part == table ]]; then
-    ssdir compare --name "SSDIR=$out/ssdir" "SSDIR, no teacher=$out/ssdir-alone" "crop VAE=$out/crop-vae" \
+    ssdir compare --name "SSDIR=$out/ssdir" "crop VAE=$out/crop-vae" \
         "SPAIR=$out/spair" "SPACE=$out/space" "Slot Attention=$out/slot-attention" \
         --true-boxes "$out/crop-vae" --data "$out/data" --out "$out/comparison"
 fi

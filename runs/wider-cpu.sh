@@ -9,6 +9,6 @@ ssdir data wider-face --root "$root" --out "$out/data"
 ssdir train detector wider --data "$out/data" --out "$out/detector" --resume \
     --training.batch-size 8 --training.steps 500 --training.warmup-steps 50 \
     --training.log-every 10 --training.validate-every 100 --training.checkpoint-every 100
-ssdir train ssdir small --data "$out/data" --detector "$out/detector" --objective.teacher 0 --out "$out/ssdir" --resume \
+ssdir train ssdir small --data "$out/data" --detector "$out/detector" --out "$out/ssdir" --resume \
     --training.batch-size 8 --training.steps 250 \
     --training.log-every 10 --training.validate-every 50 --training.checkpoint-every 100

@@ -28,7 +28,6 @@ def test_the_public_names_are_these() -> None:
         "generate",
         "preset",
         "train_detector",
-        "train_teacher",
         "train_ssdir",
         "train_baseline",
         "evaluate",
@@ -81,7 +80,7 @@ from ssdir.cli import info
 from ssdir.inference import predict as predictor
 from ssdir.cli import quickstart
 from ssdir.report import html as report
-from ssdir.training.tasks import teacher as teaching
+from ssdir.training import teaching
 from ssdir.training import start as train
 sys.exit(cli.main(sys.argv[1:]))
 """

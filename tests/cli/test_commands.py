@@ -22,7 +22,9 @@ TRAINING = (
     "--training.steps 2 --training.batch-size 3 --training.checkpoint-every 1 --training.precision fp32 "
     "--training.min-detected 0"
 )
-MODEL = "--model.z-what-size 6 --model.what-width 8 --model.decoder-channels 8 8 8"
+MODEL = "--model.z-what-size 6 --model.decoder-channels 8 8 8"
+GLIMPSES = f"{MODEL} --model.glimpse-size 8 --model.glimpse-width 4 --model.projector-size 8"
+CELLS = f"{MODEL} --model.what-width 8"
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--n-test 3 --workers 1",
         "train detector quickstart --data scenes --out detector --detector.image-size 64 --detector.width 0.125 "
         + TRAINING,
-        f"train teacher quickstart --data scenes --detector detector --out teacher {MODEL} --teacher.side 8 "
-        f"--teacher.width 4 --training.validate-every 1 {TRAINING}",
-        f"train ssdir quickstart --data scenes --detector detector --teacher teacher --out ssdir {MODEL} {TRAINING}",
+        f"train ssdir quickstart --data scenes --detector detector --out teacher {GLIMPSES} "
+        f"--training.validate-every 1 {TRAINING}",
+        f"train ssdir quickstart-cells --data scenes --detector detector --teacher teacher --out ssdir {CELLS} "
+        + TRAINING,
     ):
         assert main(line.split()) == 0, line
     os.chdir(here)
@@ -54,14 +57,16 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_runs_have_the_settings_that_were_given(home: Path) -> None:
     model = load_model(home / "ssdir")
-    assert model.config.z_what_size == 6 and model.config.patch_size == 4
+    assert model.config.z_what_size == 6 and model.config.patch_size == 16
     assert model.detector.config.image_size == 64 and model.detector.config.width == 0.125
-    assert read_json(home / "teacher/config.json")["config"]["teacher"]["side"] == 8
+    teacher = load_model(home / "teacher")
+    assert teacher.config.glimpse_size == 8 and teacher.by_glimpses and not model.by_glimpses
     assert [len(open_split(home / "scenes", name).images) for name in ("train", "val", "test")] == [6, 2, 3]
 
 
 def test_a_run_goes_on_when_asked_and_not_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    base = f"train ssdir quickstart --data scenes --detector detector --teacher teacher --out ssdir {MODEL} {TRAINING}"
+    base = "train ssdir quickstart-cells --data scenes --detector detector --teacher teacher --out ssdir "
+    base += f"{CELLS} {TRAINING}"
     assert main(base.split()) == 1
     assert "ssdir is not empty; add --resume" in capsys.readouterr().err
     assert main([*base.split(), "--resume"]) == 0
@@ -74,8 +79,11 @@ def test_a_run_goes_on_when_asked_and_not_otherwise(capsys: pytest.CaptureFixtur
 
 
 def test_a_run_alone_tells_how_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    for line, steps in (("detector", 2), ("teacher", 2), ("ssdir quickstart", 3)):
-        out = line.split()[0]
+    for line, out, steps in (
+        ("detector", "detector", 2),
+        ("ssdir", "teacher", 2),
+        ("ssdir quickstart", "ssdir", 3),
+    ):
         assert main(["train", *line.split(), "--resume", "--out", out]) == 0
         told = capsys.readouterr()
         assert f"the run was finished at step {steps}" in told.out
@@ -144,7 +152,7 @@ def test_an_interrupted_training_says_the_command_that_goes_on(
 
 
 def test_a_model_that_wants_a_teacher_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    line = f"train ssdir quickstart --data scenes --detector detector --out alone {MODEL} {TRAINING}"
+    line = f"train ssdir quickstart-cells --data scenes --detector detector --out alone {CELLS} {TRAINING}"
     assert main(line.split()) == 1
     assert "--teacher" in capsys.readouterr().err and not Path("alone").exists()
     assert main([*line.split(), "--objective.teacher", "0"]) == 0
@@ -191,7 +199,7 @@ def test_a_group_alone_lists_its_commands(capsys: pytest.CaptureFixture[str]) ->
         parse(["train"])
     assert stop.value.code == 0
     output = capsys.readouterr().out
-    assert all(word in output for word in ("detector", "teacher", "ssdir"))
+    assert all(word in output for word in ("detector", "ssdir", "crop-vae"))
 
 
 def test_infer_and_show_work_on_what_was_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,6 @@ def test_words_of_other_tools_are_answered_with_ours(
 def test_no_word_of_other_tools_is_one_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (
         "train detector small",
-        "train teacher small",
         "train ssdir small",
         "train crop-vae mnist",
         "infer",

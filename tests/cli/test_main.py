@@ -133,7 +133,6 @@ def test_an_unknown_device_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_every_training_passes_its_device_on() -> None:
     for words in (
         "detector quickstart",
-        "teacher quickstart",
         "ssdir quickstart",
         "space quickstart",
         "crop-vae mnist",

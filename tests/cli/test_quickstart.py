@@ -22,20 +22,23 @@ from ssdir.cli.quickstart import _Stages, evaluate_run, quickstart
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.extras import how_to_install
 from ssdir.common.storage import read_json, write_json
-from ssdir.config import DetectorConfig, ModelConfig, ScenesConfig, SSDIRRun, TeacherConfig, TeacherRun
+from ssdir.config import DetectorConfig, ModelConfig, ScenesConfig, SSDIRRun
 from ssdir.config.presets import PRESETS, Preset
 from ssdir.evaluation.settings import EvaluationConfig
-from ssdir.training.start import train_detector, train_ssdir, train_teacher
+from ssdir.training.start import train_detector, train_ssdir
 
 MODEL = ModelConfig(
     z_what_size=12, n_hidden=1, what_norm="batch", what_width=16, train_on="selected", clone_backbone=True,
     decoder_norm="batch", decoder_channels=(32, 16, 16, 8, 8), merge="occlusion",
 )  # fmt: skip
-REAL = PRESETS["quickstart"]
+GLIMPSES = replace(
+    MODEL, what_encoder="glimpses", clone_backbone=False, glimpse_size=12, glimpse_width=8, projector_size=16
+)
+REAL = PRESETS["quickstart-cells"]
 
 
 def tiny_preset() -> Preset:
-    """The quickstart's own preset, on few and simple scenes, with small networks, for few steps."""
+    """The preset with a teacher, on few and simple scenes, with small networks, for few steps."""
     assert REAL.teacher is not None
     detector = DetectorConfig(
         image_size=64, width=0.125, maps=(0, 1), min_sizes=(90.0, 170.0), aspect_ratios=(0.85,), max_sizes=()
@@ -51,11 +54,7 @@ def tiny_preset() -> Preset:
         ),
         detector=replace(REAL.detector, detector=detector, training=training),
         ssdir=SSDIRRun(MODEL, REAL.ssdir.objective, short),
-        teacher=TeacherRun(
-            MODEL,
-            TeacherConfig(side=12, width=8, projector_hidden=16, projector_size=16, crops=32),
-            short,
-        ),
+        teacher=SSDIRRun(GLIMPSES, REAL.teacher.objective, short),
     )  # fmt: skip
 
 
@@ -215,7 +214,7 @@ def test_no_class_label_is_used_before_the_probe(done: Path, tmp_path: Path) -> 
     quiet = Console(quiet=True)
     assert TINY.teacher is not None
     train_detector(TINY.detector, data, detector, console=quiet)
-    train_teacher(TINY.teacher, detector, data, teacher, console=quiet)
+    train_ssdir(TINY.teacher, detector, data, teacher, console=quiet)
     train_ssdir(TINY.ssdir, detector, data, run, teacher=teacher, console=quiet)
     for mine in (detector, teacher, run):
         assert weights(mine) == weights(done / mine.name), mine.name
@@ -231,17 +230,19 @@ def test_other_settings_do_not_go_on_in_the_same_folder(done: Path, tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
-def test_the_papers_way_without_a_teacher(
-    done: Path, tmp_path: Path, plain: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objective = replace(TINY.ssdir.objective, teacher=0.0)
-    training = replace(TINY.ssdir.training, steps=2)
+@pytest.mark.parametrize("glimpses", [False, True])
+def test_one_model_without_a_teacher(done: Path, tmp_path: Path, plain: None, glimpses: bool) -> None:
+    """The paper's way, and the quickstart's own."""
+    assert TINY.teacher is not None and PRESETS["quickstart"].teacher is None
+    cells = SSDIRRun(MODEL, replace(TINY.ssdir.objective, teacher=0.0), TINY.ssdir.training)
+    run = TINY.teacher if glimpses else cells
+    run = replace(run, training=replace(run.training, steps=2))
     shutil.copytree(done / "data", tmp_path / "out" / "data")
     shutil.copytree(done / "detector", tmp_path / "out" / "detector")
     quickstart(
         tmp_path / "out",
         workers=1,
-        chosen=replace(TINY, teacher=None, ssdir=SSDIRRun(MODEL, objective, training)),
+        chosen=replace(TINY, teacher=None, ssdir=run),
     )
     metrics = read_json(tmp_path / "out" / "metrics.json")
     assert "train_teacher" not in metrics["seconds"] and not (tmp_path / "out/teacher").exists()
@@ -339,8 +340,6 @@ def test_what_cannot_be_evaluated_is_told(done: Path, tmp_path: Path, shipped: N
     for run, pretrained in ((None, False), (done / "ssdir", True)):
         with pytest.raises(ConfigError, match="name a run folder or --pretrained"):
             evaluate_run(run, pretrained, None, None, 32)
-    with pytest.raises(DataError, match=r"describes a 'teacher'; give a run of crop-vae or detector or"):
-        evaluate_run(done / "teacher", False, None, None, 32)
     with pytest.raises(DataError, match="nowhere does not exist"):
         evaluate_run(tmp_path / "nowhere", False, None, None, 32)
     with pytest.raises(DataError, match=r"model does not tell what it was trained on.*--data"):

@@ -95,7 +95,7 @@ def test_losses_and_gradients_are_those_of_one_process(kind: str, half_empty: bo
     scale = max(float(value.abs().max()) for name, value in one.items() if not name.startswith("loss/"))
     for name, value in one.items():
         is_loss = name.startswith("loss/")
-        assert not is_loss or value > 0, "nothing would prove nothing"
+        assert not is_loss or value != 0, "nothing would prove nothing"
         torch.testing.assert_close(
             two[name],
             value,
@@ -128,7 +128,7 @@ def test_validation_counts_every_image_once(runs: Path) -> None:
         assert float(last[1][name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize(("name", "lines"), [("ssdir-2", 6), ("detector-2", 12), ("teacher-2", 2)])
+@pytest.mark.parametrize(("name", "lines"), [("ssdir-2", 6), ("detector-2", 12), ("glimpses-2", 2)])
 def test_one_process_writes(name: str, lines: int, runs: Path) -> None:
     assert [float(row["step"]) for row in metrics(runs / name)] == list(range(1, lines + 1))
     assert not list((runs / name).rglob("*.tmp"))

@@ -24,8 +24,6 @@ from ssdir.config import (
     ObjectiveConfig,
     ScenesConfig,
     SSDIRRun,
-    TeacherConfig,
-    TeacherRun,
     TrainingConfig,
 )
 from ssdir.config.crop_vae import CropVAEConfig
@@ -33,8 +31,7 @@ from ssdir.data.batch import Batch
 from ssdir.data.mnist.streaming import StreamedScenes
 from ssdir.detector.ssd import Detector
 from ssdir.model.ssdir import SSDIR
-from ssdir.model.teacher import Teacher
-from ssdir.training.start import train_detector, train_ssdir, train_teacher
+from ssdir.training.start import train_detector, train_ssdir
 from ssdir.training.tasks.base import Task
 from ssdir.training.tasks.baseline import BaselineTask
 from ssdir.training.tasks.detector import DetectorTask
@@ -52,13 +49,13 @@ MODEL = ModelConfig(
 )  # fmt: skip
 """Without noise, of which each process draws its own."""
 OBJECTIVE = ObjectiveConfig(image=1.0, image_region="boxes")
-TEACHER = TeacherConfig(side=8, width=4, crops=16, projector_hidden=8, projector_size=8)
+GLIMPSES = replace(MODEL, what_encoder="glimpses", glimpse_size=8, glimpse_width=4, projector_size=8)
 TRAINING = TrainingConfig(
     steps=6, batch_size=4, learning_rate=0.002, log_every=1, validate_every=0, validation_images=3,
     checkpoint_every=4, keep_checkpoints=3,
 )  # fmt: skip
 IMAGES = 4
-KINDS = ("detector", "ssdir", "crop-vae")
+KINDS = ("detector", "ssdir", "glimpses", "crop-vae")
 
 # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -85,8 +82,13 @@ def a_task(kind: str) -> Task:
                 present_threshold=0.1,
             )  # fmt: skip
             return BaselineTask(CropVAE(detector, config)).eval()
+        if kind == "glimpses":
+            whole = replace(
+                GLIMPSES, present_threshold=0.06, opacity=True, background="learned", depth_of_floor=1.0
+            )
+            return SSDIRTask(SSDIR(detector, whole), replace(OBJECTIVE, opacity=0.1)).eval()
         model = SSDIR(detector, replace(MODEL, present_threshold=0.1))
-        teacher = Teacher(TEACHER, MODEL).requires_grad_(False)
+        teacher = SSDIR(a_detector(), GLIMPSES).requires_grad_(False)
         return SSDIRTask(model, replace(OBJECTIVE, teacher=1.0), teacher).eval()
 
 
@@ -142,9 +144,10 @@ def ssdir(folder: Path, name: str, resume: bool = False, **settings: object) -> 
     )  # fmt: skip
 
 
-def teacher(folder: Path, name: str) -> None:
-    run = TeacherRun(teacher=TEACHER, model=MODEL, training=replace(TRAINING, steps=2))
-    train_teacher(
+def glimpses(folder: Path, name: str) -> None:
+    objective = ObjectiveConfig(image=0.0, invariance=0.1)
+    run = SSDIRRun(GLIMPSES, objective, replace(TRAINING, steps=2))
+    train_ssdir(
         run, folder / "detector-1", folder / "data", folder / name, console=Console(quiet=True), device="cpu"
     )
 
@@ -155,7 +158,7 @@ def main(folder: Path) -> None:
     ssdir(folder, "ssdir-2")
     ssdir(folder, "ssdir-1-2", resume=True)
     ssdir(folder, "ssdir-2-1", log_every=6)
-    teacher(folder, "teacher-2")
+    glimpses(folder, "glimpses-2")
     rank = distributed.get_rank()  # the runs have made the group
     for kind in KINDS:
         for half_empty in (False, True):

@@ -16,7 +16,6 @@ from ssdir.config import (
     ModelConfig,
     ObjectiveConfig,
     ScenesConfig,
-    TeacherConfig,
     TrainingConfig,
     from_dict,
     to_dict,
@@ -85,7 +84,21 @@ def test_unusable_values_are_named(kind: type, values: dict[str, object], messag
         (ModelConfig(), {"sigma_what": -0.1}, "model.sigma_what is -0.1; it must not be negative"),
         *(
             (ObjectiveConfig(), {name: -1.0}, f"objective.{name} is -1.0; it must not be negative")
-            for name in ("image", "objects", "what", "depth", "teacher")
+            for name in (
+                "image",
+                "objects",
+                "what",
+                "depth",
+                "teacher",
+                "opacity",
+                "hidden",
+                "invariance",
+                "view_rotation",
+                "view_shear",
+                "view_scale",
+                "view_shift",
+                "view_noise",
+            )
         ),
         (ObjectiveConfig(), {"what": math.nan}, "objective.what is nan; it must be finite"),
         *(
@@ -104,18 +117,25 @@ def test_unusable_values_are_named(kind: type, values: dict[str, object], messag
         ),
         (TrainingConfig(), {"learning_rate": math.inf}, "training.learning_rate is inf; it must be finite"),
         (TrainingConfig(), {"weight_decay": -0.1}, "training.weight_decay is -0.1; it must not be negative"),
-        (TeacherConfig(), {"context": 0.9}, "teacher.context"),
+        (ModelConfig(), {"context": 0.9}, "model.context is 0.9; it must be at least 1"),
+        *(
+            (ModelConfig(), {name: 0}, f"model.{name} is 0; it must be at least 1")
+            for name in ("z_what_size", "glimpse_width", "background_size", "image_size")
+        ),
+        (ModelConfig(), {"projector_size": -1}, "model.projector_size is -1; it must not be negative"),
+        *(
+            (
+                ModelConfig(),
+                {"glimpse_size": size},
+                f"model.glimpse_size is {size}; it must be a multiple of 4",
+            )
+            for size in (4, 18)
+        ),
+        (ModelConfig(), {"train_objects": 1}, "model.train_objects must be at least 2"),
+        (ModelConfig(), {"background": "learned"}, "set model.opacity to true"),
         (TrainingConfig(), {"clip_norm": 0.0}, "training.clip_norm is 0.0; it must be positive, or None"),
         (TrainingConfig(), {"betas": (0.9, 1.0)}, "training.betas"),
         (TrainingConfig(), {"betas": (-0.1, 0.9)}, "training.betas"),
-        *(
-            (TeacherConfig(), {name: 0}, f"teacher.{name}")
-            for name in ("side", "crops", "width", "projector_hidden", "projector_size")
-        ),
-        *(
-            (TeacherConfig(), {name: -0.1}, f"teacher.{name} is -0.1; it must not be negative")
-            for name in ("invariance", "rotation", "shear", "scale", "shift", "noise")
-        ),
     ],
 )
 def test_impossible_settings_are_refused(config: object, change: dict[str, object], message: str) -> None:

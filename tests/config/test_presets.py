@@ -4,8 +4,9 @@ import pytest
 
 from ssdir.common.errors import ConfigError
 from ssdir.config import DetectorRun
-from ssdir.config.presets import preset, scenes_presets
+from ssdir.config.presets import PRESETS, preset, scenes_presets
 from ssdir.detector.ssd import Detector
+from ssdir.training.teaching import FITTING
 
 # "Training regime and hyperparameters" of the supplementary material, read from it row by row.
 SEED_TABLE = {
@@ -38,14 +39,25 @@ def test_presets_hold_the_papers_table(column: int, name: str) -> None:
     assert detector.class_agnostic
 
 
-@pytest.mark.parametrize("name", ["mnist", "clevr", "wider", "quickstart", "small"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_the_detector_is_asked_once_where_little_is_kept(name: str) -> None:
     chosen = preset(name)
     for run in (chosen.ssdir, chosen.teacher):
         if run is not None:
-            small = run.model.clone_backbone
+            small = run.model.clone_backbone or run.model.what_encoder == "glimpses"
             assert run.training.feature_cache == ("disk" if small else "off")
     assert chosen.detector.training.feature_cache == "off"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_taught_by_a_model_that_fits_it(name: str) -> None:
+    chosen = preset(name)
+    assert (chosen.teacher is None) == (chosen.ssdir.objective.teacher == 0)
+    if chosen.teacher is not None:
+        teacher, student = chosen.teacher.model, chosen.ssdir.model
+        assert (teacher.what_encoder, student.what_encoder) == ("glimpses", "cells")
+        assert all(getattr(teacher, part) == getattr(student, part) for part in FITTING)
+        assert chosen.teacher == preset("quickstart").ssdir
 
 
 def test_priors_of_the_small_preset_span_sizes_and_shapes() -> None:

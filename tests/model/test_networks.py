@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ssdir.config import ModelConfig
 from ssdir.config.presets import preset
-from ssdir.model.decoder import WhatDecoder
+from ssdir.model.decoder import UpsampleDecoder, WhatDecoder, what_decoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
 
 CHANNELS = (512, 512, 512, 256, 256)
@@ -139,3 +139,84 @@ def test_decoder_of_no_objects_is_empty_and_has_gradients():
     logits.sum().backward()
     assert all(parameter.grad.eq(0).all() for parameter in decoder.parameters())
     assert all(torch.equal(before[name], buffer) for name, buffer in decoder.named_buffers())
+
+
+# -- opacity, and the decoder that leaves no seams ---------------------------------------------------------------------
+
+DECODERS = ("transposed", "upsample")
+
+
+def decoder_of(kind: str, **settings) -> nn.Module:
+    torch.manual_seed(0)
+    return what_decoder(ModelConfig(z_what_size=5, decoder=kind, decoder_channels=(8, 6, 4), **settings))
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("opacity", [False, True])
+def test_shapes_of_patches(kind, norm, opacity):
+    decoder = decoder_of(kind, decoder_norm=norm, opacity=opacity)
+    side = {"transposed": 4, "upsample": 16}[kind]
+    assert decoder.patch_size == side
+    assert decoder(torch.randn(3, 5)).shape == (3, 3 + opacity, side, side)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_opacity_starts_alike_everywhere_and_learns(kind):
+    decoder = decoder_of(kind, opacity=True)
+    logits = decoder(torch.randn(3, 5))
+    torch.testing.assert_close(logits[:, 3:].sigmoid(), torch.full_like(logits[:, 3:], 0.7310586))
+    assert logits[:, :3].std() > 0.01
+    logits[:, 3:].sum().backward()
+    assert decoder.last.weight.grad[3].any() and not decoder.last.weight.grad[:3].any()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_transposed_decoder_with_opacity_equals_its_layers(training):
+    fast, plain = (decoder_of("transposed", opacity=True, decoder_norm="batch").train(training) for _ in "ab")
+    for decoder in (fast, plain):
+        nn.init.normal_(decoder.last.weight, generator=torch.Generator().manual_seed(1))
+    what = torch.randn(3, 5)
+    torch.testing.assert_close(fast(what), layer_by_layer(plain, what), atol=1e-5, rtol=1e-4)
+
+
+def test_an_upsampled_patch_has_no_seams():
+    """Of what is the same everywhere, all pixels away from the border are equal; shifted content gives a shifted
+    patch. A transposed convolution paints the corners of its 2x2 blocks differently."""
+    decoder = decoder_of("upsample")
+    grid = torch.rand(1, 8, 1, 1).expand(1, 8, 8, 8)
+    inner = decoder.last(decoder.up(grid))[:, :, 8:-8, 8:-8]
+    torch.testing.assert_close(inner, inner[:, :, :1, :1].expand_as(inner), atol=1e-6, rtol=0)
+    wide = torch.rand(1, 8, 8, 9)
+    left, right = (decoder.last(decoder.up(part)) for part in (wide[..., :-1], wide[..., 1:]))
+    torch.testing.assert_close(left[..., 12:-8], right[..., 8:-12], atol=1e-6, rtol=0)
+    blocks = decoder_of("transposed")
+    flat = layer_by_layer(blocks, torch.randn(1, 5))
+    assert (flat[..., 0::2, :] - flat[..., 1::2, :]).abs().min() > 1e-4
+
+
+def test_upsample_decoder_is_its_layers_at_full_size():
+    config = ModelConfig(decoder="upsample", decoder_channels=(64, 64, 32, 16), z_what_size=128)
+    decoder = UpsampleDecoder(config)
+    assert config.patch_size == 32 and decoder(torch.randn(2, 128)).shape == (2, 3, 32, 32)
+    expected = 129 * 64 * 16 + (64 * 64 + 64 * 32 + 32 * 16 + 16 * 3) * 9 + 64 + 32 + 16 + 3
+    assert n_parameters(decoder) == expected
+    normed = UpsampleDecoder(ModelConfig(decoder="upsample", decoder_channels=(64, 32), decoder_norm="batch"))
+    assert [type(layer).__name__ for layer in normed.up] == ["Upsample", "Conv2d", "BatchNorm2d", "ReLU"]
+    assert normed.up[1].bias is None
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_no_vectors_give_no_patches_and_a_gradient_to_every_parameter(kind, training):
+    decoder = decoder_of(kind, decoder_norm="batch", opacity=True).train(training)
+    logits = decoder(torch.zeros(0, 5, requires_grad=True))
+    assert logits.shape == (0, 4, decoder.patch_size, decoder.patch_size)
+    logits.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in decoder.parameters())
+
+
+def test_patches_are_float32_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for kind in DECODERS:
+            assert decoder_of(kind)(torch.randn(2, 5)).dtype == torch.float32

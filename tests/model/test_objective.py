@@ -1,6 +1,8 @@
-"""The four terms against closed forms, torch.distributions and brute force."""
+"""The terms against closed forms, torch.distributions and brute force."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
 from ssdir.boxes import pixels_inside
+from ssdir.common.errors import ConfigError
 from ssdir.config import ModelConfig, ObjectiveConfig
-from ssdir.model import chain
 from ssdir.model.latents import CellLatents, Objects
-from ssdir.model.objective import CLAMP, Objective, cell_kl, inside_boxes, object_error
+from ssdir.model.objective import CLAMP, Objective, ObjectTerms, cell_kl, inside_boxes
 from ssdir.model.ssdir import SSDIROutput
+from ssdir.model.views import vicreg
+from ssdir.rendering.composite import unhidden
 from ssdir.rendering.render import crop
 
 
@@ -44,7 +48,7 @@ def objects(m=5, b=2, boxes=None) -> Objects:
 def output(found: Objects, merged: torch.Tensor | None, patch=4, **kwargs) -> SSDIROutput:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(len(found), 3, patch, patch, generator=generator).requires_grad_()
-    return SSDIROutput(latents(**kwargs), found, logits, merged)
+    return SSDIROutput(latents(**kwargs), found, found, logits, merged)
 
 
 def pictures(b=2, size=16) -> torch.Tensor:
@@ -151,31 +155,34 @@ def test_grey_and_coloured_images_give_the_same_kind_of_target():
 def test_perfect_patches_reach_the_entropy_of_the_target():
     found = objects(boxes=torch.tensor([[0.5, 0.5, 0.5, 0.5]]), b=1)
     target = crop(pictures(1), found.boxes, found.image_index, 4)
-    out = SSDIROutput(latents(b=1), found, torch.logit(target), None)
+    out = SSDIROutput(latents(b=1), found, found, torch.logit(target), None)
     term = Objective(ObjectiveConfig(), ModelConfig())(out, pictures(1))["objects"]
     entropy = -(target * target.log() + (1 - target) * (1 - target).log()).mean()
     torch.testing.assert_close(term, entropy)
 
 
-def test_object_error_in_chunks_has_the_gradients_of_torch(monkeypatch):
-    monkeypatch.setattr(chain, "CHUNK_CPU", 2)
+def test_object_error_has_the_gradients_of_torch():
     boxes = torch.rand(5, 4, generator=torch.Generator().manual_seed(7)) * 0.8 + 0.1
     boxes[3] = torch.tensor([0.05, 0.9, 0.4, 0.6])  # leaves the image
     found = objects(boxes=boxes)
-    logits = 4 * torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    logits = 4 * torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(8))
     logits.requires_grad_()
-    images = pictures().double()
-    assert torch.autograd.gradcheck(lambda logits: object_error(logits, found, images), logits)
+    images = pictures()
+
+    def object_error(logits):
+        terms = ObjectTerms(SSDIROutput(None, found, found, logits, None), images, "bce")
+        return terms.error()
+
     rows, columns = pixels_inside(found.boxes, 4)
     assert not rows.all()
-    weight = (rows[:, :, None] & columns[:, None, :])[:, None].expand_as(logits).double()
+    weight = (rows[:, :, None] & columns[:, None, :])[:, None].expand_as(logits).float()
     expected = (
         functional.binary_cross_entropy_with_logits(
             logits, crop(images, found.boxes, found.image_index, 4), weight, reduction="sum"
         )
         / weight.sum()
     )
-    error = object_error(logits, found, images)
+    error = object_error(logits)
     torch.testing.assert_close(error, expected)
     for a, b in zip(
         torch.autograd.grad(3 * error, logits), torch.autograd.grad(3 * expected, logits), strict=True
@@ -230,3 +237,158 @@ def test_without_a_weight_the_image_is_not_needed():
     objective = Objective(ObjectiveConfig(image=0.0), ModelConfig())
     assert not objective.needs_images
     assert objective(output(objects(), None), pictures())["image"] == 0
+
+
+# -- of models with glimpses, opacity or a background ------------------------------------------------------------------
+
+GLIMPSES = ModelConfig(what_encoder="glimpses", z_what_size=4, opacity=True)
+
+
+def scene(m=4, patch=4) -> SSDIROutput:
+    """Of a model with glimpses and opacity: no cells, four channels, objects that hide each other."""
+    generator = torch.Generator().manual_seed(11)
+    boxes = torch.tensor(
+        [[0.5, 0.5, 0.5, 0.5], [0.6, 0.45, 0.5, 0.4], [0.1, 0.5, 0.5, 0.5], [0.5, 0.5, 0.3, 0.3]]
+    )[:m]
+    index = torch.tensor([0, 0, 1, 1])[:m]
+    means = Objects(
+        boxes,
+        torch.ones(m),
+        torch.randn(m, 4, generator=generator).requires_grad_(),
+        torch.randn(m, generator=generator).requires_grad_(),
+        index,
+        2,
+    )
+    logits = torch.randn(m, 4, patch, patch, generator=generator).requires_grad_()
+    noisy = dataclasses.replace(means, depth=torch.linspace(-1, 1, m))
+    return SSDIROutput(None, means, noisy, logits, None)
+
+
+def inside(out: SSDIROutput) -> torch.Tensor:
+    rows, columns = pixels_inside(out.objects.boxes, out.patch_logits.shape[-1])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def terms_of(out: SSDIROutput, images=None, model=GLIMPSES, **weights) -> dict[str, torch.Tensor]:
+    objective = Objective(ObjectiveConfig(image=0.0, **weights), model)
+    return objective(out, pictures() if images is None else images)
+
+
+def test_kl_of_glimpses_is_the_mean_over_objects_of_their_means():
+    out = scene()
+    terms = terms_of(out, model=dataclasses.replace(GLIMPSES, sigma_what=0.3, sigma_depth=0.6))
+    for name, sigma in (("what", 0.3), ("depth", 0.6)):
+        means = getattr(out.means, name)
+        expected = kl_divergence(Normal(means, torch.full_like(means, sigma)), Normal(0.0, 1.0)).mean()
+        torch.testing.assert_close(terms[name], expected)
+
+
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+def test_the_object_term_counts_what_is_opaque_and_seen(kind):
+    out = scene()
+    alpha = out.patch_logits[:, 3:].sigmoid()
+    seen = unhidden(alpha, out.objects.boxes, out.objects.depth, out.objects.image_index)
+    assert seen.min() < 0.7
+    target = crop(pictures(), out.objects.boxes, out.objects.image_index, 4)
+    colours = out.patch_logits[:, :3]
+    if kind == "bce":
+        error = functional.binary_cross_entropy_with_logits(colours, target, reduction="none")
+    else:
+        error = (colours.sigmoid() - target) ** 2
+    expected = (error * alpha * seen)[inside(out).expand_as(error)].mean()
+    torch.testing.assert_close(terms_of(out, error=kind)["objects"], expected)
+
+
+def test_squared_errors_are_means_of_squares():
+    found, merged = objects(), pictures().flip(0)
+    out = output(found, merged)
+    terms = Objective(ObjectiveConfig(error="mse"), ModelConfig())(out, pictures())
+    torch.testing.assert_close(terms["image"], (merged - pictures()).square().mean())
+    error = (out.patch_logits.sigmoid() - crop(pictures(), found.boxes, found.image_index, 4)).square()
+    torch.testing.assert_close(terms["objects"], error[inside(out).expand_as(error)].mean())
+
+
+def test_targets_may_be_given():
+    out = scene()
+    target = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    given = terms_of(dataclasses.replace(out, targets=target), error="mse")["objects"]
+    terms = ObjectTerms(out, pictures(), "mse")
+    terms.target = target
+    torch.testing.assert_close(given, terms.error())
+    assert not torch.isclose(given, terms_of(out, error="mse")["objects"])
+
+
+def test_opacity_costs_where_it_is_seen_and_is_wanted_where_it_is_hidden():
+    out = scene()
+    alpha = out.patch_logits[:, 3:].sigmoid()
+    seen = unhidden(alpha, out.objects.boxes, out.objects.depth, out.objects.image_index)
+    expected = (alpha * (4 * seen - 3))[inside(out)].mean()
+    term = terms_of(out, opacity=0.5)["opacity"]
+    torch.testing.assert_close(term, expected)  # unweighted
+    (gradient,) = torch.autograd.grad(term, out.patch_logits)
+    assert not gradient[:, :3].any()
+    slope = (alpha * (1 - alpha) * (4 * seen - 3)).detach() * inside(out) / inside(out).sum()
+    torch.testing.assert_close(gradient[:, 3:], slope)
+    # A quarter seen costs as much as it earns; an object behind an opaque one earns three times its opacity.
+    full = torch.full((2, 4, 4, 4), 20.0)
+    box = torch.tensor([[0.5, 0.5, 0.5, 0.5]] * 2)
+    pair = Objects(box, torch.ones(2), torch.zeros(2, 4), torch.tensor([0.0, 30.0]), torch.tensor([0, 0]), 1)
+    both = terms_of(SSDIROutput(None, pair, pair, full, None), pictures(1), opacity=1.0)["opacity"]
+    assert float(both) == pytest.approx((1 - 3) / 2, abs=1e-4)
+
+
+def test_hidden_colours_are_drawn_to_the_mean_of_the_visible_ones():
+    out = scene()
+    colours, alpha = out.patch_logits[:, :3].sigmoid(), out.patch_logits[:, 3:].sigmoid()
+    seen = unhidden(alpha, out.objects.boxes, out.objects.depth, out.objects.image_index)
+    weight = alpha * seen
+    mean = (colours * weight).sum((2, 3)) / weight.sum((2, 3))
+    error = (colours - mean[..., None, None].detach()) ** 2 * alpha * (1 - seen)
+    term = terms_of(out, hidden=2.0)["hidden"]
+    torch.testing.assert_close(term, error[inside(out).expand_as(error)].mean())
+    (gradient,) = torch.autograd.grad(term, out.patch_logits)
+    assert not gradient[:, 3:].any() and gradient[:, :3].any()
+    alone = scene(1)
+    assert terms_of(alone, pictures(), hidden=1.0)["hidden"].eq(0)  # nothing hides it
+
+
+def test_disagreement_is_that_of_the_embeddings():
+    a, b = (torch.randn(5, 6, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    out = dataclasses.replace(scene(), embeddings=(a, b))
+    torch.testing.assert_close(terms_of(out, invariance=0.1)["invariance"], vicreg(a, b))
+    none = dataclasses.replace(scene(), embeddings=(a[:0], b[:0]))
+    assert float(terms_of(none, invariance=0.1)["invariance"]) == 0.0
+
+
+def test_terms_are_those_that_are_weighed_and_views_are_made_for_one_alone():
+    plain = Objective(ObjectiveConfig(), GLIMPSES)
+    assert list(plain.weights) == ["image", "objects", "what", "depth"] and plain.views is None
+    config = ObjectiveConfig(opacity=0.2, hidden=0.3, invariance=0.4)
+    objective = Objective(config, GLIMPSES)
+    assert objective.views is config
+    out = dataclasses.replace(scene(), embeddings=(torch.randn(4, 6), torch.randn(4, 6)))
+    assert list(objective(out, pictures())) == list(objective.weights) == [
+        "image", "objects", "what", "depth", "opacity", "hidden", "invariance",
+    ]  # fmt: skip
+    assert [objective.weights[name] for name in ("opacity", "hidden", "invariance")] == [0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize("name", ["opacity", "hidden", "invariance"])
+def test_a_term_that_a_model_cannot_have_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"objective\.{name} 0.5 needs model\."):
+        Objective(ObjectiveConfig(**{name: 0.5}), ModelConfig())
+
+
+def test_a_background_that_nothing_trains_is_refused():
+    behind = dataclasses.replace(GLIMPSES, background="learned")
+    with pytest.raises(ConfigError, match=r"objective\.image 0 leaves the background untrained"):
+        Objective(ObjectiveConfig(image=0.0), behind)
+    assert Objective(ObjectiveConfig(image=1.0), behind).needs_images
+
+
+def test_no_objects_with_opacity_give_finite_terms_and_gradients():
+    out = scene(0)
+    terms = terms_of(out, opacity=1.0, hidden=1.0)
+    assert all(float(value.detach()) == 0.0 for value in terms.values())
+    sum(terms.values()).backward()
+    assert out.patch_logits.grad.shape == (0, 4, 4, 4)

@@ -36,7 +36,10 @@ TRAINING = (
     "--training.checkpoint-every 3 "
     "--training.validate-every 6"
 )
-MODEL = "--model.z-what-size 4 --model.n-hidden 0 --model.decoder-channels 8 8 8 --objective.teacher 0"
+MODEL = (
+    "--model.z-what-size 4 --model.glimpse-size 8 --model.glimpse-width 4 --model.projector-size 8 "
+    "--model.decoder-channels 8 8 8"
+)
 SCENES = (
     "data mnist-scenes quickstart --side 64 --digit-min 20 --digit-max 48 --n-train {} --n-val 4 --n-test 1 "
     "--seed {} --workers {} --out {}"
@@ -113,7 +116,7 @@ KINDS = {
         (
             f"tune quickstart --data scenes --detector detector --out out {MODEL} {TRAINING} --training.steps 6 "
             f"--trials {TRIALS} --objective image_mse --pruner none --sampler random --grace-period 2 "
-            "--space objective.teacher=off model.z_what_size=2,4 model.n_hidden=off",
+            "--space objective.what=off model.z_what_size=2,4",
         ),
         trials_of,
     ),

@@ -38,7 +38,7 @@ for line in sys.stdin.read().splitlines():
 """
 WORDS = [
     "", "quickstart", "data", "data mnist-scenes main", "data clevr", "data clevr-like", "data wider-face",
-    "data convert", "data check", "data show", "train", "train detector quickstart", "train teacher quickstart",
+    "data convert", "data check", "data show", "train", "train detector quickstart",
     "train ssdir quickstart", "train space mnist", "train spair mnist", "train slot-attention clevr",
     "train crop-vae mnist", "tune quickstart", "ablate", "evaluate", "compare", "infer", "info",
 ]  # fmt: skip
@@ -58,7 +58,7 @@ COMMANDS = [
     "compare model detector --data scenes --out comparison --resamples 10",
     "infer scenes/images/train --model model --out found",
     f"tune quickstart --data scenes --detector detector --out study {MODEL} {TWO} --trials 1 --objective image_mse "
-    "--pruner none --space objective.teacher=off model.n_hidden=off",
+    "--pruner none --space objective.what=off",
 ]
 
 

@@ -22,8 +22,6 @@ from ssdir.config import (
     ObjectiveConfig,
     ScenesConfig,
     SSDIRRun,
-    TeacherConfig,
-    TeacherRun,
 )
 from ssdir.config.presets import PRESETS, Preset
 from ssdir.data.mnist.scenes import generate
@@ -152,8 +150,8 @@ def test_a_teacher_is_the_same_whichever_trial_comes_first(
 ) -> None:
     """And one that is named must fit all that is searched."""
     teaching = replace(RUN, objective=replace(RUN.objective, teacher=1.0))
-    config_of_teacher = TeacherConfig(side=8, width=4, crops=16, projector_hidden=8, projector_size=8)
-    teacher = TeacherRun(MODEL, config_of_teacher, replace(PLAIN, steps=2))
+    glimpses = replace(MODEL, what_encoder="glimpses", glimpse_size=8, glimpse_width=4)
+    teacher = SSDIRRun(glimpses, ObjectiveConfig(image=0.0), replace(PLAIN, steps=2))
     monkeypatch.setitem(PRESETS, "quickstart", replace(TINY, ssdir=teaching, teacher=teacher))
     asked = config(data, tmp_path, run=teaching)
     detector = shared_detector(asked)

@@ -35,8 +35,6 @@ from ssdir.config import (
     ModelConfig,
     ObjectiveConfig,
     SSDIRRun,
-    TeacherConfig,
-    TeacherRun,
     TrainingConfig,
 )
 from ssdir.data.batch import Batch
@@ -47,18 +45,16 @@ from ssdir.detector.ssd import Detector
 from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
-from ssdir.model.teacher import Teacher
 from ssdir.plots.overlay import with_boxes
 from ssdir.training.loader import Loader
 from ssdir.training.loop import _accelerator
 from ssdir.training.metrics import FiniteGuard, MetricAccumulator
 from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.training.run_folder import load_run_config
-from ssdir.training.start import computes_in_bf16, train_detector, train_ssdir, train_teacher
+from ssdir.training.start import computes_in_bf16, train_detector, train_ssdir
 from ssdir.training.tasks.base import Task
 from ssdir.training.tasks.detector import DetectorTask
 from ssdir.training.tasks.ssdir import SSDIRTask
-from ssdir.training.tasks.teacher import TeacherTask
 from ssdir.training.tracking import read_metrics
 
 HERE = Path(__file__).parent
@@ -555,7 +551,7 @@ DETECTOR = DetectorConfig(
 MODEL = ModelConfig(
     z_what_size=8, n_hidden=1, decoder_channels=(16, 8, 8), decoder_norm="batch", feature_norm="group"
 )
-TEACHER = TeacherConfig(side=8, width=4, crops=16, projector_hidden=8, projector_size=8)
+GLIMPSES = replace(MODEL, what_encoder="glimpses", glimpse_size=8, glimpse_width=4, projector_size=8)
 QUICK = TrainingConfig(
     steps=4, batch_size=4, learning_rate=0.003, log_every=2, validate_every=0, checkpoint_every=2, precision="auto",
     channels_last=True,
@@ -665,8 +661,8 @@ def test_runs_and_checkpoints_give_their_settings_back(
     scenes: Path, detector_run: Path, tmp_path: Path
 ) -> None:
     settings = replace(QUICK, steps=1, betas=(0.8, 0.99), clip_norm=None)
-    teacher = TeacherRun(MODEL, replace(TEACHER, noise=0.2), settings)
-    train_teacher(teacher, detector_run, scenes, tmp_path / "teacher", console=Console(quiet=True))
+    teacher = SSDIRRun(GLIMPSES, ObjectiveConfig(image=0.0, invariance=0.1, view_noise=0.2), settings)
+    train_ssdir(teacher, detector_run, scenes, tmp_path / "teacher", console=Console(quiet=True))
     student = SSDIRRun(MODEL, ObjectiveConfig(image=0.5, teacher=2.0), settings)
     train_ssdir(
         student,
@@ -848,7 +844,12 @@ def test_image_networks_are_those_with_fixed_shapes(detector_run: Path) -> None:
     assert kinds(DetectorTask(detector, DetectorLossConfig())) == ["Backbone"]
     ssdir = SSDIRTask(SSDIR(detector, replace(MODEL, clone_backbone=True)), ObjectiveConfig())
     assert kinds(ssdir) == ["Backbone", "Backbone", "WhatEncoder", "DepthEncoder"]
-    assert kinds(TeacherTask(detector, Teacher(TEACHER, MODEL), 0.5)) == ["Backbone"]
+    glimpses = SSDIRTask(SSDIR(detector, GLIMPSES), ObjectiveConfig())
+    assert kinds(glimpses) == ["Backbone"]
+    behind = replace(GLIMPSES, opacity=True, background="learned")
+    assert kinds(SSDIRTask(SSDIR(detector, behind), ObjectiveConfig())) == ["Backdrop", "Backbone"]
+    alone = SSDIRTask(SSDIR(None, replace(GLIMPSES, image_size=64)), ObjectiveConfig())
+    assert kinds(alone) == [] and alone.cached_detector() is None and "detector" not in alone.fingerprint()
 
 
 def test_compiled_training_takes_the_same_steps(scenes: Path, detector_run: Path, tmp_path: Path) -> None:

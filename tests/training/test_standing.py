@@ -22,15 +22,13 @@ from ssdir.config import (
     ObjectiveConfig,
     ScenesConfig,
     SSDIRRun,
-    TeacherConfig,
-    TeacherRun,
     TrainingConfig,
 )
 from ssdir.config.crop_vae import CropVAEConfig, CropVAERun
 from ssdir.data.mnist.scenes import generate
 from ssdir.detector.ssd import Detector
 from ssdir.model.pretrained import load_detector, read_config, save_detector
-from ssdir.training.start import train_baseline, train_detector, train_ssdir, train_teacher
+from ssdir.training.start import train_baseline, train_detector, train_ssdir
 from ssdir.training.tracking import read_metrics
 
 SIDE = 64
@@ -40,7 +38,7 @@ DETECTOR = DetectorConfig(
 )
 MODEL = ModelConfig(z_what_size=6, n_hidden=1, decoder_channels=(8, 8, 8, 8), train_on="selected")
 QUICK = TrainingConfig(steps=1, batch_size=4, precision="fp32")
-TEACHER = TeacherRun(MODEL, TeacherConfig(side=8, width=4, projector_hidden=8, projector_size=8), QUICK)
+RUN = SSDIRRun(replace(MODEL, what_encoder="glimpses", glimpse_size=8, glimpse_width=4), training=QUICK)
 QUIET = Console(quiet=True)
 
 
@@ -76,13 +74,13 @@ def test_a_detector_that_finds_nothing_is_refused_before_anything_is_written(
 ) -> None:
     weak = detector(tmp_path / "weak", 0.4, suggested=0.32)
     told = (
-        f"{weak} finds something in 0 of 10 training images at presence above 0.5, too few to train teacher on: "
+        f"{weak} finds something in 0 of 10 training images at presence above 0.5, too few to train ssdir on: "
         "train the detector longer, or give --model.present-threshold 0.32, which has its "
         "best F1 on the validation split; --training.min-detected 0 trains all the same"
     )
     with pytest.raises(ConfigError) as refusal:
-        train_teacher(TEACHER, weak, data, tmp_path / "teacher", console=QUIET)
-    assert str(refusal.value) == told and not (tmp_path / "teacher").exists()
+        train_ssdir(RUN, weak, data, tmp_path / "ssdir", console=QUIET)
+    assert str(refusal.value) == told and not (tmp_path / "ssdir").exists()
     with pytest.raises(ConfigError, match=r"finds something in 0 of 10 .* to train ssdir on"):
         train_ssdir(SSDIRRun(MODEL, training=QUICK), weak, data, tmp_path / "ssdir", console=QUIET)
     crops = CropVAERun(CropVAEConfig(SIDE, 6, (8, 8, 8)), QUICK)
@@ -90,19 +88,19 @@ def test_a_detector_that_finds_nothing_is_refused_before_anything_is_written(
         train_baseline("crop-vae", crops, data, tmp_path / "vae", detector=weak, console=QUIET)
     silent = detector(tmp_path / "silent", 0.4)
     with pytest.raises(ConfigError, match=r"or give a lower --model.present-threshold; --training"):
-        train_teacher(TEACHER, silent, data, tmp_path / "teacher", console=QUIET)
+        train_ssdir(RUN, silent, data, tmp_path / "ssdir", console=QUIET)
 
 
 def test_the_suggested_threshold_or_the_users_word_lets_it_train(data: Path, tmp_path: Path) -> None:
     weak = detector(tmp_path / "weak", 0.4, suggested=0.32)
     out = io.StringIO()
-    chosen = replace(TEACHER, model=replace(MODEL, present_threshold=0.32))
-    train_teacher(chosen, weak, data, tmp_path / "at", console=Console(file=out, width=300))
+    chosen = replace(RUN, model=replace(RUN.model, present_threshold=0.32))
+    train_ssdir(chosen, weak, data, tmp_path / "at", console=Console(file=out, width=300))
     assert f"{weak} finds something in 10 of 10 training images at presence above 0.32\n" in out.getvalue()
-    assert read_metrics(tmp_path / "at/metrics.csv")[-1]["health/crops"] > 0
-    told = replace(TEACHER, training=replace(QUICK, min_detected=0.0))
+    assert read_metrics(tmp_path / "at/metrics.csv")[-1]["health/decoded"] > 0
+    told = replace(RUN, training=replace(QUICK, min_detected=0.0))
     out = io.StringIO()
-    train_teacher(told, weak, data, tmp_path / "told", console=Console(file=out, width=300))
+    train_ssdir(told, weak, data, tmp_path / "told", console=Console(file=out, width=300))
     assert (
         "in 0 of 10 training images at presence above 0.5 (perhaps --model.present-threshold 0.32, which has its best "
         "F1 on the validation split)\n"
@@ -151,30 +149,25 @@ def test_a_suggestion_that_is_no_threshold_is_refused(tmp_path: Path, value: obj
 def test_a_detector_of_other_classes_is_refused_by_name(data: Path, tmp_path: Path) -> None:
     cats = detector(tmp_path / "cats", 0.9, classes=("cat", "dog"))
     with pytest.raises(ConfigError) as refusal:
-        train_teacher(TEACHER, cats, data, tmp_path / "run", console=QUIET)
+        train_ssdir(RUN, cats, data, tmp_path / "run", console=QUIET)
     assert str(refusal.value).startswith(
         f"{cats} was trained for the classes cat, dog, and {data} has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; train"
     )
     assert not (tmp_path / "run").exists()
     more = ("extra", *map(str, range(9, -1, -1)))  # another order, and a class that the data does not have
-    train_teacher(
-        TEACHER, detector(tmp_path / "more", 0.9, classes=more), data, tmp_path / "run", console=QUIET
-    )
+    train_ssdir(RUN, detector(tmp_path / "more", 0.9, classes=more), data, tmp_path / "run", console=QUIET)
 
 
 def test_a_teacher_of_another_detector_is_refused(data: Path, tmp_path: Path) -> None:
     own, other = (detector(tmp_path / f"d{seed}", 0.9, seed=seed) for seed in (0, 1))
-    teacher = train_teacher(TEACHER, own, data, tmp_path / "teacher", console=QUIET)
+    teacher = train_ssdir(RUN, own, data, tmp_path / "teacher", console=QUIET)
     run = SSDIRRun(MODEL, ObjectiveConfig(teacher=1.0), QUICK)
     message = (
         f"the teacher in {teacher} was trained on a detector with weights ......, and those of {other} are"
     )
-    for _ in range(2):
-        with pytest.raises(ConfigError, match=message.replace("......", "[0-9a-f]{12}")):
-            train_ssdir(run, other, data, tmp_path / "run", teacher=teacher, console=QUIET)
-        written = read_json(teacher / "model/config.json")
-        written.pop("detector_weights", None)  # as before it was written there: the run tells it
-        write_json(teacher / "model/config.json", written)
+    with pytest.raises(ConfigError, match=message.replace("......", "[0-9a-f]{12}")):
+        train_ssdir(run, other, data, tmp_path / "run", teacher=teacher, console=QUIET)
+    assert not (tmp_path / "run").exists()
     train_ssdir(run, own, data, tmp_path / "run", teacher=teacher, console=QUIET)
     parts = {"detector": str(own), "teacher": str(teacher)}
     assert read_json(tmp_path / "run/config.json")["parts"] == parts

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 _DETECTORS_SIDE = (
-    "--detector.image-size N of ssdir train detector (SSDIR takes their detector's side, a baseline has "
+    "--detector.image-size N of ssdir train detector (SSDIR takes its detector's side, a baseline has "
     "--model.image-size)"
 )
 _TRAIN = {

@@ -29,9 +29,9 @@ PACKAGES = (
 
 PARTS = (
     "detector.backbone.features", "detector.backbone.extras", "detector.where", "detector.present", "depth", "what",
-    "decoder",
+    "decoder", "backdrop", "projector",
 )  # fmt: skip
-"""What parameters are summed over."""
+"""What parameters are summed over, where the model has it."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ class Networks:
 
     def parts(self) -> dict[str, int]:
         """Parameters of each part; a cloned backbone is not counted again."""
-        return {
-            part: sum(layer.parameters for layer in self.layers if layer.name.startswith(f"{part}."))
+        sums = {
+            part: sum(layer.parameters for layer in self.layers if f"{layer.name}.".startswith(f"{part}."))
             for part in PARTS
         }
+        return {part: number for part, number in sums.items() if number > 0}
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ def describe_preset(name: str) -> Networks:
         return hook
 
     for layer_name, module in model.named_modules():
-        if not list(module.children()) and not layer_name.startswith("backbone."):
+        whole = not list(module.children()) or module is model.backdrop  # which holds a picture of its own
+        if whole and not layer_name.startswith("backbone."):
             module.register_forward_hook(record(layer_name))
     side = detector_config.image_size
     with torch.inference_mode():
@@ -205,6 +207,8 @@ def describe_preset(name: str) -> Networks:
             model.depth(features)
         if model.backdrop is not None:
             model.backdrop(torch.zeros(1, 3, side, side), side)
+        if model.projector is not None:
+            model.projector(what)
         patch = _decode_by_layers(model.decoder, what)
     return Networks(
         preset=name,

@@ -45,7 +45,7 @@ class TrainingConfig:
     feature_cache_gb: float = 8.0
     """Most that the feature cache may take in memory (in each process), in GB; on disk, free space is the limit."""
     min_detected: float = 0.05
-    """SSDIR, crop VAE: least share of training images in which the frozen detector must find something; 0
+    """SSDIR and crop VAE: least share of training images in which the frozen detector must find something; 0
     trains whatever it finds."""
     seed: int = 0
     """Order of images, initial weights and noise are pure functions of it and of the step."""

@@ -79,11 +79,11 @@ class WhatDecoder(nn.Module):
 
     With ``config.opacity`` there is a fourth channel. The hidden ones come from ``config.decoder_channels``;
     ``decoder_norm`` "batch" puts a BatchNorm before the ReLU of each transposed convolution. The layers are
-    ``torch.nn``'s, with their parameters and names, but are computed as matrix products: 2x2 blocks of stride 2 do not
-    overlap, so that every layer treats all positions alike and the order of positions matters only at the end. They are
-    kept in rows, children of one parent side by side, and put in their places once, when only the channels of a patch
-    are left. On a CPU this takes half the time. BatchNorm is folded into the matrix before it, also while training (see
-    :func:`fold_norm`). The last layers run in chunks of objects and keep nothing between them (see
+    ``torch.nn``'s, with their parameters and names, but are computed as matrix products: 2x2 blocks with stride 2 do
+    not overlap, so that every layer treats all positions alike and the order of positions matters only at the end.
+    They are kept in rows, children of one parent side by side, and put in their places once, when only 3 or 4
+    channels are left. On a CPU this takes half the time. BatchNorm is folded into the matrix before it, also while
+    training (see :func:`fold_norm`). The last layers run in chunks of objects and keep nothing between them (see
     :mod:`ssdir.model.chain`).
 
     Parameters at full size: 2,863,139 (D 64), 3,059,747 (D 256), 3,321,891 (D 512).

@@ -173,7 +173,8 @@ class ObjectModel(nn.Module, ABC):
         raise ValueError(f"{self.kind} cannot decode an object from its vector alone")
 
     def decode(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
-        """Patches in [0, 1] for vectors of z_what; of models with ``decodes_what`` and without opacity.
+        """Patches in [0, 1] for vectors of z_what, over black where they have an opacity; of models with
+        ``decodes_what``.
 
         Raises:
             ValueError: the model is none of these.

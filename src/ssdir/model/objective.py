@@ -32,7 +32,7 @@ class Objective:
     finite and the object term is zero.
 
     Raises:
-        ConfigError: a term is weighed that the model cannot have.
+        ConfigError: a term is weighed that the model cannot have, or none trains its background.
     """
 
     def __init__(self, config: ObjectiveConfig, model: ModelConfig) -> None:
@@ -54,6 +54,10 @@ class Objective:
                 raise ConfigError(f"objective.{name} {weight:g} needs {needed}; set one of them")
             if weight > 0:
                 self.weights[name] = weight
+        if model.background != "none" and not self.needs_images:
+            raise ConfigError(
+                "objective.image 0 leaves the background untrained; give it a weight, or set model.background to none"
+            )
 
     @property
     def needs_images(self) -> bool:
@@ -197,9 +201,9 @@ def object_kl(squares: Float[Tensor, "..."], sigma: float) -> Float[Tensor, ""]:
 
 def disagreement(output: SSDIROutput) -> Float[Tensor, ""]:
     """How far the embeddings of two views are apart (:func:`ssdir.model.views.vicreg`); 0 without two objects."""
-    if output.embeddings is None:
-        return output.patch_logits.sum() * 0.0
-    return vicreg(*output.embeddings)
+    assert output.embeddings is not None
+    first, second = output.embeddings
+    return vicreg(first, second) if len(first) > 0 else first.sum() + second.sum()
 
 
 def cell_kl(mean_square: Float[Tensor, "b k"], latents: CellLatents, sigma: float) -> Float[Tensor, ""]:

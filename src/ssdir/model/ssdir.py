@@ -48,8 +48,8 @@ class SSDIROutput:
     """Merged reconstruction in [0, 1], background included; None where it was not asked for."""
     targets: Float[Tensor, "m 3 p p"] | None = None
     """What the images hold in the boxes, where they are not those that the detector saw."""
-    embeddings: tuple[Float[Tensor, "m e"], Float[Tensor, "m e"]] | None = None
-    """Of each object and of a second view of it; None where no views were asked for."""
+    embeddings: tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]] | None = None
+    """Of each object and of a second view of it; none of fewer than two objects. None where no views were asked for."""
 
 
 class SSDIR(ObjectModel):
@@ -314,10 +314,14 @@ class SSDIR(ObjectModel):
 
     def _embeddings(
         self, what: Float[Tensor, "m d"], second: Float[Tensor, "m d"]
-    ) -> tuple[Tensor, Tensor] | None:
-        """Embeddings of both views; None for fewer than two objects, of which there are no statistics."""
+    ) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
+        """Embeddings of both views; none of fewer than two objects, of which there are no statistics."""
         if len(what) < 2:
-            return None
+            # Depends, emptily, on every parameter: each process of a training needs all gradients.
+            parts = [] if self.projector is None else self.projector.parameters()
+            nothing = second[:0].sum() + sum(part.flatten()[:0].sum() for part in parts)
+            empty = what.new_zeros(0, self.config.projector_size or what.shape[1]) + nothing
+            return empty, empty
         both = torch.cat([what, second])
         first, other = (both if self.projector is None else self.projector(both).float()).chunk(2)
         return first, other
@@ -384,10 +388,16 @@ class SSDIR(ObjectModel):
         Args:
             boxes: of each image, cxcywh in [0, 1], from elsewhere: then the detector is not asked, as for
                 :meth:`describe`.
+
+        Raises:
+            ConfigError: there is no detector, and there are no boxes.
+            ValueError: boxes of another number of images; boxes for a model with cells.
         """
         if boxes is not None:
-            index = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(item) for item in boxes]))
-            return self.describe(images, torch.cat([item.reshape(-1, 4) for item in boxes]), index, patches)
+            sizes = torch.tensor([len(item) for item in boxes], dtype=torch.long)
+            index = torch.arange(len(boxes)).repeat_interleave(sizes)
+            given = torch.cat([torch.zeros(0, 4), *(item.detach().cpu().float() for item in boxes)])
+            return self._describe(images, given, index, patches, len(boxes))
         objects = self.find(images, present_threshold, nms_iou, max_objects)
         if self.by_glimpses:
             return self.encoded(images, objects, patches)
@@ -423,10 +433,22 @@ class SSDIR(ObjectModel):
         patches: bool = True,
     ) -> Objects:
         """As :meth:`ObjectModel.describe`, of models with glimpses; the detector is not asked."""
+        return self._describe(images, boxes, image_index, patches)
+
+    def _describe(
+        self,
+        images: Images,
+        boxes: Float[Tensor, "m 4"],
+        image_index: Int[Tensor, " m"],
+        patches: bool,
+        n_images: int | None = None,
+    ) -> Objects:
         if not self.by_glimpses:
             return super().describe(images, boxes, image_index, patches)
         with self.evaluating():
             batch = self.prepared(images)
+            if n_images not in (None, len(batch)):
+                raise ValueError(f"there are boxes of {n_images} images, but {len(batch)} images")
             boxes, image_index = boxes.to(batch), image_index.to(batch.device)
             given = Objects(boxes, torch.ones_like(boxes[:, 0]), None, None, image_index, len(batch))
             objects, _ = self.encode_objects(given, self._source(images, batch))

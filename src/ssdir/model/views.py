@@ -64,6 +64,8 @@ def view(
         maps: from a view's coordinates ([-1, 1]) to those of the middle.
         side: of the views, in pixels.
     """
+    if len(wide) == 0:  # affine_grid refuses an empty batch
+        return wide.new_zeros(0, wide.shape[1], side, side)
     grid = functional.affine_grid(maps / MARGIN, [len(wide), wide.shape[1], side, side], align_corners=False)
     return functional.grid_sample(wide, grid, padding_mode="border", align_corners=False)
 

@@ -77,15 +77,15 @@ def ordered_composite(
         order = torch.argsort(pixels, stable=True)
         objects, pixels = objects[order], pixels[order]
         values = values.index_select(0, order)
-        seen, together = _through(values[:, -1], depth.to(alpha.dtype).index_select(0, objects), pixels)
+        seen, together = _through(values[:, -1], depth.to(values.dtype).index_select(0, objects), pixels)
         share = values[:, -1] * seen
         first = torch.ones_like(pixels, dtype=torch.bool)
         first[1:] = pixels[1:] != pixels[:-1]
-        cover = alpha.new_zeros(n_pixels).index_copy(0, pixels[first], together[first])
-        total = alpha.new_zeros(n_pixels).index_add(0, pixels, share)
+        cover = values.new_zeros(n_pixels).index_copy(0, pixels[first], together[first])
+        total = values.new_zeros(n_pixels).index_add(0, pixels, share)
         scale = (cover / torch.where(total > 0, total, 1)).index_select(0, pixels)
         weight = (seen * scale)[:, None]
-        images = alpha.new_zeros(n_pixels, channels).index_add(0, pixels, values[:, :-1] * weight)
+        images = values.new_zeros(n_pixels, channels).index_add(0, pixels, values[:, :-1] * weight)
         images = images.view(n_images, size, size, channels).permute(0, 3, 1, 2)
     return OrderedComposite(images, cover.view(n_images, 1, size, size), share * scale, objects, pixels)
 

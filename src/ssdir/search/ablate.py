@@ -95,7 +95,6 @@ def settings_of(scale: Scale, scenes: ScenesConfig) -> Preset:
     if scale == "full":
         return dataclasses.replace(preset("mnist"), scenes=scenes)
     chosen = preset("quickstart")
-    assert chosen.teacher is not None
     small = dataclasses.replace(
         scenes,
         side=128,
@@ -105,9 +104,7 @@ def settings_of(scale: Scale, scenes: ScenesConfig) -> Preset:
         n_val=0,
         n_test=200,
     )
-    return Preset(small, *(_shorter(run, steps) for run, steps in (
-        (chosen.detector, 200), (chosen.ssdir, 250), (chosen.teacher, 250),
-    )))  # fmt: skip
+    return Preset(small, _shorter(chosen.detector, 200), _shorter(chosen.ssdir, 250))
 
 
 def _shorter(run: Any, steps: int) -> Any:

@@ -78,7 +78,8 @@ def default_space(run: SSDIRRun) -> dict[str, Between | OneOf]:
     """The paper's hyperparameters about the values of ``run``.
 
     Learning rate and coefficients: a factor of 10 to either side, logarithmic (coefficients that are 0 stay 0); sigmas:
-    a factor of 3, below 1; hidden layers: one less to one more, at least 0; size of z_what: half, the same, double.
+    a factor of 3, below 1; hidden layers (of cells' encoders): one less to one more, at least 0; size of z_what: half,
+    the same, double.
 
     >>> from ssdir.config.presets import preset
     >>> for name, dimension in default_space(preset("mnist").ssdir).items():
@@ -97,6 +98,8 @@ def default_space(run: SSDIRRun) -> dict[str, Between | OneOf]:
     space: dict[str, Between | OneOf] = {}
     for name in TUNED:
         value = settings[name]
+        if name == "model.n_hidden" and run.model.what_encoder == "glimpses":
+            continue  # of cells only
         if name == "model.n_hidden":
             space[name] = Between(float(max(0, value - 1)), float(value + 1), whole=True)
         elif name == "model.z_what_size":

@@ -228,7 +228,11 @@ PRESETS["small"] = Preset(
     ),
     ssdir=SSDIRRun(
         model=replace(
-            _GLIMPSES, glimpse_size=48, glimpse_source="original", decoder_channels=(128, 64, 64, 32, 16)
+            _GLIMPSES,
+            glimpse_size=48,
+            glimpse_source="original",
+            projector_size=0,
+            decoder_channels=(128, 64, 64, 32, 16),
         ),
         objective=ObjectiveConfig(image=0.0, objects=1.0, what=0.0001, depth=0.0001, error="mse"),
         training=replace(_GLIMPSES_TRAINING, batch_size=16),

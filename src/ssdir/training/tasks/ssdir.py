@@ -44,6 +44,8 @@ class SSDIRTask(Task):
         self.model: SSDIR = model
         self.teacher = teacher
         self.objective = Objective(config, model.config)
+        if model.projector is not None and self.objective.views is None:
+            model.projector.requires_grad_(False)  # processes wait for the gradients of all that trains
         self.weights = dict(self.objective.weights)
         if teacher is not None:
             self.weights["teacher"] = config.teacher
