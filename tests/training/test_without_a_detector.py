@@ -85,7 +85,7 @@ def test_an_evaluation_judges_the_boxes_of_the_file(folder: Path, run: Path) -> 
     metrics = evaluate(SSDIR.from_pretrained(run), folder / "data", None, config)
     assert metrics["detection"]["AP50"] == 1.0 and metrics["detection"]["count_accuracy"] == 1.0
     assert metrics["downstream"]["matched_share"] == 1.0
-    assert metrics["counts"]["found_objects"] == metrics["counts"]["true_objects"] == 6
+    assert metrics["counts"]["found_objects"] == metrics["counts"]["true_objects"] > 0
     assert 0 < metrics["reconstruction"]["object_mse"] < 1
     with pytest.raises(DataError, match="names none of the 3 images"):
         (folder / "none.json").write_text('[{"image_id": "x", "bbox": [0, 0, 1, 1]}]')
@@ -97,12 +97,13 @@ def test_an_evaluation_judges_the_boxes_of_the_file(folder: Path, run: Path) -> 
 def test_inference_describes_the_boxes_of_the_file(folder: Path, run: Path, tmp_path: Path) -> None:
     images, boxes = folder / "data/images/test", folder / "boxes.json"
     entries = predict([images], tmp_path / "out", model=run, boxes=boxes)
-    assert [entry["objects"] for entry in entries] == [2, 2, 2]
-    found = read_json(tmp_path / "out" / entries[0]["folder"] / "objects.json")["objects"]
     coco = read_json(folder / "data/annotations/test.json")
-    corners = [[x, y, x + w, y + h] for x, y, w, h in (item["bbox"] for item in coco["annotations"][:2])]
-    assert sorted(item["box_xyxy"] for item in found) == [pytest.approx(box) for box in sorted(corners)]
-    assert {item["presence"] for item in found} == {0.75} and len(found[0]["z_what"]) == 4
+    for entry, image in zip(entries, coco["images"], strict=True):
+        found = read_json(tmp_path / "out" / entry["folder"] / "objects.json")["objects"]
+        mine = [item["bbox"] for item in coco["annotations"] if item["image_id"] == image["id"]]
+        corners = sorted([x, y, x + w, y + h] for x, y, w, h in mine)
+        assert sorted(item["box_xyxy"] for item in found) == [pytest.approx(box) for box in corners]
+        assert all(item["presence"] == 0.75 and len(item["z_what"]) == 4 for item in found)
     assert all(entry["objects"] == 0 for entry in predict([images], tmp_path / "few", run, 0.8, boxes=boxes))
 
 
