@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -203,9 +204,10 @@ def _places(path: Path, value: dict[str, Any], key: str, split: str) -> tuple[Pa
     root = value.get("path")
     if not (_absent(root) or isinstance(root, str)):
         raise DataError(f"{path}: path must be a folder, not {shown(root)}")
-    roots = list(spellings(root)) if isinstance(root, str) and not _absent(root) else []
+    roots = list(spellings(os.path.expanduser(root))) if isinstance(root, str) and not _absent(root) else []
     bases = [*(path.parent / root for root in roots), path.parent]
-    return tuple(_found(item, bases, split) or bases[0] / item for item in given)
+    items = [os.path.expanduser(item) for item in given]
+    return tuple(_found(item, bases, split) or bases[0] / item for item in items)
 
 
 def _found(item: str, bases: Sequence[Path], split: str | None = None) -> Path | None:
