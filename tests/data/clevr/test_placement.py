@@ -22,7 +22,6 @@ from ssdir.data.clevr.placement import (
 )
 from ssdir.data.clevr.scenes import parse_scene
 
-
 N = 125  # scenes
 
 

@@ -21,8 +21,7 @@ from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.folder import open_split
 from ssdir.data.images import Header, image_size
-from ssdir.data.wider import convert
-from ssdir.data.wider import annotations
+from ssdir.data.wider import annotations, convert
 from ssdir.data.wider.annotations import Face, parse_mat, parse_text
 from ssdir.data.wider.convert import Counts, choose, make_wider_face, usable
 
