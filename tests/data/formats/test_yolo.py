@@ -237,6 +237,7 @@ def test_absolute_paths_and_labels_beside_images(tmp_path: Path) -> None:
 def test_a_tilde_is_the_home_folder(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     _image(tmp_path / "set/photos/p.jpg")
+    _text(tmp_path / "set/photos/p.txt", "0 0.5 0.5 0.5 0.5\n")
     _text(tmp_path / "elsewhere/data.yaml", f"{text}names: [thing]\n")
     assert len(open_split(tmp_path / "elsewhere", "train").images) == 1
 
