@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import gc
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from benchmarks import (
 from benchmarks.inputs import FiringDetector, Setup, more_of_same_area, objects_to_paint, some_boxes
 from benchmarks.machine import Limits
 from benchmarks.results import Results, compared, share
-from benchmarks.timing import Timing, extra_memory, timed
+from benchmarks.timing import Timing, extra_memory, in_fresh_process, timed
 from rich.console import Console
 
 from ssdir.baselines.space.compose import compose, frame_map
@@ -70,11 +72,13 @@ LIMITS = Limits(fp32=1e11, bf16=2e11, copy=1e10)
 
 @pytest.fixture
 def memory_in_this_process(monkeypatch):
-    """Starting processes takes seconds; what they measure has a test of its own."""
+    """Starting processes takes seconds; what they measure has tests of its own."""
 
     def extra(prepare, *arguments, device):
         prepare(*arguments)()
         return 1000
+
+    monkeypatch.setattr(generator, "in_fresh_process", lambda measure, *arguments: measure(*arguments))
 
     monkeypatch.setattr(rendering, "extra_memory", extra)
     monkeypatch.setattr(training, "extra_memory", extra)
@@ -83,8 +87,11 @@ def memory_in_this_process(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def single_calls(monkeypatch):
-    """No call is repeated inside a measurement."""
+    """No call is repeated inside a measurement; what tests have imported is not searched for garbage before each."""
     monkeypatch.setattr(timing, "SHORTEST", 0.0)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -202,6 +209,10 @@ def allocate(megabytes: int):
 
 def test_extra_memory_is_that_of_the_call():
     assert extra_memory(allocate, 100, device=CPU) == pytest.approx(100e6, rel=0.1)
+
+
+def test_a_fresh_process_is_another_one():
+    assert in_fresh_process(os.getpid) != os.getpid()
 
 
 def test_quartiles():

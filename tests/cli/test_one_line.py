@@ -73,6 +73,18 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureF
         assert "\x1b" not in said.out + said.err and r"a\x1b[2Jb" in said.out + said.err
 
 
+@pytest.mark.parametrize("words", [["infer", "a\nb.png", "--out", "o"], ["train", "detector", "--out=a\nb"]])
+def test_a_line_break_in_a_word_does_not_break_the_line(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    assert code > 0 and r"a\nb" in capsys.readouterr().err.splitlines()[0]
+
+
 def test_home_is_expanded_wherever_a_path_may_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     command = parse("compare ~/a ./~ --data=~/d --out ~ --name X=~/b=c --true-boxes ~/v".split())

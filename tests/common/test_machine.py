@@ -111,7 +111,7 @@ def test_freed_memory_is_kept() -> None:
         )
         return int(found.stdout)
 
-    assert min(faults("keep") for _ in range(3)) < 100  # where a heap lies is chance
+    assert any(faults("keep") < 100 for _ in range(3))  # where a heap lies is chance
     assert faults("default") > 100
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -256,6 +255,7 @@ def child(work):
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+call(outs / "undisturbed")  # children are forks: whatever is imported on the way, they have
 moments = [
     (predictor, "write_objects", 1),
     (predictor, "write_objects", 4),
@@ -273,51 +273,59 @@ for owner, name, number in moments:
     assert child(killed) == -signal.SIGKILL, name
     assert child(killed) in (0, -signal.SIGKILL), name  # a second kill may come, as far on
     assert child(lambda: call(out)) == 0, name
+
+images = images.parent / "few"
+original = predictor.write_objects
+
+def dies(folder, *rest):
+    if folder.name.startswith(".c"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(folder, *rest)
+
+def killed():
+    predictor.write_objects = dies
+    call(outs / "few")
+
+predictor.predict([images / "a.png"], outs / "few", run)
+assert child(killed) == -signal.SIGKILL
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_killed_at_any_moment_it_ends_as_if_undisturbed(run: Path, tmp_path: Path) -> None:
-    images, outs = tmp_path / "in", tmp_path / "outs"
-    photos(images, "a.png", "b.png", "a.bmp", "x/a.png", "x/c.png", "y/z/a.png")
+@pytest.fixture(scope="module")
+def killed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results: of an undisturbed call, of killed ones that were repeated, and of one that was not."""
+    if os.name != "posix":
+        pytest.skip("needs SIGKILL")
+    folder = tmp_path_factory.mktemp("killed")
+    images, outs = folder / "in", folder / "outs"
+    photos(images, "a.png", "b.png", "a.bmp", "x/a.png", "y/z/a.png")
     (images / "broken.png").write_bytes(b"no image")
-    predict([images], outs / "undisturbed", run)
-    expected = contents(outs / "undisturbed")
-    assert len(json.loads(expected["index.json"])) == 7
+    photos(folder / "few", "a.png", "b.png", "c.png")
     environment = {**os.environ, "PYTHONPATH": str(Path(ssdir.__file__).parents[1])}
     command = [sys.executable, "-c", _KILLS, str(run), str(images), str(outs)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    others = sorted(path for path in outs.iterdir() if path.name != "undisturbed")
+    return outs
+
+
+def test_killed_at_any_moment_it_ends_as_if_undisturbed(killed: Path) -> None:
+    expected = contents(killed / "undisturbed")
+    assert len(json.loads(expected["index.json"])) == 6
+    others = sorted(path for path in killed.iterdir() if path.name not in ("undisturbed", "few"))
     assert len(others) == 7
     for out in others:
         assert contents(out) == expected, out.name
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_a_kill_costs_the_index_its_last_entry_at_most(run: Path, tmp_path: Path) -> None:
-    photos(tmp_path / "in", "a.png", "b.png", "c.png")
-    out = tmp_path / "out"
-    predict([tmp_path / "in" / "a.png"], out, run)
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom ssdir.inference import predict as predictor\n"
-        "original = predictor.write_objects\n"
-        "def dies(folder, *rest):\n"
-        "    if folder.name.startswith('.c'): os.kill(os.getpid(), 9)\n"
-        "    original(folder, *rest)\n"
-        "predictor.write_objects = dies\n"
-        "predictor.predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(ssdir.__file__).parents[1])}
-    command = [sys.executable, "-c", script, str(tmp_path / "in"), str(out), str(run)]
-    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+def test_a_kill_costs_the_index_its_last_entry_at_most(run: Path, killed: Path) -> None:
+    images, out = killed.parent / "few", killed / "few"
     assert folders(out) == {"a": "a.png"}
     lines = (out / JOURNAL).read_text().splitlines()
     assert [json.loads(line)["folder"] for line in lines] == ["a", "b"]
     assert len(list(out.glob(".c.*.tmp"))) == 1
     with (out / JOURNAL).open("a") as file:
         file.write('{"image": "cut')  # as a full disk leaves it
-    predict([tmp_path / "in" / "c.png"], out, run)
+    predict([images / "c.png"], out, run)
     assert folders(out) == {"a": "a.png", "b": "b.png", "c": "c.png"}
     assert not (out / JOURNAL).exists() and list(out.glob(".*.tmp")) == []
 

@@ -100,7 +100,7 @@ def trials_of(folder: Path) -> Any:
 
 
 KINDS = {
-    "generation": Kind((SCENES.format(300, 1, 1, "out"), SCENES.format(300, 1, 2, "out")), contents_of),
+    "generation": Kind((SCENES.format(120, 1, 1, "out"), SCENES.format(120, 1, 2, "out")), contents_of),
     "detector": Kind(
         (f"{DETECTOR} --training.steps 20 --data scenes --out out --resume",), contents_of, ("scenes/.cache",)
     ),
@@ -130,7 +130,7 @@ def prepare(kinds: list[str], do: Callable[[str], Any]) -> None:
     needed = {"generation": 0, "conversion": 1, "inference": 3}
     stage = max(needed.get(kind, 2) for kind in kinds)
     if "conversion" in kinds:
-        do(SCENES.format(300, 3, 1, "many"))
+        do(SCENES.format(120, 3, 1, "many"))
     if stage >= 2:
         do(SCENES.format(8, 2, 1, "scenes"))
         do(f"{DETECTOR} --training.steps 2 --data scenes --out detector")

@@ -64,12 +64,15 @@ def kill_one_of_two(storage: str, out: Path) -> None:
     out.mkdir(exist_ok=True)
     victim = start(storage, out, 20, stuck=7)
     wait_for((out / "stuck").exists)
-    other = start(storage, out, 20)
-    study = open_study(open_storage(storage, out), "toy", False)
-    wait_for(lambda: states(study).count("COMPLETE") >= 10)
-    victim.send_signal(signal.SIGKILL)
-    assert end(victim) == (-signal.SIGKILL, "")
-    assert end(other) == (0, "")
+    study = open_study(open_storage(storage, out, grace_period=3), "toy", False, make_sampler("random", 0))
+
+    def objective(trial: Any) -> float:
+        if trial.number == 11:  # the other worker is this process
+            victim.send_signal(signal.SIGKILL)
+            assert end(victim) == (-signal.SIGKILL, "")
+        return square(trial)
+
+    work(study, objective, fewer_than(20), out / "lock")
     trials = study.get_trials()
     assert states(study).count("COMPLETE") == 20
     assert [trial.number for trial in trials if trial.state.name != "COMPLETE"] == [7]
@@ -129,35 +132,38 @@ def postgresql() -> Iterator[tuple[str, Callable[[], None]]]:
 def test_a_killed_worker_on_postgresql(postgresql: tuple[str, Callable[[], None]], tmp_path: Path) -> None:
     url, stop = postgresql
     kill_one_of_two(url, tmp_path)
-    worker = start(url, tmp_path, 1000)
     study = open_study(open_storage(url, tmp_path), "toy", False)
-    wait_for(lambda: len(study.get_trials(deepcopy=False)) > 23)
-    close(study)
-    stop()
-    code, told = end(worker)
-    assert (
-        code == 1
-        and told.startswith("error: the study's database does not answer (")
-        and told.count("\n") == 1
-    )
-    assert told.endswith("nothing of the study is lost: give the command again\n")
+
+    def objective(trial: Any) -> float:
+        if trial.number == 23:
+            stop()
+        return square(trial)
+
+    with pytest.raises(DataError) as told:
+        work(study, objective, fewer_than(1000), tmp_path / "lock")
+    line = str(told.value)
+    assert line.startswith("the study's database does not answer (") and "\n" not in line
+    assert line.endswith("nothing of the study is lost: give the command again")
 
 
 def test_a_full_disk_costs_no_trial_that_was_finished(tmp_path: Path) -> None:
     file = tmp_path / "study.db"
-    assert end(start(str(file), tmp_path, 5)) == (0, "")
-    code, told = end(start(str(file), tmp_path, 1000, most=file.stat().st_size + 8192))
+    study = toy(tmp_path, str(file))
+    work(study, square, fewer_than(5), tmp_path / "lock")
+    close(study)
+    code, told = end(start(str(file), tmp_path, 1000, most=file.stat().st_size + 4096))
     assert (
         code == 1
         and told.startswith("error: the study's database does not answer (")
         and told.count("\n") == 1
+        and told.endswith("nothing of the study is lost: give the command again\n")
     )
     study = existing_study(str(file), tmp_path, "toy")
     known = {trial.number: trial.params for trial in study.get_trials() if trial.state.name == "COMPLETE"}
     assert len(known) >= 5
     close(study)
-    assert end(start(str(file), tmp_path, len(known) + 2)) == (0, "")
-    study = existing_study(str(file), tmp_path, "toy")
+    study = toy(tmp_path, str(file))
+    work(study, square, fewer_than(len(known) + 2), tmp_path / "lock")
     assert states(study).count("COMPLETE") == len(known) + 2
     assert {number: study.get_trials()[number].params for number in known} == known
     close(study)

@@ -207,6 +207,25 @@ def test_a_report_tells_what_matters(tmp_path: Path) -> None:
     assert {"0.001", "1000"} <= set(labels) and not any("10^" in label for label in labels)
 
 
+def test_names_in_a_report_are_text(tmp_path: Path) -> None:
+    name = "$x_1$ | <b>\n\x1b[2J"
+    study = optuna.create_study(study_name=name)
+    study.set_user_attr("objective", name)
+    for _ in range(12):
+        trial = study.ask()
+        trial.suggest_categorical(name, [json.dumps(name), json.dumps("other")])
+        study.tell(trial, trial.suggest_float("$", 0.0, 1.0))
+    failed = study.ask()
+    failed.set_user_attr("error", name)
+    study.tell(failed, state=optuna.trial.TrialState.FAIL)
+    text = write_study_report(study, tmp_path).read_text()  # draws: the dollars begin no formula
+    assert "\x1b" not in text and "<b>" not in text.replace(r"\<b\>", "")
+    assert r"\$x_1\$ \| \<b\>" in text.splitlines()[0]
+    drawn = [history(study).axes[0].get_ylabel(), *(axes.get_xlabel() for axes in slices(study).axes[:2])]
+    assert any(r"\$x_1\$" in label for label in drawn)
+    assert not any("\x1b" in label or "$x_1$" in label for label in drawn)
+
+
 def test_the_command_line_of_a_search() -> None:
     words = "tune small --data D --out O --trials 7 --space model.n_hidden=0:3 --objective probe_accuracy"
     command = parse([*words.split(), "--patience", "60"])

@@ -267,7 +267,7 @@ def parse(arguments: Sequence[str]) -> Any:
             hint = f"; perhaps you meant {close[0]!r}" if close else ""
             _refuse(f"{' '.join(program)} has no {node.noun} {shown(rest[0])}{hint}", program)
         if rest and rest[0] not in ("-h", "--help"):
-            words = " ".join([*program, suggested_preset(rest, node.words), *rest])
+            words = " ".join(map(printable, [*program, suggested_preset(rest, node.words), *rest]))
             advice = f"\n       {node.advice}" if node.advice else ""
             _refuse(f"name a {node.noun} first, such as: {words}{advice}", program)
         stubs = {name: _stub(word.help) for name, word in node.words.items() if word.listed}
@@ -281,19 +281,20 @@ def parse(arguments: Sequence[str]) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     command = None
+    words = sys.argv[1:] if arguments is None else arguments
     as_usual = warnings.formatwarning
     warnings.formatwarning = _warning_line
     for stream in (sys.stdout, sys.stderr):  # what a terminal has no letter for is shown as its number
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments)
+        command = parse(words)
         code = int(command.run())
         sys.stdout.flush()  # here, where a closed pipe is still answered
         return code
     except UserError as error:
         # 2: a value on the command line that its setting refuses
-        return _tell(str(error), 2 if command is None else 1)
+        return _tell(_with_words_in_one_line(str(error), words), 2 if command is None else 1)
     except ModuleNotFoundError as error:
         if "pip install" not in str(error):  # not an optional dependency, for which we tell what to install
             raise
@@ -308,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141  # what a shell gives for a program that the closed pipe ended
     except OSError as error:
-        return _tell(os_error_line(error))
+        return _tell(_with_words_in_one_line(os_error_line(error), words))
     except UnicodeError as error:
         value = error.object if isinstance(error, UnicodeEncodeError | UnicodeDecodeError) else str(error)
         return _tell(
@@ -328,6 +329,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """How torch's errors say so."""
+
+
+def _with_words_in_one_line(message: str, words: Sequence[str]) -> str:
+    r"""A message, in which line breaks of words of the command line are escaped; it may have its own.
+
+    >>> _with_words_in_one_line("a\nb is absent;\nname another", ["infer", "--model=a\nb"])
+    'a\\nb is absent;\nname another'
+    """
+    for value in {part for word in words for part in (word, word.partition("=")[2]) if "\n" in part}:
+        message = message.replace(value, printable(value))
+    return message
 
 
 def _tell(message: str, code: int = 1) -> int:

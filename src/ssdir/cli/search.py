@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from ssdir.cli.tree import Node, Unprefixed, preset_choice, with_defaults
+from ssdir.common.console import say
 from ssdir.common.errors import ConfigError
 from ssdir.common.ownership import claim
 from ssdir.config import SSDIRRun
@@ -97,8 +98,8 @@ class Tune:
         from ssdir.search.tune import best_command
 
         claim(self.out / "report", "tune")
-        print(write_study_report(study, self.out / "report"))
-        print(best_command(study))
+        say(str(write_study_report(study, self.out / "report")))
+        say(best_command(study))
         return 0
 
 
@@ -171,7 +172,7 @@ class Ablate:
         done = {row["combination"] for row in rows}
         missing = [item.name for item in config.chosen if item.name not in done]
         if rows:
-            print(f"{len(rows)} of 45 combinations in {out / 'ablation.md'}; look at {out / 'ablation.png'}")
+            say(f"{len(rows)} of 45 combinations in {out / 'ablation.md'}; look at {out / 'ablation.png'}")
         if missing:
             print(f"error: {', '.join(missing)} failed; give the command again to try again", file=sys.stderr)
         return 1 if missing else 0

@@ -59,7 +59,7 @@ class Table:
 def markdown(table: Table) -> str:
     """The table, what its dashes mean, and the notes; its columns are aligned, so that it reads as text too."""
     columns, reasons = table.columns(), table.reasons()
-    lines = [["", *(_marked(name) for name, _, _ in columns)]]
+    lines = [["", *(marked(name) for name, _, _ in columns)]]
     for row in table.rows:
         cells = []
         for _, figures, over_seeds in columns:
@@ -69,15 +69,15 @@ def markdown(table: Table) -> str:
             else:
                 cells.append(written(figure, row, over_seeds))
         arrow = {"higher": " ↑", "lower": " ↓", "": ""}[row.better]
-        lines.append([_marked(row.title) + arrow, *cells])
+        lines.append([marked(row.title) + arrow, *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in lines
     ]
     rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    below = [f"{number}. {DASH}: {_marked(reason)}" for number, reason in enumerate(reasons, start=1)]
-    parts = ["\n".join(rows), *(["\n".join(below)] if below else []), *map(_marked, table.notes)]
+    below = [f"{number}. {DASH}: {marked(reason)}" for number, reason in enumerate(reasons, start=1)]
+    parts = ["\n".join(rows), *(["\n".join(below)] if below else []), *map(marked, table.notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -189,10 +189,10 @@ def _digits(value: int | float) -> int:
     return places
 
 
-def _marked(text: str) -> str:
+def marked(text: str) -> str:
     r"""Text as Markdown takes it: what could begin a link, a formula, emphasis or HTML has a backslash in front.
 
-    >>> _marked("z_what of $5 *x* |_a_")
+    >>> marked("z_what of $5 *x* |_a_")
     'z_what of \\$5 \\*x\\* \\|\\_a\\_'
     """
     return re.sub(r"[\\`*<>\[\]|$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssdir.common.console import say
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import claim
 from ssdir.common.storage import read_json, write_json
@@ -135,7 +136,7 @@ class AblationConfig:
     """Seconds without a heartbeat after which a worker counts as dead."""
 
 
-def ablate(config: AblationConfig, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def ablate(config: AblationConfig, say: Callable[[str], None] = say) -> list[dict[str, Any]]:
     """Work on the study until all chosen combinations are done; table and figure grow with each.
 
     Returns:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssdir.common.errors import ConfigError, DataError, UserError
+from ssdir.common.errors import ConfigError, DataError, UserError, printable
 from ssdir.search.database import database_error, database_errors, optuna_module, outage_told
 from ssdir.search.shared import exclusive
 from ssdir.search.space import flat
@@ -229,7 +229,7 @@ class _Worker:
             return
         self.failures += 1
         reason = trial.user_attrs.get(ERROR, "its value is not a number")
-        self.say(f"trial {trial.number} failed: {reason}")
+        self.say(f"trial {trial.number} failed: {printable(reason)}")
         if self.failures == MOST_FAILURES:
             raise DataError(f"{self.failures} trials in a row failed; the last one: {reason}")
 

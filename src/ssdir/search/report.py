@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssdir.common.errors import DataError
+from ssdir.common.errors import DataError, printable
 from ssdir.common.storage import atomic_write
-from ssdir.plots.style import INK, MUTED, PALETTE, TEXT_WIDTH, new_figure, save, style
+from ssdir.compare.tables import marked
+from ssdir.plots.style import INK, MUTED, PALETTE, TEXT_WIDTH, literal, new_figure, save, style
 from ssdir.search.engine import ERROR, finished
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def history(study: optuna.Study) -> Figure:
         axes.step(numbers, best, where="post", color=BEST, label="best so far")
         _perhaps_log(axes, values)
         _whole_ticks(axes)
-        axes.set(xlabel="trial", ylabel=_objective(study))
+        axes.set(xlabel="trial", ylabel=literal(_objective(study)))
         axes.legend(handlelength=1.2)
         figure.tight_layout(pad=0.4)
     return figure
@@ -95,7 +96,7 @@ def slices(study: optuna.Study) -> Figure:
         for axes, name in zip(grid.flat, names, strict=False):
             _slice(axes, [trial for trial in trials if name in trial.params], name, study.best_trial.number)
         for axes in grid[:, 0]:
-            axes.set_ylabel(_objective(study))
+            axes.set_ylabel(literal(_objective(study)))
         figure.tight_layout(pad=0.4, w_pad=0.8, h_pad=0.9)
     return figure
 
@@ -107,7 +108,7 @@ def _slice(axes: Axes, trials: list[FrozenTrial], name: str, best: int) -> None:
     if hasattr(distribution, "choices"):
         choices = list(distribution.choices)
         places = [choices.index(place) for place in places]
-        axes.set_xticks(range(len(choices)), [str(json.loads(choice)) for choice in choices])
+        axes.set_xticks(range(len(choices)), [literal(str(json.loads(choice))) for choice in choices])
         axes.set_xlim(-0.5, len(choices) - 0.5)
     elif distribution.log:
         _log_ticks(axes, np.array(places, float))
@@ -124,7 +125,7 @@ def _slice(axes: Axes, trials: list[FrozenTrial], name: str, best: int) -> None:
                 place, float(trial.value or 0.0), s=34, facecolors="none", edgecolors=BEST, linewidths=1.2
             )
     _perhaps_log(axes, values)
-    axes.set_xlabel(name)
+    axes.set_xlabel(literal(name))
 
 
 def importance_bars(importance: dict[str, float]) -> Figure:
@@ -133,7 +134,9 @@ def importance_bars(importance: dict[str, float]) -> Figure:
     with style():
         figure = new_figure(TEXT_WIDTH * 0.62, 0.45 + 0.22 * len(names))
         axes = figure.subplots()
-        bars = axes.barh(names, [importance[name] for name in names], color=POINTS, height=0.62)
+        bars = axes.barh(
+            [literal(name) for name in names], [importance[name] for name in names], color=POINTS, height=0.62
+        )
         axes.bar_label(
             bars, [f"{importance[name]:.2f}" for name in names], padding=3, color=MUTED, fontsize=8
         )
@@ -155,22 +158,22 @@ def summary(study: optuna.Study, importance: dict[str, float], rows: int = 10) -
     retried = sum("failed_trial" in trial.system_attrs or _RETRY_OF in trial.user_attrs for trial in trials)
     best = study.best_trial
     lines = [
-        f"# Study {study.study_name}",
+        f"# Study {marked(study.study_name)}",
         "",
         f"{len(trials)} trials: {told}; {retried} of them repeat one whose worker was killed or interrupted.",
         "",
-        f"Best {_objective(study)}: **{best.value:.6g}** (trial {best.number}"
+        f"Best {marked(_objective(study))}: **{best.value:.6g}** (trial {best.number}"
         f"{', more is better' if _maximizes(study) else ', less is better'})",
         "",
     ]
     if "command" in best.user_attrs:
-        lines += ["    " + best.user_attrs["command"], ""]
+        lines += ["    " + printable(best.user_attrs["command"]), ""]
     ordered = sorted(finished(study), key=lambda trial: float(trial.value or 0.0), reverse=_maximizes(study))[
         :rows
     ]
     names = sorted({name for trial in ordered for name in trial.params})
     lines += [
-        f"| trial | {' | '.join([_objective(study), *names])} |",
+        f"| trial | {' | '.join(map(marked, [_objective(study), *names]))} |",
         "|---" * (len(names) + 2) + "|",
         *(
             f"| {trial.number} | {trial.value:.6g} | {' | '.join(_written(trial.params.get(n)) for n in names)} |"
@@ -180,7 +183,7 @@ def summary(study: optuna.Study, importance: dict[str, float], rows: int = 10) -
     ]
     if importance:
         lines += ["| setting | importance |", "|---|---|"]
-        lines += [f"| {name} | {share:.3f} |" for name, share in importance.items()] + [""]
+        lines += [f"| {marked(name)} | {share:.3f} |" for name, share in importance.items()] + [""]
     failed = [trial for trial in trials if trial.state.name == "FAIL"]
     if failed:
         lines += ["| failed trial | why |", "|---|---|"]
@@ -190,12 +193,12 @@ def summary(study: optuna.Study, importance: dict[str, float], rows: int = 10) -
 
 def _why(trial: FrozenTrial) -> str:
     if ERROR in trial.user_attrs:
-        return str(trial.user_attrs[ERROR]).replace("\n", " ").replace("|", r"\|")
+        return marked(str(trial.user_attrs[ERROR]).replace("\n", " "))
     return "its worker was killed or interrupted"
 
 
 def _written(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else marked(str(value))
 
 
 def _objective(study: optuna.Study) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssdir.common.console import say
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import claim
 from ssdir.common.storage import write_json
@@ -112,7 +113,7 @@ def study_of(config: TuneConfig) -> optuna.Study:
     return study
 
 
-def tune(config: TuneConfig, say: Callable[[str], None] = print) -> optuna.Study:
+def tune(config: TuneConfig, say: Callable[[str], None] = say) -> optuna.Study:
     """Work on a study until it has ``config.trials`` finished trials.
 
     Returns:

@@ -233,6 +233,15 @@ def test_absolute_paths_and_labels_beside_images(tmp_path: Path) -> None:
     assert open_split(tmp_path / "set", "val").boxes_xywh.tolist() == [[10, 5, 20, 10]]
 
 
+@pytest.mark.parametrize("text", ["path: ~/set\ntrain: photos\n", "train: ~/set/photos\n"])
+def test_a_tilde_is_the_home_folder(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _image(tmp_path / "set/photos/p.jpg")
+    _text(tmp_path / "set/photos/p.txt", "0 0.5 0.5 0.5 0.5\n")
+    _text(tmp_path / "elsewhere/data.yaml", f"{text}names: [thing]\n")
+    assert len(open_split(tmp_path / "elsewhere", "train").images) == 1
+
+
 def test_missing_images_of_a_list_are_named_or_left_out(folder: Path) -> None:
     (folder / "data.yaml").write_text("train: train.txt\nnames: [cat, dog]\n")
     _text(folder / "train.txt", f"images/train/a.jpg\nimages/train/{'x' * 300}gone.jpg\n")

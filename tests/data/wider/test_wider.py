@@ -21,7 +21,7 @@ from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.folder import open_split
 from ssdir.data.images import Header, image_size
-from ssdir.data.wider import convert
+from ssdir.data.wider import annotations, convert
 from ssdir.data.wider.annotations import Face, parse_mat, parse_text
 from ssdir.data.wider.convert import Counts, choose, make_wider_face, usable
 
@@ -216,6 +216,20 @@ def test_mat_gives_what_the_text_gives() -> None:
 def test_other_mat_files_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=f"a.mat .*{message}"):
         parse_mat(data, "a.mat")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_mat_file_that_unpacks_to_too_much_is_refused(
+    packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scipy.io import savemat
+
+    monkeypatch.setattr(annotations, "_LARGEST_MAT", 1_000_000)
+    buffer = io.BytesIO()
+    savemat(buffer, {"zeros": np.zeros(1 << 17), "more": np.zeros(9)}, do_compression=packed)
+    assert (len(buffer.getvalue()) < 1 << 12) is packed
+    with pytest.raises(DataError, match=r"^a\.mat unpacks to more than 1\.0 MB; copy or download[^\n]*$"):
+        parse_mat(buffer.getvalue(), "a.mat")
 
 
 def test_mat_without_a_list_or_with_unequal_ones() -> None:

@@ -203,9 +203,17 @@ def _places(path: Path, value: dict[str, Any], key: str, split: str) -> tuple[Pa
     root = value.get("path")
     if not (_absent(root) or isinstance(root, str)):
         raise DataError(f"{path}: path must be a folder, not {shown(root)}")
-    roots = list(spellings(root)) if isinstance(root, str) and not _absent(root) else []
+    roots = list(spellings(_at_home(root))) if isinstance(root, str) and not _absent(root) else []
     bases = [*(path.parent / root for root in roots), path.parent]
-    return tuple(_found(item, bases, split) or bases[0] / item for item in given)
+    items = map(_at_home, given)
+    return tuple(_found(item, bases, split) or bases[0] / item for item in items)
+
+
+def _at_home(place: str) -> str:
+    """A place whose ``~`` in front is the home folder, where that is known."""
+    with suppress(RuntimeError):
+        return str(Path(place).expanduser()) if place.startswith("~/") else place
+    return place
 
 
 def _found(item: str, bases: Sequence[Path], split: str | None = None) -> Path | None:

@@ -9,6 +9,7 @@ an error that names the line.
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from typing import Any, NamedTuple
 
 from ssdir.common.errors import DataError
 from ssdir.common.extras import how_to_install
+from ssdir.common.storage import format_bytes
 
 _REMEDY = "copy or download the file again"
 _LARGEST = 1_000_000_000  # of a face's numbers
+_LARGEST_MAT = 1 << 28  # bytes, unpacked
+_PACKED = 15  # MATLAB's miCOMPRESSED
 
 
 class Face(NamedTuple):
@@ -155,7 +159,7 @@ def parse_mat(data: bytes, file: str) -> list[WiderImage]:
     """The images of a ``wider_face_{split}.mat`` (MATLAB 5), in its order.
 
     Raises:
-        DataError: it is of another version (7.3), damaged, or lacks a list.
+        DataError: it is of another version (7.3), damaged, unpacks to more than 268 MB, or lacks a list.
         ModuleNotFoundError: scipy is not installed; the message says how to.
     """
     try:
@@ -166,6 +170,8 @@ def parse_mat(data: bytes, file: str) -> list[WiderImage]:
             f"reading {file} needs scipy: {how_to_install('eval')} (or take the text files, "
             "wider_face_{train,val}_bbx_gt.txt)"
         ) from error
+    if _unpacks_to_more_than(data, _LARGEST_MAT):
+        raise DataError(f"{file} unpacks to more than {format_bytes(_LARGEST_MAT)}; {_REMEDY}")
     try:
         value = loadmat(io.BytesIO(data))
     except NotImplementedError as error:
@@ -191,6 +197,29 @@ def parse_mat(data: bytes, file: str) -> list[WiderImage]:
         return _from_lists(value)
     except (ValueError, TypeError, IndexError, AttributeError) as error:
         raise DataError(f"{file}: its lists do not fit each other ({error}); {_REMEDY}") from error
+
+
+def _unpacks_to_more_than(data: bytes, limit: int) -> bool:
+    """Whether the elements of a MATLAB 5 file take more bytes than that; 128 bytes of header, then for each element its
+    type, its size and its bytes. Of a damaged file, those before the damage are counted."""
+    header = struct.Struct(">II" if data[126:128] == b"MI" else "<II")
+    place = 128
+    while place + header.size <= len(data) and limit >= 0:
+        kind, size = header.unpack_from(data, place)
+        place += header.size
+        packed = data[place : place + size]
+        if kind == _PACKED:
+            unpack = zlib.decompressobj()
+            while packed and limit >= 0:
+                try:
+                    limit -= len(unpack.decompress(packed, 1 << 20))
+                except zlib.error:
+                    return False
+                packed = unpack.unconsumed_tail
+        else:
+            limit -= len(packed)
+        place += size
+    return limit < 0
 
 
 def _from_lists(value: dict[str, Any]) -> list[WiderImage]:

@@ -197,13 +197,14 @@ class _Part:
 
     def read(self, name: str) -> bytes:
         with _zip_faults(self.path, name):
-            if self._archive is not None:
-                entry = self._entries[name]
-                if entry.file_size > _LARGEST_ENTRY:  # zipfile unpacks no more than an entry announces
-                    raise DataError(
-                        f"{self.place(name)} unpacks to {format_bytes(entry.file_size)}, over "
-                        f"{format_bytes(_LARGEST_ENTRY)}; download the archive again"
-                    )
+            entry = self._entries[name] if self._archive is not None else None
+            size = (self._folder / name).stat().st_size if entry is None else entry.file_size
+            if size > _LARGEST_ENTRY:  # zipfile unpacks no more than an entry announces
+                raise DataError(
+                    f"{self.place(name)} {'has' if entry is None else 'unpacks to'} {format_bytes(size)}, over "
+                    f"{format_bytes(_LARGEST_ENTRY)}; download it again"
+                )
+            if self._archive is not None and entry is not None:
                 return self._archive.read(entry)
             return (self._folder / name).read_bytes()
 
