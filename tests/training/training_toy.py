@@ -156,13 +156,6 @@ def exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def undisturbed(folder: Path) -> None:
-    """Runs that the others are compared with; what they import on the way, forks need not. After it the process is one
-    that trains alone."""
-    run_toy(folder / "data", folder / "whole")
-    run_toy(folder / "data", folder / "one", ToyTask(norm=False, noise=0.0), ema_decay=0.0)
-
-
 def kill_at_random(folder: Path) -> None:
     """Kill a run again and again at random moments, resume it each time, until it comes to its end."""
     moments, kills = random.Random(0), 0
@@ -246,7 +239,7 @@ def compiled(folder: Path) -> None:
         operations += len(graph.graph.nodes)
         return graph.forward
 
-    data, quiet = folder / "scenes", Console(quiet=True)
+    data, quiet = folder / "data", Console(quiet=True)
     model = ModelConfig(8, n_hidden=1, decoder_channels=(16, 8, 8), decoder_norm="batch", clone_backbone=True)
     original = nn.Module.compile
     for name, compiles in (("plain", False), ("compiled", True)):
@@ -268,8 +261,7 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     scenarios = {
-        item.__name__: item
-        for item in (two_processes, undisturbed, kill_at_random, kill_in_checkpoints, compiled)
+        item.__name__: item for item in (kill_at_random, kill_in_checkpoints, two_processes, compiled)
     }
     for scenario in sys.argv[2:]:
         scenarios[scenario](Path(sys.argv[1]))
