@@ -117,7 +117,7 @@ _GLIMPSES = ModelConfig(
     train_on="selected",
     decoder="upsample",
     decoder_norm="batch",
-    decoder_channels=(64, 64, 32, 16),
+    decoder_channels=(64, 32, 16, 16),
     train_objects=128,
     merge="occlusion",
 )
@@ -238,6 +238,51 @@ PRESETS["small"] = Preset(
         training=replace(_GLIMPSES_TRAINING, batch_size=16),
     ),
 )
+
+# Solid objects before a background, such as CLEVR's: priors of their sizes, opacity, and a floor that says who is nearer.
+PRESETS["scenes"] = Preset(
+    scenes=None,
+    detector=DetectorRun(
+        detector=DetectorConfig(
+            image_size=192,
+            width=0.375,
+            maps=(0, 1, 2),
+            min_sizes=(26.5, 44.0, 72.0),
+            aspect_ratios=(0.62,),
+            max_sizes=(),
+        ),
+        loss=DetectorLossConfig(match_iou=0.4, positive_weight=2.0),
+        training=replace(
+            _SMALL_TRAINING,
+            steps=1_500,
+            batch_size=16,
+            learning_rate=0.004,
+            warmup_steps=150,
+            validate_every=500,
+            checkpoint_every=250,
+        ),
+        augmentation=_CLEVR_AUGMENTATION,
+    ),
+    ssdir=SSDIRRun(
+        model=replace(
+            _GLIMPSES,
+            z_what_size=64,
+            glimpse_size=32,
+            projector_size=0,
+            decoder_channels=(128, 64, 64, 32),
+            opacity=True,
+            background="learned",
+            depth_of_floor=12.0,
+        ),
+        objective=ObjectiveConfig(
+            image=100.0, objects=10.0, what=0.0001, depth=0.0, error="mse", opacity=0.2, hidden=0.0
+        ),
+        training=replace(
+            _GLIMPSES_TRAINING, steps=2_600, batch_size=8, validate_every=500, checkpoint_every=250
+        ),
+    ),
+)
+
 
 # The single-shot form, which the quickstart's model teaches.
 PRESETS["quickstart-cells"] = replace(
