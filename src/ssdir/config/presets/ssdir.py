@@ -239,7 +239,7 @@ PRESETS["small"] = Preset(
     ),
 )
 
-# Solid objects before a background, such as CLEVR's: priors of their sizes, opacity, and a floor that says who is nearer.
+# Objects before a background, such as CLEVR's: priors of their sizes, opacity, a floor that says what is nearer.
 PRESETS["scenes"] = Preset(
     scenes=None,
     detector=DetectorRun(
