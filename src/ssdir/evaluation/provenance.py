@@ -14,11 +14,12 @@ from ssdir.baselines.base import Baseline
 from ssdir.common.storage import atomic_write
 from ssdir.config import to_dict
 from ssdir.data.dataset import Dataset
+from ssdir.data.scene_truth import mask_source
 from ssdir.evaluation.collect import Collected, joined
 from ssdir.evaluation.settings import EvaluationConfig
 from ssdir.model.object_model import ObjectModel
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised whenever the same model on the same data would get other figures."""
 
 
@@ -61,6 +62,7 @@ def record_of(
         "kind": model.kind if isinstance(model, Baseline) else model.name,
         "split": split,
         "annotations": data.digest(split),
+        "masks": mask_source(data, split),
         "probe_annotations": probe_data.digest("train"),
         "settings": settings | {"target_side": config.target_side or model.image_size},
         "device": model.device.type,
