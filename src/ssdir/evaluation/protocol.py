@@ -275,7 +275,7 @@ def _depth_order(found: Collected, model: ObjectModel) -> dict[str, Any]:
     order = found.depth_order()
     if order is None:
         reason = NO_DISTANCES if model.tells_depth else NO_DEPTH
-        return {"share": None, "pairs": 0, "reason": reason}
+        return {"share": None, "pairs": None, "reason": reason}
     pairs = int(order.pairs.sum())
     if pairs == 0:
         return {"share": None, "pairs": 0, "reason": NO_PAIRS}
