@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,13 @@ from pycocotools import mask as coco
 
 from ssdir.common.errors import DataError
 from ssdir.data.masks import decoded, run_lengths
+
+
+def coco_decoded(encoded: Any) -> np.ndarray:
+    """By pycocotools, whose arrays of NumPy 1 warn under NumPy 2."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.array(coco.decode(encoded).tolist(), bool)
 
 
 def blobs(seed: int, height: int, width: int) -> np.ndarray:
@@ -39,7 +47,7 @@ def test_polygons_hold_the_pixels_whose_centres_they_hold() -> None:
     square = [[10, 20, 14, 20, 14, 23, 10, 23]]
     mask = decoded(square, 40, 30, "")
     assert mask.sum() == 12 and mask[20:23, 10:14].all()
-    np.testing.assert_array_equal(mask, coco.decode(coco.frPyObjects(square, 40, 30))[..., 0].astype(bool))
+    np.testing.assert_array_equal(mask, coco_decoded(coco.merge(coco.frPyObjects(square, 40, 30))))
     hole = [[0, 0, 6, 0, 6, 6, 0, 6, 0, 0, 2, 2, 2, 4, 4, 4, 4, 2, 2, 2]]  # even-odd, as one line
     assert decoded(hole, 6, 6, "").sum() == 32
     parts = [[0, 0, 2, 0, 2, 2, 0, 2], [1, 1, 4, 1, 4, 2, 1, 2]]
@@ -56,7 +64,7 @@ def test_polygons_differ_from_pycocotools_only_along_the_outline(corners: int) -
         points = np.stack([40 + radii * np.cos(angles), 30 + radii * np.sin(angles)], 1)
         polygon = [points.reshape(-1).tolist()]
         ours = decoded(polygon, 60, 80, "")
-        theirs = coco.decode(coco.merge(coco.frPyObjects(polygon, 60, 80))).astype(bool)
+        theirs = coco_decoded(coco.merge(coco.frPyObjects(polygon, 60, 80)))
         rows, columns = np.nonzero(ours != theirs)
         centres = np.stack([columns, rows], 1) + 0.5
         ends = np.roll(points, -1, 0)
