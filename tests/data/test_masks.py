@@ -33,7 +33,9 @@ def test_run_lengths_as_text_and_as_numbers(height: int, width: int) -> None:
     for seed in range(20):
         mask = blobs(seed, height, width) if seed else np.ones((height, width), bool)
         text = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-        np.testing.assert_array_equal(decoded({"size": [height, width], "counts": text}, height, width, ""), mask)
+        np.testing.assert_array_equal(
+            decoded({"size": [height, width], "counts": text}, height, width, ""), mask
+        )
         counts = run_lengths(text, "")
         assert json.loads(json.dumps(counts)) == counts
         back = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"].decode()

@@ -66,7 +66,12 @@ def test_spair_composes_what_it_shares() -> None:
 def ssdir(**settings: object) -> SSDIR:
     torch.manual_seed(0)
     config = ModelConfig(
-        z_what_size=4, what_encoder="glimpses", glimpse_size=8, glimpse_width=4, decoder_channels=(8, 8), **settings
+        z_what_size=4,
+        what_encoder="glimpses",
+        glimpse_size=8,
+        glimpse_width=4,
+        decoder_channels=(8, 8),
+        **settings,
     )
     return SSDIR(detector(SIDE), config)
 

@@ -96,7 +96,9 @@ def test_order_of_pairs_by_hand():
     # Image 0: 0-1 and 1-2 overlap, 0-2 do not, 3 is of unknown distance; image 2: 4-5.
     order = depth_order(truth, distances, np.array([0, 1, 0.5, 9, 2, 1]), image, 3)
     assert order.right.tolist() == [1, 0, 1] and order.pairs.tolist() == [2, 0, 1]
-    order = depth_order(truth, distances, np.array([0, 0, 1, 9, nan, 1]), image, 3)  # equal depths tell nothing
+    order = depth_order(
+        truth, distances, np.array([0, 0, 1, 9, nan, 1]), image, 3
+    )  # equal depths tell nothing
     assert order.right.tolist() == [1, 0, 0] and order.pairs.tolist() == [2, 0, 0]
     touching = np.array([[0, 0, 1, 1], [1, 0, 2, 1]], float)
     order = depth_order(touching, np.array([1.0, 2.0]), np.zeros(2), np.zeros(2, np.int64), 1)

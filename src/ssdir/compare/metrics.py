@@ -92,9 +92,7 @@ def rows_of(attributes: Sequence[str], models: Sequence[Model] = ()) -> list[Row
         attributes: what the probe was asked, in order.
         models: whose figures decide which rows of masks there are.
     """
-    measured = {
-        key for model in models for key, figure in model.figures.items() if figure.value is not None
-    }
+    measured = {key for model in models for key, figure in model.figures.items() if figure.value is not None}
     several = len(attributes) > 1
     asked = []
     for name in attributes:

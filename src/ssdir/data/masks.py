@@ -73,7 +73,9 @@ def _filled(
     return (turns.reshape(height, width + 1).cumsum(1) % 2 == 1)[:, :width]
 
 
-def _from_runs(encoded: dict[str, Any], height: int, width: int, name: str) -> Bool[np.ndarray, "height width"]:
+def _from_runs(
+    encoded: dict[str, Any], height: int, width: int, name: str
+) -> Bool[np.ndarray, "height width"]:
     size, counts = encoded.get("size"), encoded.get("counts")
     if size != [height, width]:
         raise DataError(
@@ -116,4 +118,3 @@ def run_lengths(text: str, name: str) -> list[int]:
     if bits:
         raise DataError(f"{name}: {shown(text)} ends within a number; it is truncated")
     return counts
-

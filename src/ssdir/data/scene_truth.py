@@ -25,6 +25,7 @@ from ssdir.data.making import mask_path
 from ssdir.data.masks import decoded
 
 _FURTHEST = 1e9
+_LARGEST_ID = 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -123,17 +124,21 @@ class SceneTruth:
             )
         objects = self._objects(row)
         places = self.split.place[objects.start : objects.stop] + 1
-        found = np.unique(ids)
-        unknown = np.setdiff1d(found, [0, *places])
-        if len(unknown) and (found[0] < 0 or not self.split.dropped):
+        ends = [int(ids.min()), int(ids.max())]
+        if ends[0] < 0 or ends[1] > _LARGEST_ID:
+            unknown = np.array(ends[::-1] if ends[0] >= 0 else ends)
+        else:
+            unknown = np.setdiff1d(np.flatnonzero(np.bincount(ids.reshape(-1))), [0, *places])
+            if self.split.dropped:  # what boxes were left out for is background
+                unknown = unknown[:0]
+        if len(unknown):
             raise DataError(
                 f"{path} has the number {unknown[0]}, but its image has {len(objects)} annotations; a pixel is 0, or "
                 "the place of an annotation in its image, counted from 1"
             )
-        object_of = np.zeros(len(found), np.int32)  # what boxes were left out for is background
-        known = np.isin(found, places)
-        object_of[known] = np.argsort(places)[np.searchsorted(np.sort(places), found[known])] + 1
-        return object_of[np.searchsorted(found, ids)]
+        object_of = np.zeros(max(ends[1], places.max(initial=0)) + 1, np.int32)
+        object_of[places] = np.arange(len(places)) + 1
+        return object_of[ids]
 
     def _camera(self, row: int) -> Float[np.ndarray, "3"] | None:
         known = self.split.image_attributes

@@ -38,7 +38,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("reconstruction.image_mse_black", "image MSE of black", "what an image left black would score"),
     ("reconstruction.object_mse", "object MSE", "decoded patch against the image inside its own box, at 64 px"),
     ("reconstruction.object_mse_true_box", "object MSE, true box", "likewise, against the image inside the true box"),
-    ("segmentation.ari_fg", "ARI-FG", "agreement of true and found segments on the pixels of true objects; 0 is chance"),
+    ("segmentation.ari_fg", "ARI-FG", "agreement of true and found segments on true objects' pixels; 0 is chance"),
     ("segmentation.miou", "mIoU of objects", "IoU of true objects with segments matched one to one"),
     ("segmentation.miou_with_background", "mIoU with background", "likewise, the background and surplus counting too"),
     ("segmentation.mbo", "mBO", "best IoU of each true object with any segment"),
@@ -208,7 +208,8 @@ def _table(metrics: Metrics) -> str:
     for key, name, meaning in _ROWS:
         value = lookup(metrics, key)
         if value is not None:
-            rows.append(f"<tr><th>{_text(_titled(key, name, metrics))}</th><td>{_number(value)}</td><td>{_text(meaning)}</td></tr>")
+            title = _text(_titled(key, name, metrics))
+            rows.append(f"<tr><th>{title}</th><td>{_number(value)}</td><td>{_text(meaning)}</td></tr>")
     for _, name, value, meaning in attribute_rows(metrics):
         rows.append(f"<tr><th>{_text(name)}</th><td>{_number(value)}</td><td>{_text(meaning)}</td></tr>")
     return f"<table>{''.join(rows)}</table>"

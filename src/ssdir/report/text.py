@@ -161,8 +161,8 @@ class _Facts:
                 "boxes": "The model has no opacity, so its boxes stand for masks",
             }.get(str(self.segments.get("masks")), "Masks are compared")
             parts.append(
-                f"{stand}: on {self.segments['images']:,} images with true masks ARI-FG is {agreement:.3f} (1 is perfect, "
-                f"0 is chance) and the mean IoU of true objects {overlap:.3f}."
+                f"{stand}: on {self.segments['images']:,} images with true masks ARI-FG is {agreement:.3f} (1 is "
+                f"perfect, 0 is chance) and the mean IoU of true objects {overlap:.3f}."
             )
         if self.order.get("share") is not None:
             pairs = self.order["pairs"]
