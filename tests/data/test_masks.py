@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from ssdir.common.errors import DataError
@@ -107,3 +109,19 @@ def test_a_polygon_that_costs_too_much_is_refused() -> None:
     zigzag = [value for k in range(20_000) for value in (k % 7, 4_000 * (k % 2))]
     with pytest.raises(DataError, match="too intricate"):
         decoded([zigzag], 4_000, 4_000, "f")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-9, 30) | st.floats() | st.text("0o152PQ~ ", max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=8)
+            | st.fixed_dictionaries({"size": st.just([5, 4]) | inner, "counts": inner})
+        ),
+    )
+)
+def test_whatever_stands_there_is_a_mask_or_a_line(segmentation: Any) -> None:
+    try:
+        assert decoded(segmentation, 5, 4, "f").shape == (5, 4)
+    except DataError as error:
+        assert "\n" not in str(error)

@@ -13,7 +13,7 @@ from ssdir.config import ModelConfig
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import DetectorModel
 from ssdir.model.ssdir import SSDIR
-from ssdir.rendering.shares import PixelShares
+from ssdir.rendering.shares import PixelShares, box_shares
 
 N, IMAGES, SIDE, P = 9, 2, 16, 6
 
@@ -103,15 +103,14 @@ def test_without_opacity_boxes_are_opaque_the_nearest_first() -> None:
     made_of, images = made(3), torch.zeros(IMAGES, 3, SIDE, SIDE)
     objects = objects_of(made_of, opaque=False)
     shares = ssdir(opacity=False).shares(images, objects, SIDE)
-    assert shares.kind == "boxes" and set(shares.share.tolist()) == {0.0, 1.0}
-    for pixel, winner in enumerate(shares.winners().tolist()):
-        here = shares.objects[shares.pixels == pixel]
-        assert winner == (0 if len(here) == 0 else here[made_of["depth"][here].argmax()] + 1)
-    no_depth = Objects(objects.boxes, objects.present, None, None, objects.image_index, IMAGES)
-    surest = DetectorModel(detector(SIDE)).shares(images, no_depth, SIDE)
-    pixel = int(surest.pixels.mode().values)
-    here = surest.objects[surest.pixels == pixel]
-    assert len(here) > 1 and surest.winners()[pixel] == here[objects.present[here].argmax()] + 1
+    boxes, image = objects.boxes, objects.image_index
+    assert shares.kind == "boxes"
+    expected = box_shares(boxes, made_of["depth"], image, IMAGES, SIDE).winners()
+    assert torch.equal(shares.winners(), expected) and len(expected.unique()) > 5
+    no_depth = Objects(boxes, objects.present, None, None, image, IMAGES)
+    surest = DetectorModel(detector(SIDE)).shares(images, no_depth, SIDE).winners()
+    assert torch.equal(surest, box_shares(boxes, objects.present, image, IMAGES, SIDE).winners())
+    assert not torch.equal(surest, expected)
 
 
 @pytest.mark.parametrize("size", [16, 10])

@@ -77,14 +77,14 @@ def box_shares(
     >>> box_shares(boxes, torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), 1, 2).winners().tolist()
     [1, 2, 1, 2]
     """
-    centres = (torch.arange(size, device=boxes.device, dtype=boxes.dtype) + 0.5) / size
-    left, top, right, bottom = cxcywh_to_xyxy(boxes)[:, :, None].unbind(1)
-    columns, rows = (left <= centres) & (centres < right), (top <= centres) & (centres < bottom)
-    objects, row, column = (rows[:, :, None] & columns[:, None]).nonzero(as_tuple=True)
-    pixels = (image_index[objects] * size + row) * size + column
-    rank = torch.empty_like(image_index)
-    rank[nearness.argsort(stable=True, descending=True)] = torch.arange(len(boxes), device=boxes.device)
-    n_pixels = n_images * size * size
-    first = rank.new_full((n_pixels,), len(boxes)).scatter_reduce(0, pixels, rank[objects], "amin")
-    share = (rank[objects] == first[pixels]).to(boxes.dtype)
-    return PixelShares.over_background(share, objects, pixels, n_pixels, "boxes")
+    # The first and one past the last pixel whose centre lies inside, along each axis.
+    edges = (cxcywh_to_xyxy(boxes).double() * size - 0.5).ceil().clamp(0, size).long().tolist()
+    front = torch.full((n_images, size, size), -1)
+    images = image_index.tolist()
+    for number in reversed(nearness.argsort(stable=True, descending=True).tolist()):
+        left, top, right, bottom = edges[number]
+        front[images[number], top:bottom, left:right] = number
+    front = front.flatten().to(boxes.device)
+    pixels = (front >= 0).nonzero().squeeze(1)
+    share = boxes.new_ones(len(pixels))
+    return PixelShares.over_background(share, front[pixels], pixels, n_images * size * size, "boxes")
