@@ -10,6 +10,7 @@ import numpy as np
 
 from ssdir.evaluation.bootstrap import Estimate, Resamples
 from ssdir.evaluation.downstream import score_probe
+from ssdir.evaluation.protocol import NO_DISTANCES, NO_MASKS
 from ssdir.evaluation.samples import Samples
 from ssdir.evaluation.segmentation import AMODAL, FIGURES
 from ssdir.report.html import lookup
@@ -233,16 +234,16 @@ def _detection(samples: Samples, resamples: Resamples, true: np.ndarray) -> dict
 def _masks(samples: Samples, metrics: Mapping[str, Any], resamples: Resamples) -> dict[str, Figure]:
     """Means over images of what is measured on masks, and the share of overlapping pairs in the right order."""
     every = np.arange(samples.n_images)
-    reason = lookup(metrics, "segmentation.reason")
+    reason = lookup(metrics, "segmentation.reason") or NO_MASKS
     figures = {}
     for name in (*FIGURES, AMODAL):
         values = samples.segmentation.get(name)
-        why = NO_WHOLE_MASKS if name == AMODAL else reason or "there is no true object"
+        why = NO_WHOLE_MASKS if name == AMODAL else reason
         figures[name] = Figure.of(None if values is None else resamples.mean(values, every), why)
     order = None
     if samples.depth_right is not None and samples.depth_pairs is not None:
         order = resamples.ratio(samples.depth_right, samples.depth_pairs)
-    figures["depth_order"] = Figure.of(order, lookup(metrics, "depth_order.reason") or "it was not measured")
+    figures["depth_order"] = Figure.of(order, lookup(metrics, "depth_order.reason") or NO_DISTANCES)
     return figures
 
 

@@ -34,6 +34,7 @@ from ssdir.model.object_model import ObjectModel
 from ssdir.plots.sheet import scene_sheet
 from ssdir.plots.style import left_out_if_it_fails, save
 from ssdir.registry import load_model
+from ssdir.report.html import lookup
 
 _LONGEST_NAME = 60
 """Characters of a model's name in a folder's."""
@@ -253,10 +254,10 @@ def _notes_on_masks(found: Sequence[_Evaluated]) -> list[str]:
     of_kind: dict[str, list[str]] = {}
     pairs: list[str] = []
     for item in found:
-        kind = item.metrics["segmentation"]["masks"]
+        kind = lookup(item.metrics, "segmentation.masks")
         if kind is not None:
             of_kind.setdefault(kind, []).append(item.model.name)
-        if number := item.metrics["depth_order"]["pairs"]:
+        if number := lookup(item.metrics, "depth_order.pairs"):
             pairs.append(f"{item.model.name} {number:,}")
     if of_kind:
         told = "; ".join(f"{', '.join(names)}: {_STANDS_FOR_MASKS[kind]}" for kind, names in of_kind.items())

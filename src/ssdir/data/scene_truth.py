@@ -11,6 +11,7 @@ All of it is read when it is asked for:
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +48,14 @@ def mask_source(dataset: Dataset, split: str) -> Literal["png", "annotations"] |
     return "annotations" if dataset.open(split).segmentations else None
 
 
+def tells_distances(dataset: Dataset, split: str) -> bool:
+    """Whether it is known of any object of a split (open with attributes) how far it is from the camera."""
+    truth = SceneTruth(dataset, split)
+    return any(
+        not np.isnan(truth.distances(row)).all() for row in np.unique(truth.split.image_index).tolist()
+    )
+
+
 class SceneTruth:
     """The truth of a split's scenes.
 
@@ -61,7 +70,7 @@ class SceneTruth:
     def __init__(self, dataset: Dataset, split: str) -> None:
         self.folder, self.split = dataset.folder, dataset.open(split)
         self.source = mask_source(dataset, split)
-        self._segmentations = dataset.segmentations(split) if self.source == "annotations" else None
+        self._dataset = dataset
         self._starts = np.searchsorted(self.split.image_index, np.arange(len(self.split.images) + 1))
 
     def image(self, row: int, side: int) -> ImageTruth:
@@ -81,7 +90,7 @@ class SceneTruth:
             entry = self.split.images[row]
             points = points * (side / entry.width, side / entry.height)
         return ImageTruth(
-            self._distances(row), instances, None if points is None else filled(points, side, side)
+            self.distances(row), instances, None if points is None else filled(points, side, side)
         )
 
     def _objects(self, row: int) -> range:
@@ -95,10 +104,11 @@ class SceneTruth:
     def _instances(self, row: int) -> Int[np.ndarray, "h w"] | None:
         if self.source == "png":
             return self._of_file(row)
-        if self._segmentations is None:
+        segmentations = self._segmentations
+        if segmentations is None:
             return None
         entry, objects = self.split.images[row], self._objects(row)
-        if any(self._segmentations[number] is None for number in objects):
+        if any(segmentations[number] is None for number in objects):
             return None
         ids = np.zeros((entry.height, entry.width), np.int32)
         boxes = self.split.boxes_xywh[objects.start : objects.stop]
@@ -106,8 +116,12 @@ class SceneTruth:
             number = objects[place]
             assert self.split.annotation is not None
             name = f"{self.split.source}: annotations[{self.split.annotation[number]}]"
-            ids[decoded(self._segmentations[number], entry.height, entry.width, name)] = place + 1
+            ids[decoded(segmentations[number], entry.height, entry.width, name)] = place + 1
         return ids
+
+    @functools.cached_property
+    def _segmentations(self) -> list[Any] | None:
+        return self._dataset.segmentations(self.split.name)
 
     def _of_file(self, row: int) -> Int[np.ndarray, "h w"] | None:
         entry, images = self.split.images[row], self.folder / "images" / self.split.name
@@ -144,7 +158,8 @@ class SceneTruth:
         known = self.split.image_attributes
         return None if known is None else _point(known[row].get("camera_location"))
 
-    def _distances(self, row: int) -> Float[np.ndarray, " k"]:
+    def distances(self, row: int) -> Float[np.ndarray, " k"]:
+        """How far an image's objects are from the camera; NaN where it is not known."""
         camera, attributes = self._camera(row), self._attributes(row)
         found = np.full(len(attributes), np.nan)
         for place, of_object in enumerate(attributes):

@@ -14,12 +14,12 @@ from ssdir.baselines.base import Baseline
 from ssdir.common.storage import atomic_write
 from ssdir.config import to_dict
 from ssdir.data.dataset import Dataset
-from ssdir.data.scene_truth import mask_source
+from ssdir.data.scene_truth import mask_source, tells_distances
 from ssdir.evaluation.collect import Collected, joined
 from ssdir.evaluation.settings import EvaluationConfig
 from ssdir.model.object_model import ObjectModel
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 2
 """Raised whenever the same model on the same data would get other figures."""
 
 
@@ -53,6 +53,8 @@ def record_of(
     Time and memory depend on the machine beside.
     """
     settings = to_dict(config)
+    # Named only where there are some: of other data, evaluations from before masks were measured say all there is.
+    scenes = {"masks": mask_source(data, split), "distances": tells_distances(data, split) or None}
     # What is drawn, what stands beside the model's own figures, what stands here by content.
     for name in ("figures", "untrained_control", "split", "probe_data"):
         del settings[name]
@@ -62,10 +64,10 @@ def record_of(
         "kind": model.kind if isinstance(model, Baseline) else model.name,
         "split": split,
         "annotations": data.digest(split),
-        "masks": mask_source(data, split),
         "probe_annotations": probe_data.digest("train"),
         "settings": settings | {"target_side": config.target_side or model.image_size},
         "device": model.device.type,
+        **{name: value for name, value in scenes.items() if value is not None},
     }
 
 
