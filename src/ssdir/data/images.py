@@ -95,7 +95,7 @@ def read_indices(path: Path) -> Int[np.ndarray, "h w"]:
         if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
             raise DataError(
                 f"{path} is a mask of mode {image.mode}; a mask is a grey image, or one with a palette, whose numbers "
-                "tell the objects apart"
+                "tell the objects apart; if it is no mask of instances, rename its folder"
             )
         return np.asarray(image).astype(np.int32)
 

@@ -27,6 +27,7 @@ from ssdir.data.masks import decoded
 
 _FURTHEST = 1e9
 _LARGEST_ID = 0xFFFF
+_ELSE = "; if it is no mask of instances, rename the folder masks"
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class SceneTruth:
         if ids.shape != (entry.height, entry.width):
             raise DataError(
                 f"{path} has {ids.shape[1]} x {ids.shape[0]} pixels, its image {entry.width} x {entry.height}; make it "
-                "as large as the image"
+                f"as large as the image{_ELSE}"
             )
         objects = self._objects(row)
         places = self.split.place[objects.start : objects.stop] + 1
@@ -148,7 +149,7 @@ class SceneTruth:
         if len(unknown):
             raise DataError(
                 f"{path} has the number {unknown[0]}, but its image has {len(objects)} annotations; a pixel is 0, or "
-                "the place of an annotation in its image, counted from 1"
+                f"the place of an annotation in its image, counted from 1{_ELSE}"
             )
         object_of = np.zeros(max(ends[1], places.max(initial=0)) + 1, np.int32)
         object_of[places] = np.arange(len(places)) + 1
