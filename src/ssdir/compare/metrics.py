@@ -10,7 +10,9 @@ import numpy as np
 
 from ssdir.evaluation.bootstrap import Estimate, Resamples
 from ssdir.evaluation.downstream import score_probe
+from ssdir.evaluation.protocol import NO_DISTANCES, NO_MASKS
 from ssdir.evaluation.samples import Samples
+from ssdir.evaluation.segmentation import AMODAL, FIGURES
 from ssdir.report.html import lookup
 
 FEWEST_PROBE_OBJECTS = 2_000
@@ -20,6 +22,7 @@ other models found more: then that model's probe learns from what there is, whic
 GIVEN = "the true boxes were given"
 NO_WHAT = "the model gives no z_what"
 NO_PAINT = "the model paints nothing"
+NO_WHOLE_MASKS = "the data has no masks of whole objects, or the model no opacity that tells them"
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,25 @@ class Group:
     figures: dict[str, Figure]
 
 
-def rows_of(attributes: Sequence[str]) -> list[Row]:
+MASK_ROWS = (
+    Row("ari_fg", "ARI-FG", "share", "higher"),
+    Row("miou", "mIoU of objects", "share", "higher"),
+    Row("miou_with_background", "mIoU with background", "share", "higher"),
+    Row("mbo", "mBO", "share", "higher"),
+    Row("amodal_miou", "mIoU of whole objects", "share", "higher"),
+    Row("depth_order", "depth order", "share", "higher"),
+)
+"""Shown where some model has a figure in them."""
+
+
+def rows_of(attributes: Sequence[str], models: Sequence[Model] = ()) -> list[Row]:
     """All rows of the table.
 
     Args:
         attributes: what the probe was asked, in order.
+        models: whose figures decide which rows of masks there are.
     """
+    measured = {key for model in models for key, figure in model.figures.items() if figure.value is not None}
     several = len(attributes) > 1
     asked = []
     for name in attributes:
@@ -98,6 +114,7 @@ def rows_of(attributes: Sequence[str]) -> list[Row]:
         Row("image_mse", "image MSE", "error", "lower"),
         Row("object_mse", "per-object MSE, own box", "error", "lower"),
         Row("object_mse_true_box", "per-object MSE, true box", "error", "lower"),
+        *(row for row in MASK_ROWS if row.key in measured),
         Row("matched_share", "matched share", "share", "higher"),
         *asked,
         Row("probe_objects", "objects the probe learned from", "whole"),
@@ -152,6 +169,7 @@ def figures_of(
         None if samples.boxes is None else resamples.ratio(matched, true),
         GIVEN if samples.boxes is None else "there is no true object",
     )
+    figures |= _masks(samples, metrics, resamples)
     figures |= _downstream(samples, metrics, attributes, n_probe, resamples, seed)
     each = lookup(metrics, "seconds.inference_per_image")
     figures["ms_per_image"] = _plain(None if each is None else 1_000 * each, "it was not measured")
@@ -210,6 +228,22 @@ def _detection(samples: Samples, resamples: Resamples, true: np.ndarray) -> dict
         figures[f"{prefix}count_accuracy"] = Figure.of(
             resamples.ratio((counts == true).astype(np.float64), np.ones(len(true))), reason
         )
+    return figures
+
+
+def _masks(samples: Samples, metrics: Mapping[str, Any], resamples: Resamples) -> dict[str, Figure]:
+    """Means over images of what is measured on masks, and the share of overlapping pairs in the right order."""
+    every = np.arange(samples.n_images)
+    reason = lookup(metrics, "segmentation.reason") or NO_MASKS
+    figures = {}
+    for name in (*FIGURES, AMODAL):
+        values = samples.segmentation.get(name)
+        why = NO_WHOLE_MASKS if name == AMODAL else reason
+        figures[name] = Figure.of(None if values is None else resamples.mean(values, every), why)
+    order = None
+    if samples.depth_right is not None and samples.depth_pairs is not None:
+        order = resamples.ratio(samples.depth_right, samples.depth_pairs)
+    figures["depth_order"] = Figure.of(order, lookup(metrics, "depth_order.reason") or NO_DISTANCES)
     return figures
 
 

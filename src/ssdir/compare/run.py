@@ -34,6 +34,7 @@ from ssdir.model.object_model import ObjectModel
 from ssdir.plots.sheet import scene_sheet
 from ssdir.plots.style import left_out_if_it_fails, save
 from ssdir.registry import load_model
+from ssdir.report.html import lookup
 
 _LONGEST_NAME = 60
 """Characters of a model's name in a folder's."""
@@ -225,7 +226,7 @@ def _put_together(
         for item in found
     ]
     groups = grouped(models, TITLES)
-    rows = rows_of(list(attributes))
+    rows = rows_of(list(attributes), models)
     notes = _notes(found, config, settings, n_probe, groups)
     facts = {
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -238,6 +239,32 @@ def _put_together(
         "seed": config.seed,
     }
     return Table(rows, models, groups, notes), facts
+
+
+_STANDS_FOR_MASKS = {
+    "opacity": "opacity, by order",
+    "weights": "the slots' normalised masks",
+    "boxes": "boxes, the nearest or surest first",
+}
+
+
+def _notes_on_masks(found: Sequence[_Evaluated]) -> list[str]:
+    """What stands for the masks of each model, and how many pairs of objects were judged."""
+    notes: list[str] = []
+    of_kind: dict[str, list[str]] = {}
+    pairs: list[str] = []
+    for item in found:
+        kind = lookup(item.metrics, "segmentation.masks")
+        if kind is not None:
+            of_kind.setdefault(kind, []).append(item.model.name)
+        if number := lookup(item.metrics, "depth_order.pairs"):
+            pairs.append(f"{item.model.name} {number:,}")
+    if of_kind:
+        told = "; ".join(f"{', '.join(names)}: {_STANDS_FOR_MASKS[kind]}" for kind, names in of_kind.items())
+        notes.append(f"What stands for masks, compared at each model's side: {told}.")
+    if pairs:
+        notes.append(f"Depth order: overlapping pairs that were found: {', '.join(pairs)}.")
+    return notes
 
 
 def _attributes(found: Sequence[_Evaluated]) -> dict[str, str]:
@@ -270,6 +297,7 @@ def _notes(
         f"What is painted is compared with the same images of {settings.target_side} px: images at 128 px, objects at "
         "64 px. Boxes count without regard to their class."
     )
+    notes += _notes_on_masks(found)
     if n_probe:
         notes.append(
             f"Every probe learns from {n_probe:,} matched objects of the same images of the train split, or from all "

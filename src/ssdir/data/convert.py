@@ -1,7 +1,8 @@
 """Converting datasets: COCO or YOLO to our COCO layout, to YOLO, or to an imagefolder of Hugging Face.
 
 Image files are copied byte for byte. Boxes are clipped to their images, and what :func:`open_split` leaves out stays
-out. The classes and their names are the same in every format. Masks are not carried over.
+out. The classes and their names are the same in every format. From COCO to COCO the annotations' polygons and run
+lengths come along; files of masks do not.
 """
 
 from __future__ import annotations
@@ -100,9 +101,14 @@ def convert(
                 f"{of.source} lists no image for {name} that is on the disk; there is nothing to convert"
             )
     opened_splits = _with_held_out(opened_splits, shares)
-    plan = {name: _copies(of) for name, of in opened_splits.items()}
+    masks = {
+        name: opened.segmentations(of)
+        for name, of in opened_splits.items()
+        if to == "coco" and isinstance(opened, CocoFolder) and of.segmentations
+    }
+    plan = {name: _copies(of, masks.get(name)) for name, of in opened_splits.items()}
     categories = opened_splits[opened.splits()[0]].categories
-    fingerprint = {
+    fingerprint: dict[str, Any] = {
         "kind": "convert",
         "generator_version": CONVERT_VERSION,
         "to": to,
@@ -113,6 +119,8 @@ def convert(
         "left_out": {name: of.dropped for name, of in opened_splits.items()},
         "missing_images": {name: len(of.missing) for name, of in opened_splits.items()},
     }
+    if masks:
+        fingerprint["segmentations"] = sorted(masks)
     total = {name: len(copies) for name, copies in plan.items()}
     prepare = functools.partial(_prepare, plan, "{split}" if to == "hf" else "images/{split}")
     with progress("copying images", sum(total.values())) as tell:
@@ -182,14 +190,19 @@ class _Copy(NamedTuple):
     objects: list[Object]
 
 
-def _copies(split: Split) -> list[_Copy]:
+def _copies(split: Split, segmentations: list[Any] | None) -> list[_Copy]:
     objects: list[list[Object]] = [[] for _ in split.images]
     attributes = split.attributes or [{}] * len(split.labels)
     rows = zip(
-        split.image_index.tolist(), split.boxes_xywh.tolist(), split.labels.tolist(), attributes, strict=True
+        split.image_index.tolist(),
+        split.boxes_xywh.tolist(),
+        split.labels.tolist(),
+        attributes,
+        segmentations or [None] * len(split.labels),
+        strict=True,
     )
-    for row, (left, top, width, height), label, of_object in rows:
-        objects[row].append(Object((left, top, width, height), label, of_object))
+    for row, (left, top, width, height), label, of_object, mask in rows:
+        objects[row].append(Object((left, top, width, height), label, of_object, mask))
     names = unique_names([entry.path for entry in split.images])
     return [
         _Copy(entry.path, name, entry.width, entry.height, of_image)
@@ -254,7 +267,7 @@ def _write_yolo(folder: Path, records: dict[str, Records], categories: tuple[str
         n_images = n_objects = 0
         for _, image in of():
             labels = label_path(folder / "images" / split / image["file_name"], folder)
-            lines = [_yolo_line(bbox, label, image) for bbox, label, _ in image["objects"]]
+            lines = [_yolo_line(bbox, label, image) for bbox, label, *_ in image["objects"]]
             atomic_write(labels, "".join(lines), sync=False)
             n_images, n_objects = n_images + 1, n_objects + len(lines)
         summary[split] = {"images": n_images, "objects": n_objects}
@@ -278,8 +291,8 @@ def _write_hf(folder: Path, records: dict[str, Records], categories: tuple[str, 
         n_images = n_objects = 0
         with atomic_open(folder / split / "metadata.jsonl") as file:
             for index, image in of():
-                boxes = [[float(side) for side in bbox] for bbox, _, _ in image["objects"]]
-                labels = [label for _, label, _ in image["objects"]]
+                boxes = [[float(side) for side in bbox] for bbox, *_ in image["objects"]]
+                labels = [label for _, label, *_ in image["objects"]]
                 line = {
                     "file_name": image["file_name"],
                     "image_id": index + 1,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ssdir.data.folder import open_folder, read_split
+from ssdir.data.formats.coco import CocoFolder
 from ssdir.data.split import Split
 
 
@@ -42,6 +44,14 @@ class Dataset:
     def has_images(self, split: str) -> bool:
         """Whether there is such a split, with at least one image."""
         return split in self.splits() and len(self.open(split).images) > 0
+
+    def segmentations(self, split: str) -> list[Any] | None:
+        """What the annotations say of each object's mask (:meth:`~ssdir.data.formats.coco.CocoFolder.segmentations`),
+        read once more and not kept; None where they say nothing of any."""
+        opened = self.open(split)
+        if not opened.segmentations or not isinstance(self._opened, CocoFolder):
+            return None
+        return self._opened.segmentations(opened)
 
     def digest(self, split: str) -> str | None:
         """SHA-256 (hexadecimal) of what a split's annotations say; None where there is no such split."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import Image, ImageOps
 
 from ssdir.common.errors import DataError
@@ -84,6 +84,20 @@ def open_image(source: ImageSource) -> Image.Image:
     path = Path(source)
     with _faults_named(str(path)), _opened(path) as image:
         return _converted(image, str(path))
+
+
+def read_indices(path: Path) -> Int[np.ndarray, "h w"]:
+    """What each pixel of a mask says, as a whole number: a grey value of up to 16 bits, or a palette's index.
+
+    Raises :class:`~ssdir.common.errors.DataError` as :func:`read_image` does, and where the file is in colour.
+    """
+    with _faults_named(str(path)), _opened(path) as image:
+        if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
+            raise DataError(
+                f"{path} is a mask of mode {image.mode}; a mask is a grey image, or one with a palette, whose numbers "
+                "tell the objects apart; if it is no mask of instances, rename its folder"
+            )
+        return np.asarray(image).astype(np.int32)
 
 
 class Header(NamedTuple):

@@ -47,6 +47,8 @@ class Object(NamedTuple):
     """x, y, width, height in pixels."""
     label: int
     attributes: dict[str, Any]
+    segmentation: Any = None
+    """As COCO has it; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ Draw = Callable[[str, int], GeneratedImage]
 
 Records = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
 """Gives (index, record) of a split's images in order; a record has file_name, width, height, attributes, and objects
-of [bbox, label, attributes]."""
+of [bbox, label, attributes, segmentation or None]."""
 
 Annotate = Callable[[Path, dict[str, Records], tuple[str, ...]], dict[str, Any]]
 """(folder, records by split, categories) writes the annotations and gives what dataset.json says of each split."""
@@ -380,9 +382,11 @@ def _write_annotations(
             n_images += 1
         file.write(b'],\n"annotations": [')
         for index, image in records():
-            for bbox, label, attributes in image["objects"]:
+            for bbox, label, attributes, *mask in image["objects"]:
                 entry = {"id": n_objects + 1, "image_id": index + 1, "category_id": label + 1, "bbox": bbox}
                 entry |= {"area": bbox[2] * bbox[3], "iscrowd": 0, "attributes": attributes}
+                if any(mask):
+                    entry["segmentation"] = mask[0]
                 file.write(f"{',' if n_objects else ''}\n{json.dumps(entry)}".encode())
                 n_objects += 1
         file.write(b"]}\n")

@@ -58,11 +58,19 @@ class Split:
     source: Path = Path()
     """The file that lists the images or says where they are; messages name it."""
     notes: tuple[str, ...] = ()
-    """What the source holds and nothing uses, such as masks."""
+    """What the source holds beyond boxes and classes, such as masks."""
     attributes: list[dict[str, Any]] | None = None
     """Of each object, where they were asked for and the format has them."""
     missing: tuple[Path, ...] = ()
     """Images that are not on the disk and were left out, where that was asked for."""
+    image_attributes: list[dict[str, Any]] | None = None
+    """Of each image, likewise."""
+    annotation: Int[np.ndarray, " g"] | None = None
+    """Row of each object in the source's list of annotations; None where the format has no such list."""
+    place: Int[np.ndarray, " g"] | None = None
+    """Place of each object among the annotations of its image, from 0, those that are left out included; likewise."""
+    segmentations: int = 0
+    """How many of the objects have a segmentation in the source."""
 
     def part(self, name: str, rows: Int[np.ndarray, " k"]) -> Split:
         """The chosen images (rising rows) with their objects, as a split of their own. What was left out, and the
@@ -81,6 +89,11 @@ class Split:
             dropped={},
             notes=(),
             missing=(),
+            image_attributes=None
+            if self.image_attributes is None
+            else [self.image_attributes[row] for row in rows],
+            annotation=None if self.annotation is None else self.annotation[chosen],
+            place=None if self.place is None else self.place[chosen],
         )
 
 

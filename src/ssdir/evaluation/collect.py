@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.config import MATCH_IOU
+from ssdir.evaluation.depth_order import DepthOrder, depth_order
 from ssdir.evaluation.labels import CATEGORY, LabelledBatch
 from ssdir.evaluation.matching import Matches, match_objects
 from ssdir.evaluation.memory import peak_of
@@ -26,9 +27,11 @@ from ssdir.evaluation.reconstruction import (
     object_pictures,
     renderer,
 )
+from ssdir.evaluation.segmentation import AMODAL, FIGURES, amodal_mious, segmentations
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import ObjectModel
 from ssdir.plots.sheet import Scene
+from ssdir.rendering.shares import Kind
 
 T = TypeVar("T")
 
@@ -106,6 +109,14 @@ class Collected:
     """Of each batch, for one image."""
     peak_mib: float | None = None
     """Most memory that finding and painting the objects of the first batch took (:mod:`ssdir.evaluation.memory`)."""
+    segmentation: dict[str, list[Tensor]] = field(default_factory=dict)
+    """By name (:mod:`ssdir.evaluation.segmentation`), each image's figure; NaN where it has none."""
+    masks: Kind | None = None
+    """What stands for the model's masks."""
+    distances: list[Tensor] = field(default_factory=list)
+    """Of each true object from the camera; NaN where it is not known."""
+    depth: list[Tensor] = field(default_factory=list)
+    """z_depth of every object found, of models that tell it."""
     scenes: list[Scene] = field(default_factory=list)
     """Some images with their objects, to show."""
     n_objects: int = 0
@@ -117,6 +128,22 @@ class Collected:
             predicted=joined([m.predicted for m in self.matches], torch.int64),
             truth=joined([m.truth for m in self.matches], torch.int64),
             iou=joined([m.iou for m in self.matches]),
+        )
+
+    def depth_order(self) -> DepthOrder | None:
+        """The order of overlapping objects; None where the model or the data does not tell it."""
+        distances = joined(self.distances, torch.float64)
+        if not self.depth or bool(distances.isnan().all()):
+            return None
+        pairs = self.matched()
+        depth = torch.full_like(distances, torch.nan)
+        depth[pairs.truth] = torch.cat(self.depth).double()[pairs.predicted]
+        return depth_order(
+            joined(self.truth).reshape(-1, 4).numpy(),
+            distances.numpy(),
+            depth.numpy(),
+            joined(self.truth_image, torch.int64).numpy(),
+            self.n_images,
         )
 
     def matched_latents(self) -> MatchedLatents | None:
@@ -212,6 +239,7 @@ def _add(
     )
     if ask.whole:
         _measure_rendering(found, ask.model, batch, objects, pairs, choose_scenes)
+        _measure_masks(found, ask.model, batch, objects)
     found.truth.append(truth.cpu())
     found.truth_image.append(batch.image_index.cpu() + found.n_images)
     for name, values in {CATEGORY: batch.labels, **batch.attributes}.items():
@@ -272,6 +300,27 @@ def _measure_rendering(
             Scene(images[i].cpu(), None if rendered is None else rendered[i].cpu(), shown.of_image(i))
             for i in choose_scenes(batch)
         ]
+
+
+def _measure_masks(found: Collected, model: ObjectModel, batch: LabelledBatch, objects: Objects) -> None:
+    """Compare what each pixel shows with true masks, where the batch has them; keep distances and depth."""
+    if batch.truth is None:
+        return
+    side = batch.images.shape[-1]
+    figures: dict[str, Float[np.ndarray, " b"] | None] = {}
+    if any(of.instances is not None for of in batch.truth):
+        shares = model.shares(batch.images, objects, side)
+        found.masks = shares.kind
+        figures |= segmentations(shares, batch.truth, side)
+    else:
+        figures |= dict.fromkeys(FIGURES, np.full(len(batch), np.nan))
+    figures[AMODAL] = amodal_mious(model, objects, batch.truth, side)
+    for name, values in figures.items():
+        if values is not None:
+            found.segmentation.setdefault(name, []).append(torch.from_numpy(values))
+    found.distances.append(torch.from_numpy(np.concatenate([of.distances for of in batch.truth])))
+    if objects.depth is not None:
+        found.depth.append(objects.depth.float().cpu())
 
 
 def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:

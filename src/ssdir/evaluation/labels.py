@@ -21,6 +21,7 @@ from ssdir.common.errors import DataError
 from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.dataset import Dataset
+from ssdir.data.scene_truth import ImageTruth, SceneTruth
 
 CATEGORY = "category"
 """What the class of the annotations is called."""
@@ -38,6 +39,8 @@ class LabelledBatch(Batch):
     """By name, the number of each object's value; -1 where it has none."""
     target: Float[Tensor, "b 3 t t"] | None = None
     """What reconstructions are compared with, where that is not ``images``; stays on the CPU."""
+    truth: tuple[ImageTruth, ...] | None = None
+    """Masks and distances of each image, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +122,20 @@ def labelled_batches(
     progress: Progress | None,
     task: str,
     targets: CachedDataset | None = None,
+    truth: SceneTruth | None = None,
 ) -> Iterator[LabelledBatch]:
     """The chosen images with their labels, a batch at a time, while a bar with the task's name fills.
 
-    ``targets``: the same split at the side at which reconstructions are compared, where that is another one.
+    ``targets``: the same split at the side at which reconstructions are compared, where that is another one. ``truth``:
+    its masks and distances, where they are wanted.
     """
     with (progress or no_progress)(task, len(indices)) as tell:
         for first in range(0, len(indices), batch_size):
             chosen = indices[first : first + batch_size]
             batch = labels.labelled(dataset.batch(chosen), chosen)
+            if truth is not None:
+                of_images = tuple(truth.image(row, dataset.image_size) for row in chosen.tolist())
+                batch = replace(batch, truth=of_images)
             yield batch if targets is None else replace(batch, target=targets.batch(chosen).images)
             tell(first + len(chosen), len(indices))
 

@@ -23,6 +23,7 @@ from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.dataset import Dataset
 from ssdir.data.given_boxes import GivenBoxes
+from ssdir.data.scene_truth import SceneTruth, mask_source
 from ssdir.evaluation.collect import Collected, FoundBoxes, collect, joined
 from ssdir.evaluation.detection import DetectionScores, average_precision, count_accuracy
 from ssdir.evaluation.downstream import measure_downstream, probed_attributes, train_labels
@@ -31,9 +32,15 @@ from ssdir.evaluation.memory import what_is_measured
 from ssdir.evaluation.predictions import class_numbers
 from ssdir.evaluation.provenance import provenance, record_of, write_per_image
 from ssdir.evaluation.samples import samples_of
+from ssdir.evaluation.segmentation import AMODAL, FIGURES
 from ssdir.evaluation.settings import EvaluationConfig
 from ssdir.model.object_model import ObjectModel
 from ssdir.plots.gallery import draw_figures
+
+NO_MASKS = "the data has no masks"
+NO_DEPTH = "the model gives no depth"
+NO_DISTANCES = "the data does not tell how far objects are from the camera"
+NO_PAIRS = "no two objects whose boxes overlap were both found"
 
 
 def evaluate(
@@ -94,6 +101,8 @@ def evaluate(
     metrics = {
         "detection": _detection(found, scores, free_scores),
         **_summarise(found),
+        "segmentation": _segmentation(found, mask_source(data, split), model.image_size),
+        "depth_order": _depth_order(found, model),
         "downstream": downstream.figures,
         "provenance": provenance(model, model_path, data, split, config.seed)
         | {
@@ -139,6 +148,7 @@ def _pass(
         progress,
         f"evaluating on {split}",
         targets,
+        SceneTruth(dataset.dataset, split),
     )
     return collect(model, batches, true_boxes=config.true_boxes, choose_scenes=various)
 
@@ -245,6 +255,35 @@ def _summarise(found: Collected) -> dict[str, Any]:
             "rendering_per_image": _typical(found.seconds_render),
         },
     }
+
+
+def _segmentation(found: Collected, source: str | None, side: int) -> dict[str, Any]:
+    """Figures of masks; None where the data has none, or shows no object in them."""
+    figures = {name: _mean(found.segmentation.get(name, [])) for name in (*FIGURES, AMODAL)}
+    of_images = joined(found.segmentation.get(FIGURES[0], []))
+    reason = None
+    if figures[FIGURES[0]] is None:
+        reason = NO_MASKS if source is None else "no image with masks shows an object"
+    return {
+        **figures,
+        "masks": found.masks,
+        "source": source,
+        "side": side,
+        "images": int((~of_images.isnan()).sum()),
+        "reason": reason,
+    }
+
+
+def _depth_order(found: Collected, model: ObjectModel) -> dict[str, Any]:
+    """Share of overlapping pairs in the right order, and their number."""
+    order = found.depth_order()
+    if order is None:
+        reason = NO_DISTANCES if model.tells_depth else NO_DEPTH
+        return {"share": None, "pairs": None, "reason": reason}
+    pairs = int(order.pairs.sum())
+    if pairs == 0:
+        return {"share": None, "pairs": 0, "reason": NO_PAIRS}
+    return {"share": int(order.right.sum()) / pairs, "pairs": pairs, "reason": None}
 
 
 def _draw(

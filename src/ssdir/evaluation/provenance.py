@@ -15,6 +15,7 @@ from ssdir.common.storage import atomic_write
 from ssdir.config import to_dict
 from ssdir.data.dataset import Dataset
 from ssdir.data.given_boxes import GivenBoxes
+from ssdir.data.scene_truth import mask_source, tells_distances
 from ssdir.evaluation.collect import Collected, joined
 from ssdir.evaluation.settings import EvaluationConfig
 from ssdir.model.object_model import ObjectModel
@@ -53,6 +54,8 @@ def record_of(
     Time and memory depend on the machine beside.
     """
     settings = to_dict(config)
+    # Named only where there are some: of other data, evaluations from before masks were measured say all there is.
+    scenes = {"masks": mask_source(data, split), "distances": tells_distances(data, split) or None}
     # What is drawn, what stands beside the model's own figures, what stands here by content.
     for name in ("figures", "untrained_control", "split", "probe_data", "boxes"):
         del settings[name]
@@ -66,6 +69,7 @@ def record_of(
         "probe_annotations": probe_data.digest("train"),
         "settings": settings | {"target_side": config.target_side or model.image_size},
         "device": model.device.type,
+        **{name: value for name, value in scenes.items() if value is not None},
     }
 
 

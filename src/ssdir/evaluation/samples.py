@@ -48,6 +48,11 @@ class Samples:
     """At the box of each object found."""
     object_mse_true_box: Float[np.ndarray, " k"] | None = None
     """Of each matched object."""
+    segmentation: dict[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    """By name, each image's figure (:mod:`ssdir.evaluation.segmentation`); NaN where it has none."""
+    depth_right: Int[np.ndarray, " n"] | None = None
+    """Pairs of overlapping objects that each image's depths have in the right order."""
+    depth_pairs: Int[np.ndarray, " n"] | None = None
     matched: MatchedLatents | None = None
     """What the probe is asked about."""
     learned: MatchedLatents | None = None
@@ -102,6 +107,8 @@ def samples_of(found: Collected, learned: MatchedLatents | None) -> Samples:
         image = joined(boxes.image, torch.int64).numpy()
         return scored_boxes(corners, joined(boxes.scores).numpy(), image, truth, truth_image.numpy())
 
+    order = found.depth_order()
+
     def measured(parts: list[Tensor]) -> Float[np.ndarray, " n"] | None:
         return torch.cat(parts).double().numpy() if parts else None
 
@@ -118,6 +125,9 @@ def samples_of(found: Collected, learned: MatchedLatents | None) -> Samples:
         image_mse=measured(found.image_mse),
         object_mse=measured(found.object_mse),
         object_mse_true_box=measured(found.object_mse_true_box),
+        segmentation={name: torch.cat(parts).numpy() for name, parts in found.segmentation.items()},
+        depth_right=None if order is None else order.right,
+        depth_pairs=None if order is None else order.pairs,
         matched=found.matched_latents(),
         learned=learned,
     )

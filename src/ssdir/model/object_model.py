@@ -20,6 +20,7 @@ from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
 from ssdir.model.inputs import Images, prepare
 from ssdir.model.latents import Objects
+from ssdir.rendering.shares import PixelShares, box_shares
 
 M = TypeVar("M", bound="ObjectModel")
 
@@ -207,6 +208,19 @@ class ObjectModel(nn.Module, ABC):
     def background(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"] | None:
         """What lies behind the objects; None where the model has none."""
         return None
+
+    def shares(self, images: Float[Tensor, "b 3 s s"], objects: Objects, size: int) -> PixelShares:
+        """What each pixel shows of each object: what stands for masks.
+
+        By default boxes, the nearest first; of a model without depth the surest first. Without a graph.
+
+        Args:
+            images: those that the objects were found in, of the model's side.
+            objects: with patches (and alpha) where the model paints.
+            size: side at which it is asked, in pixels.
+        """
+        nearness = objects.present if objects.depth is None else objects.depth
+        return box_shares(objects.boxes, nearness, objects.image_index, objects.n_images, size)
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from ssdir.model.object_model import ObjectModel
 from ssdir.model.views import MARGIN, random_view
 from ssdir.rendering import render
 from ssdir.rendering.composite import OrderedComposite, ordered_composite
+from ssdir.rendering.shares import PixelShares
 
 
 @dataclass(frozen=True)
@@ -354,6 +355,14 @@ class SSDIR(ObjectModel):
             objects.n_images,
             size,
         )
+
+    def shares(self, images: Float[Tensor, "b 3 s s"], objects: Objects, size: int) -> PixelShares:
+        """As :meth:`ObjectModel.shares`: by opacity and order where the model has opacity, else by boxes."""
+        if not self.has_opacity:
+            return super().shares(images, objects, size)
+        with self.evaluating():
+            seen = self.composite(objects, size)
+        return PixelShares(seen.visible, seen.objects, seen.pixels, 1 - seen.cover.flatten(), "opacity")
 
     def compose(
         self, objects: Objects, size: int, images: Float[Tensor, "b 3 s s"] | None

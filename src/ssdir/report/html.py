@@ -38,6 +38,13 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("reconstruction.image_mse_black", "image MSE of black", "what an image left black would score"),
     ("reconstruction.object_mse", "object MSE", "decoded patch against the image inside its own box, at 64 px"),
     ("reconstruction.object_mse_true_box", "object MSE, true box", "likewise, against the image inside the true box"),
+    ("segmentation.ari_fg", "ARI-FG", "agreement of true and found segments on true objects' pixels; 0 is chance"),
+    ("segmentation.miou", "mIoU of objects", "IoU of true objects with segments matched one to one"),
+    ("segmentation.miou_with_background", "mIoU with background", "likewise, the background and surplus counting too"),
+    ("segmentation.mbo", "mBO", "best IoU of each true object with any segment"),
+    ("segmentation.amodal_miou", "mIoU of whole objects", "opacity against masks of whole objects, hidden parts too"),
+    ("depth_order.share", "depth order", "overlapping pairs of found objects of which the nearer one is told"),
+    ("depth_order.pairs", "pairs judged", "of the depth order"),
     ("seconds.inference_per_image", "seconds an image", "from image to boxes, vectors and patches"),
     ("seconds.rendering_per_image", "seconds to paint", "from objects to an image of 128 px"),
     ("memory.peak_mib", "peak memory, MiB", "of finding and painting the objects of a batch (docs/evaluation.md)"),
@@ -112,7 +119,7 @@ def print_summary(metrics: Metrics) -> None:
     table.add_column("value", justify="right")
     for key, name, _ in _ROWS:
         if (value := lookup(metrics, key)) is not None:
-            table.add_row(name, _number(value))
+            table.add_row(_titled(key, name, metrics), _number(value))
     for _, name, value, _ in attribute_rows(metrics):
         table.add_row(escape(printable(name)), _number(value))
     seconds = metrics.get("seconds", {})
@@ -201,7 +208,8 @@ def _table(metrics: Metrics) -> str:
     for key, name, meaning in _ROWS:
         value = lookup(metrics, key)
         if value is not None:
-            rows.append(f"<tr><th>{_text(name)}</th><td>{_number(value)}</td><td>{_text(meaning)}</td></tr>")
+            title = _text(_titled(key, name, metrics))
+            rows.append(f"<tr><th>{title}</th><td>{_number(value)}</td><td>{_text(meaning)}</td></tr>")
     for _, name, value, meaning in attribute_rows(metrics):
         rows.append(f"<tr><th>{_text(name)}</th><td>{_number(value)}</td><td>{_text(meaning)}</td></tr>")
     return f"<table>{''.join(rows)}</table>"
@@ -235,12 +243,20 @@ def _definitions(values: Mapping[str, Any]) -> str:
     return f"<dl>{''.join(rows)}</dl>"
 
 
-def _number(value: float) -> str:
-    """Three digits that matter.
+def _titled(key: str, name: str, metrics: Metrics) -> str:
+    """A figure's name, which says where boxes stand for masks."""
+    by_boxes = key.startswith("segmentation.") and lookup(metrics, "segmentation.masks") == "boxes"
+    return f"{name}, boxes for masks" if by_boxes else name
 
-    >>> _number(0.93456), _number(0.00123), _number(812.3)
-    ('0.935', '0.00123', '812')
+
+def _number(value: int | float) -> str:
+    """Three digits that matter; counts as they are.
+
+    >>> _number(0.93456), _number(0.00123), _number(812.3), _number(12)
+    ('0.935', '0.00123', '812', '12')
     """
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 

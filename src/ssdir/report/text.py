@@ -27,7 +27,7 @@ def describe(metrics: Mapping[str, Any], pretrained: bool = False) -> Findings:
         pretrained: nothing was trained here.
     """
     facts = _Facts(metrics)
-    summary = [facts.detection(), facts.vectors(), facts.painting()]
+    summary = [facts.detection(), facts.vectors(), facts.painting(), facts.masks()]
     if pretrained:
         summary.append("Nothing was trained for this report: the weights came with the package.")
     return Findings([text for text in summary if text], facts.tiles(), facts.captions())
@@ -55,6 +55,8 @@ class _Facts:
     def __init__(self, metrics: Mapping[str, Any]) -> None:
         self.boxes: Mapping[str, Any] = metrics.get("detection") or {}
         self.images: Mapping[str, Any] = metrics.get("reconstruction") or {}
+        self.segments: Mapping[str, Any] = metrics.get("segmentation") or {}
+        self.order: Mapping[str, Any] = metrics.get("depth_order") or {}
         self.down: Mapping[str, Any] = metrics.get("downstream") or {}
         self.seconds: Mapping[str, Any] = metrics.get("seconds") or {}
         self.counts: Mapping[str, Any] = metrics.get("counts") or {}
@@ -148,6 +150,28 @@ class _Facts:
             return f"{text}; leaving it black would be off by {black:.4f}, {black / error:.1f} times as much."
         return f"{text}, no better than leaving it black ({black:.4f})."
 
+    def masks(self) -> str:
+        """How well what pixels show agrees with true masks, and whether the nearer object is told."""
+        parts = []
+        agreement, overlap = self.segments.get("ari_fg"), self.segments.get("miou")
+        if agreement is not None and overlap is not None:
+            stand = {
+                "opacity": "Its objects' opacity, by their order, stands for masks",
+                "weights": "Its slots' normalised masks are compared",
+                "boxes": "The model has no opacity, so its boxes stand for masks",
+            }.get(str(self.segments.get("masks")), "Masks are compared")
+            parts.append(
+                f"{stand}: on {self.segments['images']:,} images with true masks ARI-FG is {agreement:.3f} (1 is "
+                f"perfect, 0 is chance) and the mean IoU of true objects {overlap:.3f}."
+            )
+        if self.order.get("share") is not None:
+            pairs = self.order["pairs"]
+            parts.append(
+                f"Of {pairs:,} {'pair' if pairs == 1 else 'pairs'} of found objects whose boxes overlap, z_depth tells "
+                f"the nearer one in {self.order['share']:.1%}."
+            )
+        return " ".join(parts)
+
     def tiles(self) -> list[tuple[str, str]]:
         """The main figures."""
         pairs = [
@@ -156,6 +180,8 @@ class _Facts:
             ("right count", self.boxes.get("count_accuracy"), "{:.0%}"),
             ("read right, of those found", self.down.get("matched_accuracy"), "{:.1%}"),
             ("found and read right", self.down.get("end_to_end_accuracy"), "{:.1%}"),
+            ("ARI-FG: masks", self.segments.get("ari_fg"), "{:.3f}"),
+            ("mIoU: masks of objects", self.segments.get("miou"), "{:.3f}"),
             ("image error (MSE)", self.images.get("image_mse"), "{:.4f}"),
             ("object error (MSE)", self.images.get("object_mse"), "{:.4f}"),
         ]

@@ -366,7 +366,8 @@ def test_masks_are_noted(tmp_path: Path) -> None:
     value["annotations"][0]["attributes"] = {"colour": "red"}
     split = open_split(write_coco(tmp_path, value), "train", attributes=True)
     assert split.notes == (
-        "2 annotations have a segmentation (1 of them run-length encoded), which is not used: boxes alone are",
+        "2 annotations have a segmentation (1 of them run-length encoded): evaluation compares masks with it, training "
+        "takes boxes alone",
     )
     assert split.attributes == [{}, {"colour": "red"}, {}]
     notes = [problem.message for problem in check(tmp_path) if problem.severity == "note"]

@@ -19,6 +19,7 @@ from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.loss_output import LossOutput
 from ssdir.rendering.render import crop, paste
+from ssdir.rendering.shares import PixelShares
 
 _FAINT = 1e-6
 """Least mask by which colours are told from what a slot paints."""
@@ -139,6 +140,26 @@ class SlotAttentionAutoencoder(Baseline):
         shown = objects.patches * objects.alpha
         rendered = paste(shown, objects.boxes, objects.image_index, objects.n_images, size)
         return rendered.clamp(0, 1)
+
+    def shares(self, images: Float[Tensor, "b 3 s s"], objects: Objects, size: int) -> PixelShares:
+        """As :meth:`ObjectModel.shares`: the masks of all slots, whatever ``objects`` holds; the background is the slot
+        that wins most."""
+        with self.evaluating():
+            masks = self.decoder.apart(self.decoder(self.slots(images))).masks
+            if masks.shape[-1] != size:
+                masks = functional.interpolate(masks, (size, size), mode="bilinear", antialias=True)
+            each = torch.arange(len(masks), device=masks.device)
+            back = regions(masks).background
+            behind = masks[each, back].flatten()
+            others = torch.ones(masks.shape[:2], dtype=torch.bool, device=masks.device)
+            others[each, back] = False
+            slots = others.flatten().nonzero().squeeze(1)
+            here = torch.arange(size * size, device=masks.device)
+            pixels = (slots // masks.shape[1])[:, None] * size**2 + here
+            share = masks.flatten(0, 1)[slots].flatten()
+            return PixelShares(
+                share, slots.repeat_interleave(size * size), pixels.flatten(), behind, "weights"
+            )
 
 
 def _images_of(slots: Float[Tensor, "b k d"]) -> Int[Tensor, " m"]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssdir.rendering.render import covered, paste
+from ssdir.rendering.shares import PixelShares
 
 SHARPNESS = 100.0
 """Importance of an opaque object that is very near."""
@@ -68,6 +69,26 @@ def compose(
     return Composed(planes[:, :3], planes[:, 3:])
 
 
+def pixel_shares(
+    alpha: Float[Tensor, "m 1 p p"],
+    present: Float[Tensor, " m"],
+    depth: Float[Tensor, " m"],
+    boxes: Float[Tensor, "m 4"],
+    image_index: Int[Tensor, " m"],
+    n_images: int,
+    size: int,
+    n_cells: int,
+) -> PixelShares:
+    """What :func:`compose` shows of each object: W_n a_n, whose sum is ``alpha``. Arguments as there; no gradient."""
+    opacity = (alpha.float() * present[:, None, None, None]).detach()
+    values, objects, pixels = covered(opacity, boxes, image_index, n_images, size)
+    power = _power(values[:, 0], SHARPNESS * (-depth).sigmoid().to(values.dtype), objects)
+    absent, n_pixels = math.exp(-_SHIFT), n_images * size * size
+    totals = values.new_full((n_pixels,), n_cells * absent).index_add_(0, pixels, power - absent)
+    share = values[:, 0] * power / totals[pixels]
+    return PixelShares.over_background(share, objects, pixels, n_pixels, "opacity")
+
+
 class _Merge(torch.autograd.Function):
     """Sums of values by the weights of their pixel: "q 4" to "4 pixels".
 
@@ -85,7 +106,7 @@ class _Merge(torch.autograd.Function):
         n_pixels: int,
         n_cells: int,
     ) -> Tensor:
-        power = _power(values, nearness, objects)
+        power = _power(values[:, 3], nearness, objects)
         absent = math.exp(-_SHIFT)
         # Every cell counts exp(0) wherever it is, and a pair what it has more than that.
         totals = values.new_full((n_pixels,), n_cells * absent).index_add_(0, pixels, power - absent)
@@ -101,7 +122,7 @@ class _Merge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, nearness, objects, pixels, totals, merged = ctx.saved_tensors
-        weight = _power(values, nearness, objects).div_(totals.index_select(0, pixels))
+        weight = _power(values[:, 3], nearness, objects).div_(totals.index_select(0, pixels))
         of_values = torch.empty_like(values)
         of_score = torch.zeros_like(weight)
         for channel in range(values.shape[1]):
@@ -115,9 +136,9 @@ class _Merge(torch.autograd.Function):
         return of_values, of_nearness, None, None, None, None
 
 
-def _power(values: Tensor, nearness: Tensor, objects: Tensor) -> Tensor:
+def _power(opacity: Tensor, nearness: Tensor, objects: Tensor) -> Tensor:
     """exp(importance) of each pair, up to a common factor."""
-    return nearness.index_select(0, objects).mul_(values[:, 3]).sub_(_SHIFT).exp_()
+    return nearness.index_select(0, objects).mul_(opacity).sub_(_SHIFT).exp_()
 
 
 def frame_map(

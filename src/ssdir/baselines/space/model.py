@@ -17,13 +17,14 @@ from ssdir.baselines.mixture import (
     two_layers_log_likelihood,
 )
 from ssdir.baselines.space.background import Background, Layers
-from ssdir.baselines.space.compose import Composed, boundary_loss, compose, frame_map
+from ssdir.baselines.space.compose import Composed, boundary_loss, compose, frame_map, pixel_shares
 from ssdir.baselines.space.foreground import Cells, Foreground, image_of_cell
 from ssdir.config.space import SpaceConfig
 from ssdir.config.space_schedule import Annealed
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.loss_output import LossOutput
+from ssdir.rendering.shares import PixelShares
 
 FOREGROUND_TERMS = ("presence", "where", "depth", "what", "boundary")
 """Loss terms that concern the foreground alone."""
@@ -188,6 +189,19 @@ class SPACE(Baseline):
             self.config.n_cells,
         )
         return rendered.alpha * rendered.mean
+
+    def shares(self, images: Float[Tensor, "b 3 s s"], objects: Objects, size: int) -> PixelShares:
+        """As :meth:`ObjectModel.shares`: what :meth:`render` shows of each; the background's components are one."""
+        return pixel_shares(
+            objects.require("alpha"),
+            objects.present,
+            -objects.require("depth"),
+            objects.boxes,
+            objects.image_index,
+            objects.n_images,
+            size,
+            self.config.n_cells,
+        )
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The foreground by RMSprop (or AdamW) at its share of the learning rate, the background by AdamW."""

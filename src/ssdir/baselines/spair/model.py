@@ -16,12 +16,13 @@ from ssdir.baselines.spair.background import background, resized
 from ssdir.baselines.spair.cells import CellNetworks, CellPosterior, Noise, draw_noise
 from ssdir.baselines.spair.count import count_kl, log_probability
 from ssdir.baselines.spair.networks import PatchDecoder, trunk
-from ssdir.baselines.spair.render import composite
+from ssdir.baselines.spair.render import composite, pixel_shares
 from ssdir.baselines.spair.scan import Schedule, at_once, scan, wavefront
 from ssdir.config.spair import SPAIRConfig
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.loss_output import LossOutput
+from ssdir.rendering.shares import PixelShares
 
 _CERTAIN = 1e-6
 """Pixels are painted this far from 0 and 1 where they are the means of Bernoulli laws."""
@@ -184,6 +185,12 @@ class SPAIR(Baseline):
         alpha = objects.require("alpha") * objects.present[:, None, None, None]
         black = patches.new_zeros(objects.n_images, 3, size, size)
         return composite(patches, alpha, depth, objects.boxes, objects.image_index, black)
+
+    def shares(self, images: Float[Tensor, "b 3 s s"], objects: Objects, size: int) -> PixelShares:
+        """As :meth:`ObjectModel.shares`: what :meth:`render` shows of each."""
+        alpha = objects.require("alpha") * objects.present[:, None, None, None]
+        depth, image = objects.require("depth"), objects.image_index
+        return pixel_shares(alpha.detach(), depth, objects.boxes, image, objects.n_images, size)
 
 
 def _images_of(cells: CellPosterior) -> Int[Tensor, " m"]:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssdir.rendering.render import covered
+from ssdir.rendering.shares import PixelShares
 
 _HALF_DEPTH = 0.25
 """Importance is alpha * depth over this, ..."""
@@ -40,13 +41,33 @@ def composite(
         background: of each image.
     """
     n_images, size = len(background), background.shape[-1]
-    weight = (alpha * (depth / _HALF_DEPTH)[:, None, None, None]).clamp_min(_LEAST)
-    patches = torch.cat([alpha * rgb, alpha, weight], 1)
+    patches = torch.cat([alpha * rgb, alpha, _importance(alpha, depth)], 1)
     values, _, pixels = covered(patches, boxes, image_index, n_images, size)
     *shown, total = _sums(values, pixels, n_images * size * size)
     total = total.clamp_min(_FAINT)
     red, green, blue, opacity = ((plane / total).view(n_images, size, size) for plane in shown)
     return torch.stack([red, green, blue], 1) + (1 - opacity)[:, None] * background
+
+
+def pixel_shares(
+    alpha: Float[Tensor, "m 1 p p"],
+    depth: Float[Tensor, " m"],
+    boxes: Float[Tensor, "m 4"],
+    image_index: Int[Tensor, " m"],
+    n_images: int,
+    size: int,
+) -> PixelShares:
+    """What :func:`composite` shows of each object: w_n alpha_n / sum w. Arguments as there."""
+    patches = torch.cat([alpha, _importance(alpha, depth)], 1)
+    values, objects, pixels = covered(patches, boxes, image_index, n_images, size)
+    opacity, weight = values.unbind(1)
+    n_pixels = n_images * size * size
+    total = values.new_zeros(n_pixels).index_add(0, pixels, weight).clamp_min(_FAINT)
+    return PixelShares.over_background(opacity * weight / total[pixels], objects, pixels, n_pixels, "opacity")
+
+
+def _importance(alpha: Float[Tensor, "m 1 p p"], depth: Float[Tensor, " m"]) -> Float[Tensor, "m 1 p p"]:
+    return (alpha * (depth / _HALF_DEPTH)[:, None, None, None]).clamp_min(_LEAST)
 
 
 def _sums(

@@ -262,6 +262,16 @@ def rasterize(
     return Rasterized(ids, visible, amodal, np.array(boxes, np.int64).reshape(-1, 4))
 
 
+def filled(points: Float[np.ndarray, "n k 2"], width: int, height: int) -> Bool[np.ndarray, "n height width"]:
+    """Each convex outline alone, hidden parts too: the pixels whose centres lie in it."""
+    masks = np.zeros((len(points), height, width), bool)
+    columns = np.arange(width)
+    for mask, outline in zip(masks, points, strict=True):
+        top, starts, ends = _runs(outline, width, height)
+        mask[top : top + len(starts)] = (columns >= starts[:, None]) & (columns < ends[:, None])
+    return masks
+
+
 def _runs(
     points: Float[np.ndarray, "k 2"], width: int, height: int
 ) -> tuple[int, Int[np.ndarray, " r"], Int[np.ndarray, " r"]]:

@@ -2,7 +2,8 @@
 
 * category ids with gaps are mapped to classes 0..C-1 in the order of the ids, keeping the names; all splits of a
   folder have the classes of its first;
-* images without annotations are kept; crowds (``iscrowd`` 1) are left out and counted; ``segmentation`` is not used;
+* images without annotations are kept; crowds (``iscrowd`` 1) are left out and counted; ``segmentation`` is read only
+  where it is asked for (:meth:`CocoFolder.segmentations`);
 * boxes are clipped to their image; boxes that are then narrower or lower than 1 pixel, that hold NaN or have a
   negative side are left out, counted and warned of (``ssdir data check`` names each);
 * ``info``, ``licenses`` and the like may be there or not;
@@ -15,6 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,19 @@ class CocoFolder:
             )
         return self._packed(value, split, attributes, skip_missing)
 
+    def segmentations(self, split: Split) -> list[Any]:
+        """The ``segmentation`` of each object of an open split, as it stands in the file, which is read once more; None
+        where an object has none.
+
+        Raises:
+            DataError: the file is no longer what it was.
+        """
+        value, problems = _read(split.source)
+        rows = [] if split.annotation is None else split.annotation.tolist()
+        if problems or len(value["annotations"]) <= max(rows, default=-1):
+            raise DataError(f"{split.source} was changed while it was used; give the command again")
+        return [value["annotations"][row].get("segmentation") or None for row in rows]
+
     def examine(self, split: str) -> tuple[list[Problem], list[ImageEntry] | None]:
         """Everything wrong with a split's annotations, and its images (None where they remain unknown)."""
         path = self.files[split]
@@ -157,8 +172,12 @@ class CocoFolder:
             images = [image for image in images if image.path not in absent]
         label_of, names = self._classes(value, path)
         row_of = {image.id: row for row, image in enumerate(images)}
-        there = [item for item in value["annotations"] if item["image_id"] in row_of]
-        kept = [item for item in there if item.get("iscrowd") in _NO_CROWD]
+        attributes_of = {image["id"]: _attributes(image) for image in value["images"]} if attributes else {}
+        listed = [(row, item) for row, item in enumerate(value["annotations"]) if item["image_id"] in row_of]
+        there = [item for _, item in listed]
+        places = _places([row_of[item["image_id"]] for item in there])
+        chosen = [row for row, item in enumerate(there) if item.get("iscrowd") in _NO_CROWD]
+        kept = [there[row] for row in chosen]
         boxes = _boxes(kept)
         rows = np.array([row_of[item["image_id"]] for item in kept], np.int64)
         labels = np.array([label_of[item["category_id"]] for item in kept], np.int64)
@@ -188,6 +207,10 @@ class CocoFolder:
             notes=tuple(_notes(value)),
             attributes=[_attributes(kept[row]) for row in order] if attributes else None,
             missing=tuple(missing),
+            image_attributes=[attributes_of[image.id] for image in images] if attributes else None,
+            annotation=np.array([listed[chosen[row]][0] for row in order], np.int64),
+            place=np.array([places[chosen[row]] for row in order], np.int64),
+            segmentations=sum(bool(kept[row].get("segmentation")) for row in order),
         )
 
 
@@ -247,8 +270,8 @@ def _notes(value: dict[str, Any]) -> Iterator[str]:
     if masks:
         encoded = sum(isinstance(mask, dict) for mask in masks)
         yield (
-            f"{len(masks)} annotations have a segmentation ({encoded} of them run-length encoded), which is not used: "
-            "boxes alone are"
+            f"{len(masks)} annotations have a segmentation ({encoded} of them run-length encoded): evaluation compares "
+            "masks with it, training takes boxes alone"
         )
     kept = _categories(value)
     for entry in value["categories"]:
@@ -340,6 +363,20 @@ def _boxes(annotations: list[dict[str, Any]]) -> Float[np.ndarray, "g 4"]:
             [[side if abs(side) < 1e300 else np.inf for side in row] for row in rows], np.float64
         )
     return boxes.reshape(-1, 4)
+
+
+def _places(image_rows: list[int]) -> list[int]:
+    """How many of the same image come before each entry.
+
+    >>> _places([7, 3, 7, 7])
+    [0, 0, 1, 2]
+    """
+    seen: Counter[int] = Counter()
+    places = []
+    for row in image_rows:
+        places.append(seen[row])
+        seen[row] += 1
+    return places
 
 
 def _attributes(annotation: dict[str, Any]) -> dict[str, Any]:
