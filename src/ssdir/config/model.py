@@ -126,13 +126,13 @@ class ObjectiveConfig:
     """Distance of hidden colours to the mean of the object's visible ones (ours)."""
     invariance: float = 0.0
     """Disagreement of z_what about two views of an object (VICReg; ours, glimpses only)."""
-    view_rotation: float = 0.35
+    view_rotation: float = 0.5
     """The second view is rotated by up to this, in radians."""
-    view_shear: float = 0.3
+    view_shear: float = 0.4
     """The second view is sheared by up to this share of the glimpse."""
-    view_scale: float = 0.2
+    view_scale: float = 0.3
     """Logarithm of the largest stretch of each axis of the second view."""
-    view_shift: float = 0.12
+    view_shift: float = 0.18
     """The second view is shifted by up to this share of half the glimpse."""
     view_noise: float = 0.1
     """Standard deviation of the noise on the second view's pixels."""

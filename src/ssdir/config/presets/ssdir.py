@@ -156,7 +156,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "quickstart": Preset(
-        scenes=ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=10_000, n_val=200, n_test=600),
+        scenes=ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=6_000, n_val=200, n_test=600),
         detector=DetectorRun(
             # One prior a cell, of the mean shape of the digits that each map finds; the stride-8 map finds the small
             # ones. See docs/trials.md for what each choice gave.
@@ -181,7 +181,7 @@ PRESETS: dict[str, Preset] = {
         ssdir=SSDIRRun(
             model=_GLIMPSES,
             objective=ObjectiveConfig(
-                image=0.0, objects=1.0, what=0.0001, depth=0.0001, error="mse", invariance=0.1
+                image=0.0, objects=1.0, what=0.0001, depth=0.0001, error="mse", invariance=0.4
             ),
             training=_GLIMPSES_TRAINING,
         ),
