@@ -15,6 +15,8 @@ train() { # KIND NAME OPTIONS...
 if [[ $part == all || $part == 1 ]]; then
     train detector detector
     train ssdir ssdir --detector "$out/detector" --training.steps 1800
+    ssdir train ssdir quickstart-cells --data "$out/data" --detector "$out/detector" --teacher "$out/ssdir" --out "$out/cells" \
+        --resume "${watch[@]}" --training.steps 1000
     train crop-vae crop-vae --detector "$out/detector" --training.steps 1500
 fi
 if [[ $part == all || $part == 2 ]]; then
@@ -23,7 +25,7 @@ if [[ $part == all || $part == 2 ]]; then
     train slot-attention slot-attention --training.steps 4500
 fi
 if [[ $part == all || $part == table ]]; then
-    ssdir compare --name "SSDIR=$out/ssdir" "crop VAE=$out/crop-vae" \
+    ssdir compare --name "SSDIR, glimpses=$out/ssdir" "SSDIR, cells=$out/cells" "crop VAE=$out/crop-vae" \
         "SPAIR=$out/spair" "SPACE=$out/space" "Slot Attention=$out/slot-attention" \
         --true-boxes "$out/crop-vae" --data "$out/data" --out "$out/comparison"
 fi
