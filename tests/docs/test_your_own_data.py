@@ -48,7 +48,7 @@ def test_the_page_from_top_to_bottom(
         assert main([*words[1:], *shlex.split(more)]) == 0, line
         said[line] = capsys.readouterr().out
     assert [line.split()[1] for line in commands] == [
-        "data", "data", "data", "train", "train", "train", "evaluate", "evaluate", "infer",
+        "data", "data", "data", "train", "train", "evaluate", "evaluate", "infer", "train", "evaluate", "infer",
     ]  # fmt: skip
 
     assert "train: 20 images" in said[commands[0]] and "errors: 0, warnings: 0" in said[commands[0]]
@@ -64,6 +64,10 @@ def test_the_page_from_top_to_bottom(
         metrics = read_json(Path(run) / "evaluation" / "metrics.json")
         assert tuple(metrics["provenance"]["categories"]) == NAMES
         assert metrics["counts"]["images"] == 2 and metrics["detection"]["class_aware"] is class_aware
+    given = read_json(Path("by-boxes/evaluation/metrics.json"))
+    assert given["detection"]["AP50"] == 1.0  # the boxes of the file are the true ones
+    described = read_json(Path("found-by-boxes/index.json"))
+    assert sum(entry["objects"] for entry in described) == given["counts"]["true_objects"] > 0
     index = read_json(Path("found/index.json"))
     assert len(index) == 2 and all("error" not in entry for entry in index)
     for entry in index:
