@@ -62,6 +62,6 @@ def test_none_means_the_shipped_weights(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="mnist does not exist"):
         load_model()
     model = SSDIR(Detector(DETECTOR), MODEL)
-    model.save_pretrained(tmp_path / "mnist")
+    model.save_pretrained(tmp_path / "digits")
     loaded = load_model()
     assert torch.equal(loaded.what.maps[0][0].weight, model.what.maps[0][0].weight)

@@ -290,8 +290,10 @@ def test_a_folder_holds_the_detector_too(tmp_path: Path) -> None:
 def test_presets_have_the_latent_and_the_decoder_of_ssdir() -> None:
     for name, preset in CROP_VAE_PRESETS.items():
         ours, theirs = preset.run.model, PRESETS[name].ssdir.model
-        assert ours.z_what_size == theirs.z_what_size and ours.patch_size == theirs.patch_size
+        assert ours.z_what_size == theirs.z_what_size
         assert ours.image_size == PRESETS[name].detector.detector.image_size
+        if theirs.what_encoder == "glimpses":  # these paint without seams, and more pixels
+            continue
         shapes = [
             {key: value.shape for key, value in WhatDecoder(model).state_dict().items()}
             for model in (ours.decoder, theirs)

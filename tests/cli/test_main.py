@@ -171,9 +171,12 @@ def test_a_reader_that_went_away_is_not_success(tmp_path: Path) -> None:
         (
             "train detector --out o",
             "such as: ssdir train detector quickstart --out o\n"
-            "       for a laptop: quickstart, small; for a GPU: mnist, clevr, wider\n",
+            "       for a laptop: quickstart, small, scenes, quickstart-cells; for a GPU: mnist, clevr, wider\n",
         ),
-        ("tune --out o", "such as: ssdir tune quickstart --out o\n       for a laptop: quickstart, small;"),
+        (
+            "tune --out o",
+            "such as: ssdir tune quickstart --out o\n       for a laptop: quickstart, small, scenes, quickstart-cells;",
+        ),
         ("--data d", "name a command first"),
     ],
 )

@@ -252,7 +252,7 @@ def test_one_model_without_a_teacher(done: Path, tmp_path: Path, plain: None, gl
 @pytest.fixture
 def shipped(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the finished run's model came with the package, and the preset were the tiny one."""
-    shutil.copytree(done / "ssdir" / "model", tmp_path / "weights" / "mnist")
+    shutil.copytree(done / "ssdir" / "model", tmp_path / "weights" / "digits")
     monkeypatch.setattr("ssdir.model.pretrained.SHIPPED", tmp_path / "weights")
     monkeypatch.setattr("ssdir.cli.quickstart.PRETRAINED_TRAIN_SCENES", 60)
     monkeypatch.setitem(PRESETS, "quickstart", TINY)
@@ -318,7 +318,7 @@ def test_a_detector_is_evaluated_alone_on_other_data(done: Path, tmp_path: Path,
     shutil.copytree(done / "data" / "images" / "val", data / "images" / "val")
     (data / "annotations").mkdir()
     shutil.copy(done / "data" / "annotations" / "val.json", data / "annotations")
-    metrics = evaluate_run(done / "detector", False, data, tmp_path / "out", 32)
+    metrics = evaluate_run(done / "detector", False, data, tmp_path / "out")
     assert metrics["provenance"]["model"] == "Detector" and metrics["provenance"]["split"] == "val"
     assert metrics["counts"]["images"] == 3 and metrics["detection"]["AP50"] is not None
     assert metrics["reconstruction"]["image_mse"] is None
@@ -330,29 +330,29 @@ def test_a_detector_is_evaluated_alone_on_other_data(done: Path, tmp_path: Path,
 def test_shipped_weights_are_evaluated_on_scenes_made_for_it(
     done: Path, tmp_path: Path, shipped: None, plain: None
 ) -> None:
-    metrics = evaluate_run(None, True, None, tmp_path / "out", 32)
+    metrics = evaluate_run(None, True, None, tmp_path / "out")
     assert metrics["detection"] == read_json(done / "metrics.json")["detection"]
-    other = evaluate_run(None, True, done / "data", tmp_path / "other", 32)
+    other = evaluate_run(None, True, done / "data", tmp_path / "other")
     assert other["detection"] == metrics["detection"] and not (tmp_path / "other/data").exists()
 
 
 def test_what_cannot_be_evaluated_is_told(done: Path, tmp_path: Path, shipped: None) -> None:
     for run, pretrained in ((None, False), (done / "ssdir", True)):
         with pytest.raises(ConfigError, match="name a run folder or --pretrained"):
-            evaluate_run(run, pretrained, None, None, 32)
+            evaluate_run(run, pretrained, None, None)
     with pytest.raises(DataError, match="nowhere does not exist"):
-        evaluate_run(tmp_path / "nowhere", False, None, None, 32)
+        evaluate_run(tmp_path / "nowhere", False, None, None)
     with pytest.raises(DataError, match=r"model does not tell what it was trained on.*--data"):
-        evaluate_run(done / "ssdir" / "model", False, None, None, 32)
+        evaluate_run(done / "ssdir" / "model", False, None, None)
     moved = tmp_path / "moved"
     shutil.copytree(done / "ssdir", moved)
     description = read_json(moved / "config.json")
     description["data"]["folder"] = str(tmp_path / "gone")
     write_json(moved / "config.json", description)
     with pytest.raises(DataError, match=r"gone, which .*moved was trained on, is not there.*--data"):
-        evaluate_run(moved, False, None, None, 32)
+        evaluate_run(moved, False, None, None)
     with pytest.raises(ConfigError, match="batch_size is 0"):
-        evaluate_run(done / "ssdir", False, None, tmp_path / "out", 0)
+        evaluate_run(done / "ssdir", False, None, tmp_path / "out", EvaluationConfig(batch_size=0))
     assert not (tmp_path / "out").exists()
 
 

@@ -256,7 +256,7 @@ def test_an_image_in_which_nothing_is_found(run: Path, tmp_path: Path) -> None:
 def test_the_shipped_weights_are_the_default(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    SSDIR.from_pretrained(run).save_pretrained(tmp_path / "weights" / "mnist")
+    SSDIR.from_pretrained(run).save_pretrained(tmp_path / "weights" / "digits")
     monkeypatch.setattr("ssdir.model.pretrained.SHIPPED", tmp_path / "weights")
     assert main(["infer", str(photo(tmp_path / "a.png")), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out/a/objects.json").is_file()

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ssdir.config import ModelConfig
 from ssdir.config.presets import preset
-from ssdir.model.decoder import UpsampleDecoder, WhatDecoder, what_decoder
+from ssdir.model.decoder import UpsampleDecoder, WhatDecoder, doubled, what_decoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
 
 CHANNELS = (512, 512, 512, 256, 256)
@@ -185,10 +185,10 @@ def test_an_upsampled_patch_has_no_seams():
     patch. A transposed convolution paints the corners of its 2x2 blocks differently."""
     decoder = decoder_of("upsample")
     grid = torch.rand(1, 8, 1, 1).expand(1, 8, 8, 8)
-    inner = decoder.last(decoder.up(grid))[:, :, 8:-8, 8:-8]
+    inner = decoder.grow(grid)[:, :, 8:-8, 8:-8]
     torch.testing.assert_close(inner, inner[:, :, :1, :1].expand_as(inner), atol=1e-6, rtol=0)
     wide = torch.rand(1, 8, 8, 9)
-    left, right = (decoder.last(decoder.up(part)) for part in (wide[..., :-1], wide[..., 1:]))
+    left, right = (decoder.grow(part) for part in (wide[..., :-1], wide[..., 1:]))
     torch.testing.assert_close(left[..., 12:-8], right[..., 8:-12], atol=1e-6, rtol=0)
     blocks = decoder_of("transposed")
     flat = layer_by_layer(blocks, torch.randn(1, 5))
@@ -202,8 +202,17 @@ def test_upsample_decoder_is_its_layers_at_full_size():
     expected = 129 * 64 * 16 + (64 * 64 + 64 * 32 + 32 * 16 + 16 * 3) * 9 + 64 + 32 + 16 + 3
     assert n_parameters(decoder) == expected
     normed = UpsampleDecoder(ModelConfig(decoder="upsample", decoder_channels=(64, 32), decoder_norm="batch"))
-    assert [type(layer).__name__ for layer in normed.up] == ["Upsample", "Conv2d", "BatchNorm2d", "ReLU"]
-    assert normed.up[1].bias is None
+    assert [type(layer).__name__ for layer in (*normed.up, *normed.norms)] == ["Conv2d", "BatchNorm2d"]
+    assert normed.up[0].bias is None
+
+
+def test_a_doubling_is_an_enlargement_and_a_convolution():
+    layer = nn.Conv2d(3, 5, 3, padding=1).double()
+    images = torch.rand(2, 3, 4, 6, dtype=torch.float64)
+    expected = layer(nn.functional.interpolate(images, scale_factor=2.0))
+    torch.testing.assert_close(doubled(images, layer.weight, layer.bias), expected, atol=1e-14, rtol=0)
+    weight = layer.weight.detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda weight: doubled(images, weight, None), weight)
 
 
 @pytest.mark.parametrize("kind", DECODERS)

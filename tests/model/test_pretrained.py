@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,5 +153,25 @@ def test_a_model_set_aside_by_a_killed_writer_is_found(tmp_path, folder):
 
 def test_none_means_the_shipped_weights(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "weights")
-    shutil.copytree(folder, tmp_path / "weights" / "mnist")
+    shutil.copytree(folder, tmp_path / "weights" / "digits")
     assert SSDIR.from_pretrained().config == MODEL
+
+
+def test_a_name_of_shipped_weights_stands_for_them(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "weights")
+    shutil.copytree(folder, tmp_path / "weights" / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.shipped_names() == ["digits"]
+    assert (
+        pretrained.find_folder("digits")
+        == pretrained.find_folder(Path("digits"))
+        == tmp_path / "weights/digits"
+    )
+    with pytest.raises(DataError, match=r"nowhere does not exist; give .* of a saved model, or digits$"):
+        pretrained.find_folder("nowhere")
+    shutil.copytree(folder, tmp_path / "digits")
+    with pytest.raises(
+        DataError, match=r"digits is the name of weights that ship with ssdir, and of a folder here"
+    ):
+        pretrained.find_folder("digits")
+    assert pretrained.find_folder(tmp_path / "digits") == tmp_path / "digits"

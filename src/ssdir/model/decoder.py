@@ -50,7 +50,11 @@ class UpsampleDecoder(nn.Module):
         """Logits of the patches' colours and, as a fourth channel, of their opacity; no rows give no patches."""
         if len(what) == 0:
             return _no_patches(self, what, self.last.out_channels, self.patch_size)
-        grid = to_channels_last(functional.relu(self.first(what)).view(len(what), -1, 4, 4))
+        return self.grow(functional.relu(self.first(what)).view(len(what), -1, 4, 4))
+
+    def grow(self, grid: Float[Tensor, "m a h w"]) -> Float[Tensor, "m c p q"]:
+        """Logits of patches out of their coarsest positions."""
+        grid = to_channels_last(grid)
         for index, layer in enumerate(self.up):
             assert isinstance(layer, nn.Conv2d)
             grid = doubled(grid, layer.weight, layer.bias)
