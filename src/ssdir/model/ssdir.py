@@ -520,9 +520,9 @@ class SSDIR(ObjectModel):
         return super().from_pretrained("digits" if path is None else path)
 
     def described(self) -> dict[str, Any]:
-        """The detector's settings, where there is one, and its own."""
-        found = {} if self.detector is None else {"detector": to_dict(self.detector.config)}
-        return found | {"model": to_dict(self.config)}
+        """The detector's settings, or null without one, and its own."""
+        detector = None if self.detector is None else to_dict(self.detector.config)
+        return {"detector": detector, "model": to_dict(self.config)}
 
     @classmethod
     def built(cls, config: Mapping[str, Any], file: Path) -> SSDIR:
@@ -531,5 +531,6 @@ class SSDIR(ObjectModel):
         Raises:
             DataError: an entry is missing or refused; the message names ``file``.
         """
-        detector = pretrained.built_detector(config, file) if "detector" in config else None
+        given = "detector" in config and config["detector"] is None
+        detector = None if given else pretrained.built_detector(config, file)
         return cls(detector, pretrained.config_part(ModelConfig, config, "model", file))
