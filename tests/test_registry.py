@@ -59,7 +59,7 @@ def test_what_is_missing_or_unfinished_is_named(tmp_path):
 
 def test_none_means_the_shipped_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "SHIPPED", tmp_path)
-    with pytest.raises(DataError, match="mnist does not exist"):
+    with pytest.raises(DataError, match="digits does not exist"):
         load_model()
     model = SSDIR(Detector(DETECTOR), MODEL)
     model.save_pretrained(tmp_path / "digits")

@@ -34,7 +34,7 @@ def table() -> Table:
 
 
 def test_names_are_text() -> None:
-    assert tables._marked("a|b [x](y) <b> `c` $d$ _e_ z_what\n") == (
+    assert tables.marked("a|b [x](y) <b> `c` $d$ _e_ z_what\n") == (
         r"a\|b \[x\](y) \<b\> \`c\` \$d\$ \_e\_ z_what\\n"
     )
     assert escaped("$x^2$ \x07") == r"\$x\textasciicircum{}2\$ \textbackslash{}x07"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssdir.common.errors import DataError
 from ssdir.compare.metrics import Model, figures_of, rows_of
+from ssdir.data.batch import Batch
 from ssdir.data.cache import CachedDataset
 from ssdir.data.clevr.convert import convert
 from ssdir.data.dataset import Dataset
@@ -26,6 +27,7 @@ from ssdir.evaluation.bootstrap import Resamples
 from ssdir.evaluation.protocol import evaluate
 from ssdir.evaluation.samples import Samples
 from ssdir.evaluation.segmentation import amodal_mious
+from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import DetectorModel, ObjectModel
 from ssdir.rendering.composite import ordered_composite
@@ -89,7 +91,9 @@ class Oracle(ObjectModel):
             batch.images.numpy().tobytes(): (i, batch.boxes) for i, batch in enumerate(split.batches(1))
         }
 
-    def infer(self, images: Tensor, *_: Any, patches: bool = True, **__: Any) -> Objects:
+    def infer(self, batch: Images, *_: Any, patches: bool = True, **__: Any) -> Objects:
+        images = batch.images if isinstance(batch, Batch) else batch
+        assert isinstance(images, Tensor)
         known = [self.truth[image[None].numpy().tobytes()] for image in images]
         boxes = torch.cat([boxes for _, boxes in known])
         index = torch.repeat_interleave(torch.tensor([len(boxes) for _, boxes in known]))

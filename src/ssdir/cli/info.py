@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ssdir.baselines.kinds import BASELINES, baseline
 from ssdir.common.errors import ConfigError
@@ -19,7 +20,7 @@ from ssdir.common.machine import available_cores, computes_in_bf16
 from ssdir.config import did_you_mean
 from ssdir.config.presets import PRESETS, preset
 from ssdir.detector.ssd import Detector
-from ssdir.model.decoder import WhatDecoder
+from ssdir.model.decoder import UpsampleDecoder, WhatDecoder
 from ssdir.model.ssdir import SSDIR
 
 PACKAGES = (
@@ -223,12 +224,13 @@ def describe_preset(name: str) -> Networks:
 
 def _decode_by_layers(decoder: nn.Module, what: Float[Tensor, "m d"]) -> Float[Tensor, "m c p p"]:
     """What the decoder computes, but as the layers that it stands for, so that each is seen with its shapes."""
-    if not isinstance(decoder, WhatDecoder):
-        patches: Tensor = decoder(what)
-        return patches
-    x = decoder.first(what[:, :, None, None]).relu()
+    assert isinstance(decoder, WhatDecoder | UpsampleDecoder)
+    if isinstance(decoder, UpsampleDecoder):
+        x = decoder.first(what).relu().view(len(what), -1, 4, 4)
+    else:
+        x = decoder.first(what[:, :, None, None]).relu()
     for index, layer in enumerate(decoder.up):
-        x = layer(x)
+        x = layer(functional.interpolate(x, scale_factor=2.0) if isinstance(decoder, UpsampleDecoder) else x)
         x = (decoder.norms[index](x) if len(decoder.norms) else x).relu()
     return decoder.last(x)
 

@@ -89,8 +89,8 @@ def find_folder(path: str | Path) -> Path:
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     if not path.exists():
-        names = " or ".join(shipped_names())
-        raise DataError(f"{path} does not exist; give the folder of a run or of a saved model, or {names}")
+        names = "".join(f", or {name}" for name in shipped_names())
+        raise DataError(f"{path} does not exist; give the folder of a run or of a saved model{names}")
     raise DataError(
         f"{path} holds no model: neither it nor its subfolder 'model' has both {CONFIG} and {WEIGHTS}; "
         "give the folder of a finished run, or one checkpoint of an unfinished one"

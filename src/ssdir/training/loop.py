@@ -339,7 +339,7 @@ def _to_cache(
     Raises:
         ConfigError: nothing is frozen, the images are not those of a data set folder, or there is too little memory.
     """
-    if settings.feature_cache == "off":
+    if settings.feature_cache == "off" or task.given_boxes is not None:  # a file tells what a detector would
         return None
     frozen = task.cached_detector()
     if frozen is None:
