@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -222,3 +223,22 @@ def test_what_there_is_to_train_on_is_asked_for(
     code = main(["train", "detector", "quickstart", "--out", str(tmp_path / "run"), *words.split()])
     assert code == 1 and message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_line_break_in_a_name_of_the_data_is_shown_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a\nerror: all is lost.png"
+    coco = {
+        "images": [{"id": 1, "file_name": name, "width": 8, "height": 8}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(coco))
+    words = ["train", "detector", "quickstart", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main(words) == 1
+    first, named, remedy = capsys.readouterr().err.splitlines()[-3:]
+    assert first.startswith("error: 1 of the 1 images that ") and named.endswith(r"a\nerror: all is lost.png")
+    assert remedy.startswith("put them there")

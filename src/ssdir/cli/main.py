@@ -231,8 +231,9 @@ def _stub(text: str) -> Callable[[], None]:
     return command
 
 
-def _refuse(message: str, program: Sequence[str]) -> NoReturn:
-    raise SystemExit(_tell(f"{message}\n       {' '.join(program)} --help lists them", 2))
+def _refuse(program: Sequence[str], *lines: str) -> NoReturn:
+    first, *more = [*lines, f"{' '.join(program)} --help lists them"]
+    raise SystemExit(_tell([first, *(f"       {line}" for line in more)], 2))
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -248,7 +249,7 @@ def parse(arguments: Sequence[str]) -> Any:
         raise SystemExit(0)
     foreign = answer_foreign(rest)
     if foreign is not None:
-        _refuse(foreign, [*program, *itertools.takewhile(str.isalpha, rest)])
+        _refuse([*program, *itertools.takewhile(str.isalpha, rest)], foreign)
     switches: tuple[Any, ...] = (
         tyro.conf.FlagCreatePairsOff,
     )  # --name where it is off, --no-name where it is on
@@ -265,11 +266,11 @@ def parse(arguments: Sequence[str]) -> Any:
         if rest and not rest[0].startswith("-"):
             close = difflib.get_close_matches(rest[0], list(node.words), n=1)
             hint = f"; perhaps you meant {close[0]!r}" if close else ""
-            _refuse(f"{' '.join(program)} has no {node.noun} {shown(rest[0])}{hint}", program)
+            _refuse(program, f"{' '.join(program)} has no {node.noun} {shown(rest[0])}{hint}")
         if rest and rest[0] not in ("-h", "--help"):
-            words = " ".join(map(printable, [*program, suggested_preset(rest, node.words), *rest]))
-            advice = f"\n       {node.advice}" if node.advice else ""
-            _refuse(f"name a {node.noun} first, such as: {words}{advice}", program)
+            words = " ".join([*program, suggested_preset(rest, node.words), *rest])
+            advice = [node.advice] if node.advice else []
+            _refuse(program, f"name a {node.noun} first, such as: {words}", *advice)
         stubs = {name: _stub(word.help) for name, word in node.words.items() if word.listed}
         tyro.extras.subcommand_cli_from_dict(
             stubs, prog=" ".join(program), description=node.help, args=rest or ["--help"]
@@ -294,11 +295,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         # 2: a value on the command line that its setting refuses
-        return _tell(_with_words_in_one_line(str(error), words), 2 if command is None else 1)
+        return _tell(error.lines, 2 if command is None else 1)
     except ModuleNotFoundError as error:
         if "pip install" not in str(error):  # not an optional dependency, for which we tell what to install
             raise
-        return _tell(str(error))
+        return _tell([str(error)])
     except KeyboardInterrupt as interruption:
         print(str(interruption) or "interrupted", file=sys.stderr)
         return 130
@@ -309,19 +310,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141  # what a shell gives for a program that the closed pipe ended
     except OSError as error:
-        return _tell(_with_words_in_one_line(os_error_line(error), words))
+        return _tell([os_error_line(error)])
     except UnicodeError as error:
         value = error.object if isinstance(error, UnicodeEncodeError | UnicodeDecodeError) else str(error)
         return _tell(
-            f"{shown(value)} is not UTF-8; rename the file or folder of that name, or save the text as UTF-8"
+            [
+                f"{shown(value)} is not UTF-8; rename the file or folder of that name, or save the text as UTF-8"
+            ]
         )
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY)):
             raise
         reason = " ".join(str(error).split()).partition(". ")[0]
         return _tell(
-            f"out of memory{f' ({printable(reason)})' if reason else ''}; take fewer images at a time, smaller ones or "
-            "fewer workers"
+            [
+                f"out of memory{f' ({reason})' if reason else ''}; take fewer images at a time, smaller ones or fewer "
+                "workers"
+            ]
         )
     finally:
         warnings.formatwarning = as_usual
@@ -331,19 +336,8 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """How torch's errors say so."""
 
 
-def _with_words_in_one_line(message: str, words: Sequence[str]) -> str:
-    r"""A message, in which line breaks of words of the command line are escaped; it may have its own.
-
-    >>> _with_words_in_one_line("a\nb is absent;\nname another", ["infer", "--model=a\nb"])
-    'a\\nb is absent;\nname another'
-    """
-    for value in {part for word in words for part in (word, word.partition("=")[2]) if "\n" in part}:
-        message = message.replace(value, printable(value))
-    return message
-
-
-def _tell(message: str, code: int = 1) -> int:
-    print(f"error: {printable(message, keep=chr(10))}", file=sys.stderr)
+def _tell(lines: Sequence[str], code: int = 1) -> int:
+    print(f"error: {chr(10).join(map(printable, lines))}", file=sys.stderr)
     return code
 
 

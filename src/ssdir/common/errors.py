@@ -34,7 +34,14 @@ _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class UserError(ValueError):
-    """Something in the input, a file or a setting is wrong; the message says what, where, and what to do."""
+    """Something in the input, a file or a setting is wrong; the message says what, where, and what to do.
+
+    Each argument is a line of the message; a line break inside one comes from a name, and is shown escaped.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 class ConfigError(UserError):

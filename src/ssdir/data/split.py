@@ -175,11 +175,10 @@ def missing_images_error(
     source: Path, missing: Sequence[Path], total: int, remedy: str = _WITHOUT_THEM
 ) -> DataError:
     """What to say where images that ``source`` lists are not on the disk."""
-    named = "".join(f"\n  {path}" for path in missing[:_NAMED])
-    more = f"\n  and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-    return DataError(
-        f"{len(missing)} of the {total} images that {source} lists cannot be found:{named}{more}\n{remedy}"
-    )
+    named = [f"  {path}" for path in missing[:_NAMED]]
+    more = [f"  and {len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
+    first = f"{len(missing)} of the {total} images that {source} lists cannot be found:"
+    return DataError(first, *named, *more, remedy)
 
 
 def require_images(split: Split) -> None:

@@ -85,8 +85,9 @@ def remember(study: optuna.Study, name: str, value: Any) -> None:
             if before.get(key, "nothing") != now.get(key, "nothing")
         ]
         raise ConfigError(
-            "\n".join([f"the study {study.study_name!r} was begun with", *lines])
-            + "\ngive the old values, or begin another study (--study NAME or --out DIR)"
+            f"the study {study.study_name!r} was begun with",
+            *lines,
+            "give the old values, or begin another study (--study NAME or --out DIR)",
         )
 
 

@@ -67,8 +67,8 @@ def require_same(folder: Path, run: DetectorRun | SSDIRRun, data: Path, option: 
         wanted | {"data": {"fingerprint": dataset_fingerprint(data)}},
     )
     if changes:
-        lines = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in changes)
         raise ConfigError(
-            f"{folder} was trained with other settings:\n{lines}\n"
-            f"give another --out, or name a trained one: {option} RUN"
+            f"{folder} was trained with other settings:",
+            *(f"  {name}: {old} -> {new}" for name, old, new in changes),
+            f"give another --out, or name a trained one: {option} RUN",
         )

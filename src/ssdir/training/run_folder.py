@@ -57,11 +57,11 @@ def check_run(
     changes = changed_settings(read_json(out / "config.json"), description)
     refused = [item for item in changes if not _allowed(item[0], allow_changed)]
     if refused:
-        lines = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in refused)
         names = " ".join(name for name, _, _ in refused)
         raise ConfigError(
-            f"the run in {out} was started with other settings:\n{lines}\n"
-            f"give the old ones, or allow the change with --allow-changed {names}, or start anew in another --out"
+            f"the run in {out} was started with other settings:",
+            *(f"  {name}: {old} -> {new}" for name, old, new in refused),
+            f"give the old ones, or allow the change with --allow-changed {names}, or start anew in another --out",
         )
     found = checkpoints(out)
     return found[-1] if found else None

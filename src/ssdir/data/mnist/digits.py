@@ -180,11 +180,11 @@ def download_mnist(
                 failures.append(f"  {mirror}: {error}")
         else:
             raise DataError(
-                f"{name} could not be downloaded:\n"
-                + "\n".join(failures)
-                + "\nCheck the network (or proxy) and "
+                f"{name} could not be downloaded:",
+                *failures,
+                "Check the network (or proxy) and "
                 f"call it again: what has arrived is kept. Or copy the file to {folder} yourself, or use the "
-                "digits inside the package (--digits embedded), which need no network."
+                "digits inside the package (--digits embedded), which need no network.",
             )
 
 
