@@ -231,7 +231,9 @@ def test_a_line_break_in_a_name_of_the_data_is_shown_escaped(
     name = "a\nerror: all is lost.png"
     coco = {
         "images": [{"id": 1, "file_name": name, "width": 8, "height": 8}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+        ],
         "categories": [{"id": 1, "name": "thing"}],
     }
     (tmp_path / "annotations").mkdir()

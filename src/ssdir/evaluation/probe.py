@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +75,10 @@ def fit_probe(
     scale = np.where(scale > 1e-12 * (1 + np.abs(mean)), scale, 1.0)
     inputs = ((what - mean) / scale).astype(np.float64)
     order = np.random.default_rng(seed).permutation(len(inputs))[:search_objects]
-    scores = _cross_validate(inputs[order], labels[order], sorted(strengths), folds, max_iterations)
-    strength = sorted(strengths)[int(np.argmax(scores))]
-    classifier = _fit(inputs, labels, strength, max_iterations)
+    with _one_thread():
+        scores = _cross_validate(inputs[order], labels[order], sorted(strengths), folds, max_iterations)
+        strength = sorted(strengths)[int(np.argmax(scores))]
+        classifier = _fit(inputs, labels, strength, max_iterations)
     return Probe(mean, scale, classifier, strength, len(inputs))
 
 
@@ -117,17 +119,25 @@ def _macro_f1(predicted: Int[np.ndarray, " k"], truth: Int[np.ndarray, " k"]) ->
     return float(np.mean(values))
 
 
-def _fit(inputs: np.ndarray, labels: np.ndarray, strength: float, max_iterations: int) -> Any:
+def _one_thread() -> AbstractContextManager[Any]:
+    """One thread for BLAS: the probe's products are small, and threads that spin on a busy machine made it 100 times
+    slower. Looking for the libraries takes longer than a small fit, so all fits of a probe share one limit."""
     try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
+        import sklearn.linear_model  # noqa: F401
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"the probe needs scikit-learn: {how_to_install('eval')}", name=error.name
         ) from error
-    # One thread: these products are small, and BLAS threads that spin on a busy machine made this 100 times slower.
-    with warnings.catch_warnings(), threadpool_limits(1):
+    limits: AbstractContextManager[Any] = threadpool_limits(1)
+    return limits
+
+
+def _fit(inputs: np.ndarray, labels: np.ndarray, strength: float, max_iterations: int) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
         # A weakly regularised fit may stop at the iteration limit, a little short of its optimum; it is judged as it
         # is by the cross-validation.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -275,7 +275,7 @@ PRESETS["scenes"] = Preset(
             depth_of_floor=12.0,
         ),
         objective=ObjectiveConfig(
-            image=100.0, objects=10.0, what=0.0001, depth=0.0, error="mse", opacity=0.2, hidden=0.0
+            image=100.0, objects=10.0, what=0.0001, depth=0.0, error="mse", opacity=0.05
         ),
         training=replace(
             _GLIMPSES_TRAINING, steps=2_600, batch_size=8, validate_every=500, checkpoint_every=250

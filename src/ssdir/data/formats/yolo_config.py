@@ -189,7 +189,7 @@ def _names(path: Path, value: dict[str, Any]) -> tuple[str, ...]:
         raise DataError(f"{path}: names has {shown(repeated[0])} more than once; rename one")
     if not _absent(value.get("nc")) and value["nc"] != str(len(names)):
         raise DataError(
-            f"{path}: nc is {str(value['nc'])[:200]}, but there are {len(names)} names; correct one, or drop nc"
+            f"{path}: nc is {shown(value['nc'])}, but there are {len(names)} names; correct one, or drop nc"
         )
     return tuple(names)
 
