@@ -23,6 +23,9 @@ from ssdir.data.images import image_size, read_image, require_decodable
 from ssdir.data.mnist.digits import read_idx
 from ssdir.data.wider.annotations import ATTRIBUTES, parse_mat, parse_text
 
+# What a failing example is shown with.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 SIDE = 8
 COCO: dict[str, Any] = {
     "info": {"year": 2024},
