@@ -278,7 +278,7 @@ def test_damaged_images(folder: Path) -> None:
         ("train: images/train\nnames: [a, [b]]\n", "names must be a list of names"),
         ("train: images/train\nnames: {1: a, 2: b}\n", "names must number the classes 0 to 1, not 1, 2"),
         ("train: images/train\nnames: [a, b, a]\n", "names has 'a' more than once"),
-        ("train: images/train\nnc: 3\nnames: [a, b]\n", "nc is 3, but there are 2 names"),
+        ("train: images/train\nnc: 3\nnames: [a, b]\n", "nc is '3', but there are 2 names"),
         ("names: [a]\n", "names no images"),
         ("train: {a: b}\nnames: [a]\n", "train must be a folder"),
         ("train: []\nnames: [a]\n", "names no images|train must be a folder"),
