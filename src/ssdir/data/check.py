@@ -76,7 +76,9 @@ def check(folder: str | Path, progress: Callable[[int, int], None] | None = None
     for name in recorded if isinstance(recorded, dict) else ():
         if name not in names:
             problems.append(
-                Problem(folder, f"the annotations of {name} are missing, but {MANIFEST} lists it", "error")
+                Problem(
+                    folder, f"the annotations of {name[:100]} are missing, but {MANIFEST} lists it", "error"
+                )
             )
     return problems
 

@@ -352,6 +352,7 @@ def _put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (_put("objects", 1, "size", to=0.7), r"objects\[1\]: size must be large or small, not 0.7"),
         (_put("objects", 1, "color", to=None), r"objects\[1\]: color must be a text, not None"),
         (_put("objects", 1, "rotation", to=True), r"objects\[1\]: rotation must be a number, not True"),
+        (_put("objects", 1, "3d_coords", to=[1, 2, 10**400]), "3d_coords must be three numbers"),
         (_put("objects", 1, "3d_coords", to=[1, 2]), r"objects\[1\]: 3d_coords must be three numbers"),
         (_put("objects", 1, "3d_coords", to=[1, 2, float("nan")]), "3d_coords must be three numbers"),
         (_put("objects", 1, "pixel_coords", to=[1, 2, "3"]), "pixel_coords must be three numbers"),

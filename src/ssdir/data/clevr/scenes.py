@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +180,7 @@ class _Checked:
 
 def _is_number(value: Any) -> bool:
     usable = isinstance(value, int | float) and not isinstance(value, bool)
-    return usable and math.isfinite(value) and abs(value) <= _LARGEST
+    return usable and -_LARGEST <= value <= _LARGEST  # NaN is in no range
 
 
 def _short(value: Any) -> str:
