@@ -175,3 +175,11 @@ def test_a_name_of_shipped_weights_stands_for_them(tmp_path, folder, monkeypatch
     ):
         pretrained.find_folder("digits")
     assert pretrained.find_folder(tmp_path / "digits") == tmp_path / "digits"
+
+
+def test_a_folder_called_digits_is_not_in_the_way_of_the_default(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "weights")
+    shutil.copytree(folder, tmp_path / "weights" / "digits")
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert SSDIR.from_pretrained().config == MODEL

@@ -517,7 +517,7 @@ class SSDIR(ObjectModel):
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None) -> SSDIR:
         """As :meth:`ObjectModel.from_pretrained`; None means ``digits``, of the weights that ship with the package."""
-        return super().from_pretrained("digits" if path is None else path)
+        return super().from_pretrained(pretrained.SHIPPED / "digits" if path is None else path)
 
     def described(self) -> dict[str, Any]:
         """The detector's settings, or null without one, and its own."""
