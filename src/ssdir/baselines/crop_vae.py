@@ -201,7 +201,8 @@ class CropVAE(Baseline):
         NMS, ``max_objects`` None its limit, ``present_threshold`` None that of the training. Only what is kept is
         encoded.
         """
-        return self.encoded(images, self.find(images, present_threshold, nms_iou, max_objects), patches)
+        batch = self.batched(images)
+        return self.encoded(batch, self.find(batch, present_threshold, nms_iou, max_objects), patches)
 
     def find(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 B = TypeVar("B", bound="Batch")
@@ -82,8 +82,8 @@ class Batch:
     """A frozen detector's output for the images, where it is kept (:mod:`ssdir.detector.feature_cache`)."""
     given: GivenObjects | None = None
     """Objects that are told, where a file of boxes takes a detector's place."""
-    originals: tuple[UInt8[Tensor, "3 _ _"], ...] | None = None
-    """The images at their own sizes, where they were asked for."""
+    originals: tuple[Shaped[Tensor, "3 _ _"], ...] | None = None
+    """The images at their own sizes, where they were asked for: bytes, or floats in [0, 1]."""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -42,6 +42,30 @@ def prepare(images: Images, like: Float[Tensor, "..."], side: int) -> Float[Tens
     return torch.cat(parts) if parts else like.new_zeros(0, 3, side, side)
 
 
+def as_batch(images: Images, like: Float[Tensor, "..."], side: int, originals: bool) -> Batch:
+    """Images of any form, read once for several questions; a batch stays as it is.
+
+    Args:
+        images, like, side: as for :func:`prepare`.
+        originals: whether the images at their own sizes are asked for, too.
+    """
+    if isinstance(images, Batch):
+        return images
+    if originals and not isinstance(images, Tensor):
+        sources = [images] if isinstance(images, ImageSource) else images
+        images = [source if isinstance(source, Tensor) else read_image(source) for source in sources]
+    prepared = prepare(images, like, side)
+    none = torch.zeros(0, dtype=torch.long, device=prepared.device)
+    return Batch(
+        prepared,
+        prepared.new_zeros(0, 4),
+        none,
+        none,
+        tuple(range(len(prepared))),
+        originals=tuple(at_own_size(images, prepared)) if originals else None,
+    )
+
+
 def at_own_size(images: Images, prepared: Float[Tensor, "b 3 s s"]) -> list[Shaped[Tensor, "3 _ _"]]:
     """Images of any form, each at its own size: bytes, or floats in [0, 1].
 

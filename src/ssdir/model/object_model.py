@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ssdir.boxes import xyxy_to_cxcywh
 from ssdir.common.storage import tensors_fingerprint
 from ssdir.config import PRESENT_THRESHOLD, to_dict
+from ssdir.data.batch import Batch
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
-from ssdir.model.inputs import Images, prepare
+from ssdir.model.inputs import Images, as_batch, prepare
 from ssdir.model.latents import Objects
 from ssdir.rendering.shares import PixelShares, box_shares
 
@@ -227,6 +228,10 @@ class ObjectModel(nn.Module, ABC):
     def prepared(self, images: Images) -> Float[Tensor, "b 3 s s"]:
         """Images of any form (see :meth:`infer`) as the model takes them: in [0, 1], of its side, on its device."""
         return prepare(images, next(self.parameters()), self.image_size)
+
+    def batched(self, images: Images) -> Batch:
+        """Images of any form as one batch, so that they are read once however much is asked of them."""
+        return as_batch(images, next(self.parameters()), self.image_size, self.reads_originals)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

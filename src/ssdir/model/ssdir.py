@@ -407,9 +407,10 @@ class SSDIR(ObjectModel):
             index = torch.arange(len(boxes)).repeat_interleave(sizes)
             given = torch.cat([torch.zeros(0, 4), *(item.detach().cpu().float() for item in boxes)])
             return self._describe(images, given, index, patches, len(boxes))
-        objects = self.find(images, present_threshold, nms_iou, max_objects)
+        batch = self.batched(images)
+        objects = self.find(batch, present_threshold, nms_iou, max_objects)
         if self.by_glimpses:
-            return self.encoded(images, objects, patches)
+            return self.encoded(batch, objects, patches)
         with self.evaluating():
             return self.with_patches(objects) if patches else objects
 

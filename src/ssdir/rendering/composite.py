@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssdir.boxes import cxcywh_to_xyxy
 from ssdir.rendering.render import covered, crop
 
 SOFTNESS = 0.3
@@ -130,7 +131,7 @@ def unhidden(
         image_index: the image of each object.
     """
     alpha, boxes, depth = alpha.float(), boxes.float(), depth.float()
-    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    low, high = cxcywh_to_xyxy(boxes).split(2, dim=1)
     meet = ((low[:, None] < high) & (low < high[:, None])).all(-1)
     meet &= image_index[:, None] == image_index
     meet.fill_diagonal_(False)

@@ -82,9 +82,8 @@ def pixel_shares(
     """What :func:`compose` shows of each object: W_n a_n, whose sum is ``alpha``. Arguments as there; no gradient."""
     opacity = (alpha.float() * present[:, None, None, None]).detach()
     values, objects, pixels = covered(opacity, boxes, image_index, n_images, size)
-    power = _power(values[:, 0], SHARPNESS * (-depth).sigmoid().to(values.dtype), objects)
-    absent, n_pixels = math.exp(-_SHIFT), n_images * size * size
-    totals = values.new_full((n_pixels,), n_cells * absent).index_add_(0, pixels, power - absent)
+    nearness, n_pixels = SHARPNESS * (-depth).sigmoid().to(values.dtype), n_images * size * size
+    power, totals = _softmax_parts(values[:, 0], nearness, objects, pixels, n_pixels, n_cells)
     share = values[:, 0] * power / totals[pixels]
     return PixelShares.over_background(share, objects, pixels, n_pixels, "opacity")
 
@@ -106,10 +105,7 @@ class _Merge(torch.autograd.Function):
         n_pixels: int,
         n_cells: int,
     ) -> Tensor:
-        power = _power(values[:, 3], nearness, objects)
-        absent = math.exp(-_SHIFT)
-        # Every cell counts exp(0) wherever it is, and a pair what it has more than that.
-        totals = values.new_full((n_pixels,), n_cells * absent).index_add_(0, pixels, power - absent)
+        power, totals = _softmax_parts(values[:, 3], nearness, objects, pixels, n_pixels, n_cells)
         merged = torch.stack(
             [
                 values.new_zeros(n_pixels).index_add_(0, pixels, channel * power).div_(totals)
@@ -134,6 +130,16 @@ class _Merge(torch.autograd.Function):
         of_nearness = torch.zeros_like(nearness).index_add_(0, objects, of_score * values[:, 3])
         of_values[:, 3] += of_score * nearness.index_select(0, objects)
         return of_values, of_nearness, None, None, None, None
+
+
+def _softmax_parts(
+    opacity: Tensor, nearness: Tensor, objects: Tensor, pixels: Tensor, n_pixels: int, n_cells: int
+) -> tuple[Tensor, Tensor]:
+    """Numerator of each pair's weight, and denominator of each pixel's."""
+    power = _power(opacity, nearness, objects)
+    absent = math.exp(-_SHIFT)
+    # Every cell counts exp(0) wherever it is, and a pair what it has more than that.
+    return power, power.new_full((n_pixels,), n_cells * absent).index_add_(0, pixels, power - absent)
 
 
 def _power(opacity: Tensor, nearness: Tensor, objects: Tensor) -> Tensor:
