@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssdir.common.errors import ConfigError
 from ssdir.config import DetectorConfig, ModelConfig, ObjectiveConfig
+from ssdir.data.images import read_image
 from ssdir.detector.ssd import Detector
 from ssdir.model.latents import Objects, ObjectsError
 from ssdir.model.objective import Objective
@@ -374,3 +375,14 @@ def test_untrained_control_forgets_the_encoder_alone(detector):
     assert torch.equal(control.decoder.first.weight, model.decoder.first.weight)
     told = control.describe(pictures(), BOXES, INDEX)
     assert torch.equal(told.boxes, BOXES) and not told.what.isnan().any()
+
+
+def test_a_file_is_read_once_an_inference(tmp_path, monkeypatch):
+    from ssdir.model import inputs
+
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(path)
+    read = []
+    monkeypatch.setattr(inputs, "read_image", lambda source: (read.append(source), read_image(source))[1])
+    made(glimpse_source="original").infer([path])
+    assert [source for source in read if not isinstance(source, np.ndarray)] == [path]
