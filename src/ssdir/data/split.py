@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from ssdir.common.errors import ConfigError, DataError
+from ssdir.common.errors import ConfigError, DataError, printable
 
 SMALLEST_SIDE = 1.0
 """Boxes with a side below this many pixels (to a thousandth), after clipping to the image, are left out."""
@@ -105,6 +105,9 @@ class Problem:
     message: str
     severity: Literal["error", "warning", "note"]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message))
+
 
 def clip_boxes(
     boxes_xywh: Float[np.ndarray, "g 4"], sizes: Float[np.ndarray, "g 2"]
@@ -169,13 +172,14 @@ _WITHOUT_THEM = (
     "put them there, or make a copy of the dataset without them: ssdir data convert SOURCE --to coco --out DIR "
     "--skip-missing"
 )
+_LONGEST_PATH = 500  # letters of it in a message; longer ones are damage
 
 
 def missing_images_error(
     source: Path, missing: Sequence[Path], total: int, remedy: str = _WITHOUT_THEM
 ) -> DataError:
     """What to say where images that ``source`` lists are not on the disk."""
-    named = [f"  {path}" for path in missing[:_NAMED]]
+    named = [f"  {str(path)[:_LONGEST_PATH]}" for path in missing[:_NAMED]]
     more = [f"  and {len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
     first = f"{len(missing)} of the {total} images that {source} lists cannot be found:"
     return DataError(first, *named, *more, remedy)

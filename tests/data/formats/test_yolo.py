@@ -256,6 +256,16 @@ def test_missing_images_of_a_list_are_named_or_left_out(folder: Path) -> None:
     ]
 
 
+def test_names_in_messages_are_cut_and_escaped(folder: Path) -> None:
+    (folder / "data.yaml").write_text('train: list.txt\nval: "a\\nb"\nnames: [a, b]\n')
+    (folder / "list.txt").write_text(f"images/train/{'9' * 5000}.png\n")
+    with pytest.raises(DataError) as caught:
+        open_split(folder, "train")
+    assert "9" * 100 in str(caught.value) and len(str(caught.value)) < 1500
+    absent = [problem.message for problem in check(folder) if problem.message.startswith("val:")]
+    assert len(absent) == 1 and "a\\nb does not exist" in absent[0]
+
+
 def test_damaged_images(folder: Path) -> None:
     (folder / "images/train/b.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"b\.png cannot be read as an image"):
@@ -284,6 +294,8 @@ def test_damaged_images(folder: Path) -> None:
         ("train: []\nnames: [a]\n", "names no images|train must be a folder"),
         ("train: x\npath: [a]\nnames: [a]\n", "path must be a folder"),
         ("train: x\nkpt_shape: 17\nnames: [a]\n", "kpt_shape must be"),
+        (f"train: {'x' * 300}\nnames: [a]\n", "train is 'xxx.*, which cannot be a path"),
+        ("train: /\nnames: [a]\n", "train is the whole disk"),
     ],
 )
 def test_malformed_yaml_names_file_and_key(folder: Path, text: str, message: str) -> None:

@@ -21,9 +21,10 @@ from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.folder import open_split
 from ssdir.data.images import Header, image_size
-from ssdir.data.wider import annotations, convert
-from ssdir.data.wider.annotations import Face, parse_mat, parse_text
+from ssdir.data.wider import convert, mat
+from ssdir.data.wider.annotations import Face, parse_text
 from ssdir.data.wider.convert import Counts, choose, make_wider_face, usable
+from ssdir.data.wider.mat import parse_mat
 
 GOOD = "0 0 0 0 0 0"
 INVALID = "2 0 1 1 2 1"
@@ -224,7 +225,7 @@ def test_a_mat_file_that_unpacks_to_too_much_is_refused(
 ) -> None:
     from scipy.io import savemat
 
-    monkeypatch.setattr(annotations, "_LARGEST_MAT", 1_000_000)
+    monkeypatch.setattr(mat, "_LARGEST", 1_000_000)
     buffer = io.BytesIO()
     savemat(buffer, {"zeros": np.zeros(1 << 17), "more": np.zeros(9)}, do_compression=packed)
     assert (len(buffer.getvalue()) < 1 << 12) is packed
@@ -237,7 +238,7 @@ def test_mat_without_a_list_or_with_unequal_ones() -> None:
     with pytest.raises(DataError, match=r"a\.mat lacks invalid_label_list"):
         parse_mat(_saved({key: item for key, item in value.items() if key != "invalid_label_list"}), "a.mat")
     value["pose_label_list"] = _cells([_cells([np.zeros((3, 1))])])
-    with pytest.raises(DataError, match=r"a\.mat: its lists do not fit each other"):
+    with pytest.raises(DataError, match=r"a\.mat has lists that do not fit each other"):
         parse_mat(_saved(value), "a.mat")
 
 

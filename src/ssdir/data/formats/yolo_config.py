@@ -205,8 +205,17 @@ def _places(path: Path, value: dict[str, Any], key: str, split: str) -> tuple[Pa
         raise DataError(f"{path}: path must be a folder, not {shown(root)}")
     roots = list(spellings(_at_home(root))) if isinstance(root, str) and not _absent(root) else []
     bases = [*(path.parent / root for root in roots), path.parent]
-    items = map(_at_home, given)
-    return tuple(_found(item, bases, split) or bases[0] / item for item in items)
+    places = []
+    for item in map(_at_home, given):
+        try:
+            place = _found(item, bases, split) or bases[0] / item
+            place.exists()
+        except (OSError, ValueError) as error:  # longer than a path can be
+            raise DataError(f"{path}: {key} is {shown(item)}, which cannot be a path; correct it") from error
+        if place == Path(place.anchor):
+            raise DataError(f"{path}: {key} is the whole disk ({place}); give the folder of the images")
+        places.append(place)
+    return tuple(places)
 
 
 def _at_home(place: str) -> str:

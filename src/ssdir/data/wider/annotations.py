@@ -1,4 +1,4 @@
-"""The annotations of WIDER FACE: ``wider_face_{train,val}_bbx_gt.txt`` and ``wider_face_{train,val}.mat``.
+"""The text annotations of WIDER FACE, ``wider_face_{train,val}_bbx_gt.txt``.
 
 The text is, for each image: its name (``event/file.jpg``), the number of its faces, and a line of ten numbers for
 each face. An image without faces has the number 0 and, in the official files, one line of zeros below it all the same.
@@ -8,21 +8,13 @@ an error that names the line.
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ssdir.common.errors import DataError
-from ssdir.common.extras import how_to_install
-from ssdir.common.storage import format_bytes
 
-_REMEDY = "copy or download the file again"
+REMEDY = "copy or download the file again"
 _LARGEST = 1_000_000_000  # of a face's numbers
-_LARGEST_MAT = 1 << 28  # bytes, unpacked
-_PACKED = 15  # MATLAB's miCOMPRESSED
 
 
 class Face(NamedTuple):
@@ -84,7 +76,7 @@ class _Lines:
             image = self._image(after=found)
             found[image.name] = image
         if not found:
-            raise DataError(f"{self._file} is empty; {_REMEDY}")
+            raise DataError(f"{self._file} is empty; {REMEDY}")
         return list(found.values())
 
     def _image(self, after: dict[str, WiderImage]) -> WiderImage:
@@ -127,13 +119,13 @@ class _Lines:
         if self._next == len(self._lines):
             last = self._lines[-1][0]
             raise DataError(
-                f"{self._file} ends after line {last}, before {expected}: it is truncated; {_REMEDY}"
+                f"{self._file} ends after line {last}, before {expected}: it is truncated; {REMEDY}"
             )
         self._next += 1
         return self._lines[self._next - 1]
 
     def _fault(self, number: int, message: str) -> DataError:
-        return DataError(f"{self._file}, line {number}: {message}; {_REMEDY}")
+        return DataError(f"{self._file}, line {number}: {message}; {REMEDY}")
 
 
 def leads_out(name: str) -> bool:
@@ -150,82 +142,3 @@ def _is_row(line: str) -> bool:
     """Whether a line consists of numbers, as no name of an image does."""
     fields = line.split()
     return all(field.removeprefix("-").isdecimal() for field in fields)
-
-
-_LISTS = ("event_list", "file_list", "face_bbx_list", *(f"{name}_label_list" for name in ATTRIBUTES))
-
-
-def parse_mat(data: bytes, file: str) -> list[WiderImage]:
-    """The images of a ``wider_face_{split}.mat`` (MATLAB 5), in its order.
-
-    Raises:
-        DataError: it is of another version (7.3), damaged, unpacks to more than 268 MB, or lacks a list.
-        ModuleNotFoundError: scipy is not installed; the message says how to.
-    """
-    try:
-        from scipy.io import loadmat
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"reading {file} needs scipy: {how_to_install('eval')} (or take the text files, "
-            "wider_face_{train,val}_bbx_gt.txt)"
-        ) from error
-    if _unpacks_to_more_than(data, _LARGEST_MAT):
-        raise DataError(f"{file} unpacks to more than {format_bytes(_LARGEST_MAT)}; {_REMEDY}")
-    try:
-        value = loadmat(io.BytesIO(data))
-    except NotImplementedError as error:
-        raise DataError(
-            f"{file} is of MATLAB's version 7.3, which is not read; use the text files of the same archive "
-            "(wider_face_{train,val}_bbx_gt.txt), or save it in MATLAB with -v7"
-        ) from error
-    except Exception as error:  # scipy's reader raises whatever damaged bytes lead it to
-        raise DataError(f"{file} cannot be read as a MATLAB file ({error}); {_REMEDY}") from error
-    absent = [name for name in _LISTS if name not in value]
-    if absent:
-        raise DataError(f"{file} lacks {absent[0]}; take wider_face_train.mat and wider_face_val.mat")
-    try:
-        return _from_lists(value)
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(f"{file}: its lists do not fit each other ({error}); {_REMEDY}") from error
-
-
-def _unpacks_to_more_than(data: bytes, limit: int) -> bool:
-    """Whether the elements of a MATLAB 5 file take more bytes than that; 128 bytes of header, then for each element its
-    type, its size and its bytes. Of a damaged file, those before the damage are counted."""
-    header = struct.Struct(">II" if data[126:128] == b"MI" else "<II")
-    place = 128
-    while place + header.size <= len(data) and limit >= 0:
-        kind, size = header.unpack_from(data, place)
-        place += header.size
-        packed = data[place : place + size]
-        if kind == _PACKED:
-            unpack = zlib.decompressobj()
-            while packed and limit >= 0:
-                try:
-                    limit -= len(unpack.decompress(packed, 1 << 20))
-                except zlib.error:
-                    return False
-                packed = unpack.unconsumed_tail
-        else:
-            limit -= len(packed)
-        place += size
-    return limit < 0
-
-
-def _from_lists(value: dict[str, Any]) -> list[WiderImage]:
-    """Cells of cells: events, their files, their faces."""
-    images = []
-    columns = [value[name].ravel() for name in _LISTS]
-    for event, *of_event in zip(*columns, strict=True):
-        for name, boxes, *attributes in zip(*(cells.ravel() for cells in of_event), strict=True):
-            rows = boxes.reshape(-1, 4).astype(int).tolist()
-            of_faces = [column.ravel().astype(int).tolist() for column in attributes]
-            faces = _faces(rows, of_faces)
-            images.append(WiderImage(f"{event.item()}/{name.item()}.jpg", faces))
-    return images
-
-
-def _faces(boxes: list[list[int]], attributes: Sequence[list[int]]) -> tuple[Face, ...]:
-    if boxes == [[0, 0, 0, 0]]:  # stands for no face, as the line of zeros does in the text
-        return ()
-    return tuple(Face(*box, *marks) for box, *marks in zip(boxes, *attributes, strict=True))

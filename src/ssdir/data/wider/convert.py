@@ -26,7 +26,8 @@ from ssdir.common.storage import format_bytes
 from ssdir.data.images import Header, read_header, require_decodable
 from ssdir.data.making import Draw, GeneratedImage, Object, make_dataset
 from ssdir.data.split import SMALLEST_SIDE, missing_images_error
-from ssdir.data.wider.annotations import ATTRIBUTES, Face, WiderImage, leads_out, parse_mat, parse_text
+from ssdir.data.wider.annotations import ATTRIBUTES, Face, WiderImage, leads_out, parse_text
+from ssdir.data.wider.mat import parse_mat
 
 WIDER_VERSION = 1
 """Raised whenever the made files would change."""
