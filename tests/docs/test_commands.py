@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SCRIPTS = {
     "ablation.sh": (),
-    "clevr-cpu.sh": ("ROOT",),
+    "clevr_weights.sh": ("ROOT",),
     "clevr.sh": ("ROOT",),
     "compare_quickstart.sh": (),
     "mnist-cpu.sh": (),
