@@ -27,7 +27,6 @@ from ssdir.evaluation.bootstrap import Resamples
 from ssdir.evaluation.protocol import evaluate
 from ssdir.evaluation.samples import Samples
 from ssdir.evaluation.segmentation import amodal_mious
-from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import DetectorModel, ObjectModel
 from ssdir.rendering.composite import ordered_composite
@@ -91,9 +90,8 @@ class Oracle(ObjectModel):
             batch.images.numpy().tobytes(): (i, batch.boxes) for i, batch in enumerate(split.batches(1))
         }
 
-    def infer(self, batch: Images, *_: Any, patches: bool = True, **__: Any) -> Objects:
-        images = batch.images if isinstance(batch, Batch) else batch
-        assert isinstance(images, Tensor)
+    def _find(self, batch: Batch, *limits: float | None, patches: bool) -> Objects:
+        images = batch.images
         known = [self.truth[image[None].numpy().tobytes()] for image in images]
         boxes = torch.cat([boxes for _, boxes in known])
         index = torch.repeat_interleave(torch.tensor([len(boxes) for _, boxes in known]))

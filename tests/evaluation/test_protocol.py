@@ -87,15 +87,8 @@ class Oracle(ObjectModel):
             for batch in CachedDataset(data, split, self.image_size).batches(1):
                 self.truth[batch.images.numpy().tobytes()] = (batch.boxes, batch.labels)
 
-    def infer(
-        self,
-        images: Images,
-        present_threshold: float | None = None,
-        nms_iou: float | str | None = "config",
-        max_objects: int | None = None,
-        patches: bool = True,
-    ) -> Objects:
-        images = pixels_of(images)
+    def _find(self, batch: Batch, *limits: float | None, patches: bool) -> Objects:
+        images = batch.images
         known = [self.truth[image[None].numpy().tobytes()] for image in images]
         boxes = torch.cat([boxes for boxes, _ in known])
         labels = torch.cat([labels for _, labels in known])
@@ -588,7 +581,7 @@ class Describing(Oracle):
     describes_boxes = True
 
     def describe(self, images: Images, boxes: Tensor, image_index: Tensor, patches: bool) -> Objects:
-        return Oracle.infer(self, images, patches=patches)
+        return self._find(self.batched(images), patches=patches)
 
     def infer(self, images: Images, *args: Any, **kwargs: Any) -> Objects:
         raise AssertionError("not to be asked")

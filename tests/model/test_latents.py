@@ -17,7 +17,8 @@ import torch
 
 from ssdir.common.errors import DataError
 from ssdir.common.storage import save_tensors
-from ssdir.model.latents import CellLatents, Objects, ObjectsError
+from ssdir.model.latents import Objects, ObjectsError
+from ssdir.model.ssdir_output import CellLatents
 
 
 def objects() -> Objects:
@@ -401,11 +402,11 @@ def test_predictions_take_the_means_of_their_cell():
         cell_of_box=torch.tensor([0, 0, 1, 1, 2, 2]),
         reset=torch.zeros(1, 6, dtype=torch.bool),
     )
-    boxes, present, what, depth = latents.gather(torch.tensor([0, 0]), torch.tensor([3, 4]))
-    assert boxes[0].tolist() == [12, 13, 14, 15]
-    torch.testing.assert_close(present, torch.tensor([0.3, 0.4]))
-    assert what.tolist() == [[2, 3], [4, 5]]
-    assert depth.tolist() == [8, 9]
+    found = latents.objects(torch.tensor([0, 0]), torch.tensor([3, 4]))
+    assert found.boxes[0].tolist() == [12, 13, 14, 15]
+    torch.testing.assert_close(found.present, torch.tensor([0.3, 0.4]))
+    assert found.what.tolist() == [[2, 3], [4, 5]]
+    assert found.depth.tolist() == [8, 9]
 
 
 def test_gradients_of_gathered_means_are_the_same_every_time_on_several_threads():
@@ -421,7 +422,8 @@ def test_gradients_of_gathered_means_are_the_same_every_time_on_several_threads(
     )
     image = torch.randint(b, (m,), generator=generator).sort().values
     prediction = torch.randint(2 * k, (m,), generator=generator)
-    _, _, what, depth = latents.gather(image, prediction)
+    found = latents.objects(image, prediction)
+    what, depth = found.what, found.depth
     loss = (what * torch.randn(m, d, generator=generator)).sum() + (
         depth * torch.randn(m, generator=generator)
     ).sum()

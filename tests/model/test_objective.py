@@ -12,9 +12,9 @@ from torch.nn import functional
 from ssdir.boxes import pixels_inside
 from ssdir.common.errors import ConfigError
 from ssdir.config import ModelConfig, ObjectiveConfig
-from ssdir.model.latents import CellLatents, Objects
+from ssdir.model.latents import Objects
 from ssdir.model.objective import CLAMP, Objective, ObjectTerms, cell_kl, inside_boxes
-from ssdir.model.ssdir import SSDIROutput
+from ssdir.model.ssdir_output import CellLatents, SSDIROutput
 from ssdir.model.views import vicreg
 from ssdir.rendering.composite import unhidden
 from ssdir.rendering.render import crop

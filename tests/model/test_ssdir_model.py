@@ -14,9 +14,10 @@ from ssdir.common.errors import DataError
 from ssdir.config import DetectorConfig, ModelConfig, ObjectiveConfig
 from ssdir.config.presets import preset
 from ssdir.detector.ssd import Detector
-from ssdir.model.latents import CellLatents, ObjectsError
+from ssdir.model.latents import ObjectsError
 from ssdir.model.objective import Objective
 from ssdir.model.ssdir import SSDIR
+from ssdir.model.ssdir_output import CellLatents
 
 DETECTOR = DetectorConfig(
     image_size=64, width=0.125, maps=(1, 2), min_sizes=(96.0, 160.0), max_sizes=(160.0, 240.0)

@@ -6,16 +6,16 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ssdir.boxes import select_boxes
-from ssdir.config import PRESENT_THRESHOLD, to_dict
+from ssdir.config import to_dict
+from ssdir.data.batch import Batch
 from ssdir.model import pretrained
-from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.loss_output import LossOutput
 from ssdir.model.object_model import ObjectModel
@@ -71,26 +71,16 @@ class Baseline(ObjectModel):
         """
         return [{"params": [item for item in self.parameters() if item.requires_grad], "algorithm": "adamw"}]
 
-    def infer(
-        self,
-        images: Images,
-        present_threshold: float | None = None,
-        nms_iou: float | Literal["config"] | None = "config",
-        max_objects: int | None = None,
-        patches: bool = True,
+    def _find(
+        self, batch: Batch, threshold: float, nms_iou: float | None, max_objects: int | None, patches: bool
     ) -> Objects:
-        """As :meth:`ObjectModel.infer`: presence above 0.5, no limit of objects unless it is given."""
-        iou = self.nms_iou if nms_iou == "config" else nms_iou
-        threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
-        with self.evaluating():
-            batch = self.prepared(images)
-            # Of no images the objects of a black one are taken, and none of them kept: so the parts have their shapes.
-            asked = batch if len(batch) else batch.new_zeros(1, *batch.shape[1:])
-            found = self.every_object(asked, patches and not self.decodes_what)
-            if len(batch) == 0:
-                found = dataclasses.replace(found.where(found.image_index < 0), n_images=0)
-            chosen = select(found, threshold, iou, max_objects)
-            return self.with_patches(chosen) if patches and self.decodes_what else chosen
+        images = self.prepared(batch)
+        # Of no images the objects of a black one are taken, and none of them kept: so the parts have their shapes.
+        asked = images if len(images) else images.new_zeros(1, *images.shape[1:])
+        found = self.every_object(asked, patches and not self.decodes_what)
+        if len(images) == 0:
+            found = dataclasses.replace(found.where(found.image_index < 0), n_images=0)
+        return select(found, threshold, nms_iou, max_objects)
 
     def described(self) -> dict[str, Any]:
         """The entries of ``config.json`` that :meth:`built` needs: the configuration, under the model's kind."""

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +25,7 @@ from ssdir.common.distributed import normalizer
 from ssdir.common.errors import ConfigError
 from ssdir.config import to_dict
 from ssdir.config.crop_vae import CropVAEConfig
-from ssdir.data.batch import DetectorOutput
+from ssdir.data.batch import Batch, DetectorOutput
 from ssdir.detector.backbone import to_channels_last
 from ssdir.detector.ssd import Detector
 from ssdir.model import pretrained
@@ -140,7 +140,12 @@ class CropVAE(Baseline):
             detector_output: of these images, where it is known already; then the detector is not run.
         """
         with torch.no_grad():
-            found = self._find(images, detector_output, self.config.present_threshold, "config", None)
+            found = select(
+                self._predictions(images, detector_output),
+                self.present_threshold,
+                self.nms_iou,
+                self.max_objects,
+            )
         boxes, image_index = found.boxes, found.image_index
         health = {"present_per_image": len(found) / max(len(images), 1)}
         if self.config.crops is not None and len(boxes) > self.config.crops:
@@ -187,51 +192,24 @@ class CropVAE(Baseline):
 
     # -- objects ---------------------------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        images: Images,
-        present_threshold: float | None = None,
-        nms_iou: float | Literal["config"] | None = "config",
-        max_objects: int | None = None,
-        patches: bool = True,
-    ) -> Objects:
-        """The detector's objects with z_what of their crops, by image and then by falling presence.
+    @property
+    def present_threshold(self) -> float:
+        """That of the training."""
+        return self.config.present_threshold
 
-        As :meth:`Baseline.infer`, and as :meth:`ssdir.model.ssdir.SSDIR.infer` chooses: "config" takes the detector's
-        NMS, ``max_objects`` None its limit, ``present_threshold`` None that of the training. Only what is kept is
-        encoded.
-        """
-        batch = self.batched(images)
-        return self.encoded(batch, self.find(batch, present_threshold, nms_iou, max_objects), patches)
-
-    def find(
-        self,
-        images: Images,
-        present_threshold: float | None = None,
-        nms_iou: float | Literal["config"] | None = "config",
-        max_objects: int | None = None,
+    def _find(
+        self, batch: Batch, threshold: float, nms_iou: float | None, max_objects: int | None, patches: bool
     ) -> Objects:
-        with self.evaluating():
-            threshold = self.config.present_threshold if present_threshold is None else present_threshold
-            return self._find(self.prepared(images), None, threshold, nms_iou, max_objects)
+        """Boxes and presence of the detector's objects."""
+        return select(self._predictions(self.prepared(batch), None), threshold, nms_iou, max_objects)
+
+    def _encode(self, batch: Batch, objects: Objects) -> Objects:
+        return self._encoded(self.prepared(batch), objects)
 
     def every_object(self, images: Float[Tensor, "b 3 s s"], patches: bool) -> Objects:
         """All of the detector's predictions."""
-        return self._encoded(images, self._predictions(images, None), patches)
-
-    def describe(
-        self,
-        images: Images,
-        boxes: Float[Tensor, "m 4"],
-        image_index: Int[Tensor, " m"],
-        patches: bool = True,
-    ) -> Objects:
-        """As :meth:`ObjectModel.describe`; the detector is not asked."""
-        with self.evaluating():
-            batch = self.prepared(images)
-            boxes, image_index = boxes.to(batch), image_index.to(batch.device)
-            given = Objects(boxes, torch.ones_like(boxes[:, 0]), None, None, image_index, len(batch))
-            return self._encoded(batch, given, patches)
+        found = self._encoded(images, self._predictions(images, None))
+        return self.with_patches(found) if patches else found
 
     def _predictions(
         self, images: Float[Tensor, "b 3 s s"], detector_output: DetectorOutput | None
@@ -243,25 +221,10 @@ class CropVAE(Baseline):
         boxes = self.detector.boxes(output)
         return Objects(boxes.flatten(0, 1), present.flatten(), None, None, each, len(images))
 
-    def _find(
-        self,
-        images: Float[Tensor, "b 3 s s"],
-        detector_output: DetectorOutput | None,
-        threshold: float,
-        nms_iou: float | Literal["config"] | None,
-        max_objects: int | None,
-    ) -> Objects:
-        """Boxes and presence of the objects; see :meth:`infer`."""
-        config = self.detector.config
-        iou = config.nms_iou if nms_iou == "config" else nms_iou
-        most = config.max_detections if max_objects is None else max_objects
-        return select(self._predictions(images, detector_output), threshold, iou, most)
-
-    def _encoded(self, images: Float[Tensor, "b 3 s s"], objects: Objects, patches: bool) -> Objects:
-        """The objects with the posterior means of their crops, and their patches where asked for."""
+    def _encoded(self, images: Float[Tensor, "b 3 s s"], objects: Objects) -> Objects:
+        """The objects with the posterior means of their crops."""
         crops = crop(wide(images), objects.boxes, objects.image_index, self.config.patch_size).clamp(0, 1)
-        objects = dataclasses.replace(objects, what=self.encoder(crops).mean)
-        return self.with_patches(objects) if patches else objects
+        return dataclasses.replace(objects, what=self.encoder(crops).mean)
 
     # -- painting --------------------------------------------------------------------------------------------------
 

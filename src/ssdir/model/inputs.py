@@ -62,25 +62,21 @@ def as_batch(images: Images, like: Float[Tensor, "..."], side: int, originals: b
         none,
         none,
         tuple(range(len(prepared))),
-        originals=tuple(at_own_size(images, prepared)) if originals else None,
+        originals=tuple(_at_own_size(images, prepared)) if originals else None,
     )
 
 
-def at_own_size(images: Images, prepared: Float[Tensor, "b 3 s s"]) -> list[Shaped[Tensor, "3 _ _"]]:
-    """Images of any form, each at its own size: bytes, or floats in [0, 1].
-
-    Args:
-        images: what :func:`prepare` took.
-        prepared: what it gave; on its device they are.
-    """
-    if isinstance(images, Batch):
-        images = images.images if images.originals is None else list(images.originals)
+def _at_own_size(
+    images: Shaped[Tensor, "..."] | ImageSource | Sequence[ImageSource | Shaped[Tensor, "..."]],
+    prepared: Float[Tensor, "b 3 s s"],
+) -> list[Shaped[Tensor, "3 _ _"]]:
+    """Images of any form, each at its own size: bytes, or floats in [0, 1]; on the device of ``prepared``."""
     if isinstance(images, Tensor):
         return list((images[None] if images.ndim == 3 else images).to(prepared.device))
     found: list[Tensor] = []
     for source in [images] if isinstance(images, ImageSource) else images:
         if isinstance(source, Tensor):
-            found += at_own_size(source, prepared)
+            found += _at_own_size(source, prepared)
         else:
             found.append(torch.from_numpy(read_image(source).copy()).permute(2, 0, 1).to(prepared.device))
     return found

@@ -1,4 +1,4 @@
-"""Latents of every cell (:class:`CellLatents`) and the packed form of objects (:class:`Objects`)."""
+"""The packed form of objects, :class:`Objects`: what every model gives, one row an object."""
 
 from __future__ import annotations
 
@@ -38,52 +38,6 @@ _KIND = "objects of ssdir, version 1"
 
 class ObjectsError(UserError):
     """Parts of objects that do not fit together; the message names the part and both shapes."""
-
-
-@dataclass(frozen=True)
-class CellLatents:
-    """Posterior means of every cell and the detector's answer of every prediction.
-
-    The boxes of one cell share its ``what`` and ``depth``: they are kept once a cell, and ``cell_of_box`` says
-    whose mean a prediction uses.
-    """
-
-    boxes: Float[Tensor, "b n 4"]
-    """cxcywh in [0, 1]; 0 where reset."""
-    present: Float[Tensor, "b n"]
-    """Probability beta that the prediction is an object."""
-    what: Float[Tensor, "b k d"] | None
-    """Means of z_what; None where glimpses give them, object by object."""
-    depth: Float[Tensor, "b k"] | None
-    """Means of z_depth, larger is nearer; None like ``what``."""
-    cell_of_box: Int[Tensor, " n"]
-    """The cell of each prediction."""
-    reset: Bool[Tensor, "b n"]
-    """Predictions too improbable to count: never drawn, never selected, and nothing in the KL, as if their mean were 0
-    and their sigma 1. Of their values only the box is set (to 0); ``present`` and their cell's means stay the
-    networks' own, since other boxes of the cell may count."""
-    labels: Int[Tensor, "b n"] | None = None
-    """The likeliest class of each prediction, where the detector tells classes."""
-
-    def gather(
-        self, image: Int[Tensor, " m"], prediction: Int[Tensor, " m"]
-    ) -> tuple[
-        Float[Tensor, "m 4"], Float[Tensor, " m"], Float[Tensor, "m d"] | None, Float[Tensor, " m"] | None
-    ]:
-        """Box, presence, what mean and depth mean of the named predictions only."""
-        # index_select, since its backward adds in a fixed order; that of indexing does not, on several threads.
-        row = image * self.boxes.shape[1] + prediction
-        boxes = self.boxes.flatten(0, 1).index_select(0, row)
-        present = self.present.flatten().index_select(0, row)
-        if self.what is None or self.depth is None:
-            return boxes, present, None, None
-        cell = image * self.depth.shape[1] + self.cell_of_box[prediction]
-        return (
-            boxes,
-            present,
-            self.what.flatten(0, 1).index_select(0, cell),
-            self.depth.flatten().index_select(0, cell),
-        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

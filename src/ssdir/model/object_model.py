@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
@@ -71,7 +71,7 @@ class ObjectModel(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where its parameters are; the CPU for a model without any."""
-        return next(self.parameters(), torch.empty(0)).device
+        return self._like().device
 
     def frozen_detector(self) -> Detector | None:
         """The trained detector that gives the boxes and never changes; None for a model that finds objects itself."""
@@ -82,6 +82,17 @@ class ObjectModel(nn.Module, ABC):
         """IoU above which :meth:`infer` drops the less probable of two boxes by default; None: it keeps all."""
         detector = self.frozen_detector()
         return None if detector is None else detector.config.nms_iou
+
+    @property
+    def present_threshold(self) -> float:
+        """Presence above which :meth:`infer` keeps an object by default."""
+        return PRESENT_THRESHOLD
+
+    @property
+    def max_objects(self) -> int | None:
+        """Most objects of an image that :meth:`infer` keeps by default; None: no limit."""
+        detector = self.frozen_detector()
+        return None if detector is None else detector.config.max_detections
 
     @property
     def suppresses_overlaps(self) -> bool:
@@ -100,7 +111,6 @@ class ObjectModel(nn.Module, ABC):
 
     # -- objects -----------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def infer(
         self,
         images: Images,
@@ -108,6 +118,7 @@ class ObjectModel(nn.Module, ABC):
         nms_iou: float | Literal["config"] | None = "config",
         max_objects: int | None = None,
         patches: bool = True,
+        boxes: Sequence[Float[Tensor, "_ 4"]] | None = None,
     ) -> Objects:
         """The objects of images, by image and then by falling presence.
 
@@ -117,15 +128,45 @@ class ObjectModel(nn.Module, ABC):
             images: a float tensor "b 3 h w" or "3 h w" in [0, 1], or anything that
                 :func:`ssdir.data.images.read_image` takes (path, PIL image, array), a list of such images, each
                 of its own size, or a batch of a data set. Other sides than the model's are squashed with antialiasing.
-            present_threshold: keep objects whose presence exceeds this; None takes the model's (0.5 where it has none).
+            present_threshold: keep objects whose presence exceeds this; None takes :attr:`present_threshold`.
             nms_iou: drop the less probable of two boxes above this IoU; None keeps all; "config" takes
                 :attr:`nms_iou`.
-            max_objects: most objects of an image; None takes the detector's limit, or keeps all where there is none.
+            max_objects: most objects of an image; None takes :attr:`max_objects`.
             patches: whether to give patches.
+            boxes: of each image, cxcywh in [0, 1], from elsewhere: then :meth:`describe` them, and find nothing.
 
         Raises:
             DataError: an image cannot be read, or the tensor is not what it should be.
+            ConfigError: the model lacks a detector, and there are no boxes.
+            ValueError: boxes of another number of images; boxes for a model without ``describes_boxes``.
         """
+        batch = self.batched(images)
+        if boxes is not None:
+            if len(boxes) != len(batch):
+                raise ValueError(f"there are boxes of {len(boxes)} images, but {len(batch)} images")
+            counts = torch.tensor([len(item) for item in boxes], dtype=torch.long)
+            index = torch.arange(len(boxes)).repeat_interleave(counts)
+            given = torch.cat([torch.zeros(0, 4), *(item.detach().cpu().float() for item in boxes)])
+            return self.describe(batch, given, index, patches)
+        limits = self._limits(present_threshold, nms_iou, max_objects)
+        with self.evaluating():
+            objects = self._find(batch, *limits, patches=patches)
+            if self.describes_boxes:
+                return self.encoded(batch, objects, patches)
+            return self.with_patches(objects) if patches and self.decodes_what else objects
+
+    def find(
+        self,
+        images: Images,
+        present_threshold: float | None = None,
+        nms_iou: float | Literal["config"] | None = "config",
+        max_objects: int | None = None,
+    ) -> Objects:
+        """As :meth:`infer` without patches. Models with ``describes_boxes`` leave out ``what`` and ``depth``, too;
+        :meth:`encoded` adds them."""
+        limits = self._limits(present_threshold, nms_iou, max_objects)
+        with self.evaluating():
+            return self._find(self.batched(images), *limits, patches=False)
 
     def describe(
         self,
@@ -146,24 +187,46 @@ class ObjectModel(nn.Module, ABC):
             DataError: an image cannot be read, or the tensor is not what it should be.
             ValueError: the model finds objects itself.
         """
-        raise ValueError(f"{self.name} finds objects itself; it cannot describe given boxes")
-
-    def find(
-        self,
-        images: Images,
-        present_threshold: float | None = None,
-        nms_iou: float | Literal["config"] | None = "config",
-        max_objects: int | None = None,
-    ) -> Objects:
-        """As :meth:`infer` without patches. Models with ``describes_boxes`` leave out ``what`` and ``depth``, too;
-        :meth:`encoded` adds them."""
-        return self.infer(images, present_threshold, nms_iou, max_objects, patches=False)
+        batch = self.batched(images)
+        boxes, image_index = boxes.to(self._like()), image_index.to(self.device)
+        given = Objects(boxes, torch.ones_like(boxes[:, 0]), None, None, image_index, len(batch))
+        return self.encoded(batch, given, patches)
 
     def encoded(self, images: Images, objects: Objects, patches: bool = True) -> Objects:
         """Objects of these images with all that :meth:`describe` says of their boxes."""
-        said = self.describe(images, objects.boxes, objects.image_index, patches)
-        return dataclasses.replace(
-            objects, what=said.what, depth=said.depth, patches=said.patches, alpha=said.alpha
+        if not self.describes_boxes:
+            raise ValueError(f"{self.name} finds objects itself; it cannot describe given boxes")
+        with self.evaluating():
+            bare = dataclasses.replace(objects, patches=None, alpha=None)
+            objects = self._encode(self.batched(images), bare)
+            return self.with_patches(objects) if patches else objects
+
+    @abstractmethod
+    def _find(
+        self, batch: Batch, threshold: float, nms_iou: float | None, max_objects: int | None, patches: bool
+    ) -> Objects:
+        """The objects of a batch, for :meth:`infer` and :meth:`find`, which set eval mode and the defaults.
+
+        Models with ``describes_boxes`` leave ``what`` and ``depth`` to :meth:`_encode`, those with ``decodes_what``
+        leave patches to :meth:`with_patches`.
+        """
+
+    def _encode(self, batch: Batch, objects: Objects) -> Objects:
+        """The objects with ``what`` and ``depth`` from their boxes, without patches; of models with
+        ``describes_boxes``."""
+        raise NotImplementedError
+
+    def _limits(
+        self,
+        present_threshold: float | None,
+        nms_iou: float | Literal["config"] | None,
+        max_objects: int | None,
+    ) -> tuple[float, float | None, int | None]:
+        """Thresholds and limits, the model's own where none are given."""
+        return (
+            self.present_threshold if present_threshold is None else present_threshold,
+            self.nms_iou if nms_iou == "config" else nms_iou,
+            self.max_objects if max_objects is None else max_objects,
         )
 
     def with_patches(self, objects: Objects) -> Objects:
@@ -227,11 +290,15 @@ class ObjectModel(nn.Module, ABC):
 
     def prepared(self, images: Images) -> Float[Tensor, "b 3 s s"]:
         """Images of any form (see :meth:`infer`) as the model takes them: in [0, 1], of its side, on its device."""
-        return prepare(images, next(self.parameters()), self.image_size)
+        return prepare(images, self._like(), self.image_size)
 
     def batched(self, images: Images) -> Batch:
         """Images of any form as one batch, so that they are read once however much is asked of them."""
-        return as_batch(images, next(self.parameters()), self.image_size, self.reads_originals)
+        return as_batch(images, self._like(), self.image_size, self.reads_originals)
+
+    def _like(self) -> Tensor:
+        """A tensor of the type and on the device of its images; for a model without parameters float32 on the CPU."""
+        return next(self.parameters(), torch.empty(0))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -318,18 +385,11 @@ class DetectorModel(ObjectModel):
     def fingerprint(self) -> str:
         return tensors_fingerprint(self.detector.state_dict())
 
-    def infer(
-        self,
-        images: Images,
-        present_threshold: float | None = None,
-        nms_iou: float | Literal["config"] | None = "config",
-        max_objects: int | None = None,
-        patches: bool = True,
+    def _find(
+        self, batch: Batch, threshold: float, nms_iou: float | None, max_objects: int | None, patches: bool
     ) -> Objects:
-        """As :meth:`ObjectModel.infer`; boxes are clipped to the image, there are no vectors and no patches."""
-        threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
-        with self.evaluating():
-            found = self.detector.detect(self.prepared(images), threshold, nms_iou, max_objects)
+        """Boxes are clipped to the image; there are no vectors and no patches."""
+        found = self.detector.detect(self.prepared(batch), threshold, nms_iou, max_objects)
         return Objects(
             boxes=xyxy_to_cxcywh(found.boxes_xyxy),
             present=found.scores,

@@ -14,8 +14,7 @@ from ssdir.boxes import pixels_inside
 from ssdir.common.distributed import normalizer
 from ssdir.common.errors import ConfigError
 from ssdir.config import ModelConfig, ObjectiveConfig
-from ssdir.model.latents import CellLatents
-from ssdir.model.ssdir import SSDIROutput
+from ssdir.model.ssdir_output import CellLatents, SSDIROutput
 from ssdir.model.views import vicreg
 from ssdir.rendering.composite import unhidden
 from ssdir.rendering.render import crop

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ssdir.boxes import select_boxes
@@ -24,33 +23,14 @@ from ssdir.model.backdrop import Backdrop
 from ssdir.model.decoder import what_decoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
 from ssdir.model.glimpse import GlimpseDepth, GlimpseEncoder, ImagesAtOwnSize, Projector, glimpses_of
-from ssdir.model.inputs import Images, at_own_size
-from ssdir.model.latents import CellLatents, Objects
+from ssdir.model.inputs import Images
+from ssdir.model.latents import Objects
 from ssdir.model.object_model import ObjectModel
-from ssdir.model.views import MARGIN, random_view
+from ssdir.model.ssdir_output import CellLatents, SSDIROutput
+from ssdir.model.views import glimpses_and_views, paired_embeddings
 from ssdir.rendering import render
 from ssdir.rendering.composite import OrderedComposite, ordered_composite
 from ssdir.rendering.shares import PixelShares
-
-
-@dataclass(frozen=True)
-class SSDIROutput:
-    """One training pass."""
-
-    latents: CellLatents | None
-    """What the detector and the cells' encoders say; None where boxes were given."""
-    means: Objects
-    """The objects with their posteriors' means (no patches)."""
-    objects: Objects
-    """The same with sampled ``what`` and ``depth``."""
-    patch_logits: Float[Tensor, "m c p p"]
-    """Decoded objects before the sigmoid: three channels, and a fourth of models with opacity."""
-    images: Float[Tensor, "b 3 s s"] | None
-    """Merged reconstruction in [0, 1], background included; None where it was not asked for."""
-    targets: Float[Tensor, "m 3 p p"] | None = None
-    """What the images hold in the boxes, where they are not those that the detector saw."""
-    embeddings: tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]] | None = None
-    """Of each object and of a second view of it; none of fewer than two objects. None where no views were asked for."""
 
 
 class SSDIR(ObjectModel):
@@ -119,6 +99,10 @@ class SSDIR(ObjectModel):
         """Side of the images that it takes, in pixels."""
         return self.config.image_size if self.detector is None else self.detector.config.image_size
 
+    @property
+    def present_threshold(self) -> float:
+        return self.config.present_threshold
+
     def frozen_detector(self) -> Detector | None:
         return self.detector
 
@@ -166,53 +150,42 @@ class SSDIR(ObjectModel):
         labels = None if detector.config.class_agnostic else detector.class_of(detector_output)
         return CellLatents(boxes, present, what, depth, detector.cell_of_box, reset, labels)
 
-    def encode_objects(
-        self,
-        objects: Objects,
-        source: ImagesAtOwnSize,
-        views: ObjectiveConfig | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Objects, Float[Tensor, "m d"] | None]:
-        """The objects with the means of glimpses at their boxes, and the codes of a second view of each.
+    def encode_objects(self, objects: Objects, source: ImagesAtOwnSize) -> Objects:
+        """The objects with the means of glimpses at their boxes.
 
         Args:
             objects: boxes in images; their ``what`` and ``depth`` are not looked at.
             source: the images, see :func:`~ssdir.model.glimpse.glimpses_of`.
-            views: how second views differ; None: there are none.
-            generator: of the randomness of views.
         """
-        assert isinstance(self.what, GlimpseEncoder) and isinstance(self.depth, GlimpseDepth)
         size, context = self.config.glimpse_size, self.config.context
-        second = None
-        if views is None or generator is None:
-            what = self.what(glimpses_of(source, objects.boxes, objects.image_index, size, context))
-        else:
-            margin = size // 4  # of a crop MARGIN times as wide
-            wide = glimpses_of(
-                source, objects.boxes, objects.image_index, size + 2 * margin, context * MARGIN
-            )
-            plain = wide[:, :, margin:-margin, margin:-margin]
-            both = torch.cat([plain, random_view(wide, size, views, generator)])
-            what, second = self.what(both).chunk(2)
-        depth = self.depth(what, objects.boxes)
-        return dataclasses.replace(objects, what=what, depth=depth), second
+        what = self.what(glimpses_of(source, objects.boxes, objects.image_index, size, context))
+        return dataclasses.replace(objects, what=what, depth=self.depth(what, objects.boxes))
+
+    def _encode_views(
+        self, objects: Objects, source: ImagesAtOwnSize, views: ObjectiveConfig, generator: torch.Generator
+    ) -> tuple[Objects, tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]]:
+        """As :meth:`encode_objects`, with the embeddings of each object and of a random view of it."""
+        both = glimpses_and_views(source, objects, self.config, views, generator)
+        what, second = self.what(both).chunk(2)
+        pair = paired_embeddings(self.projector, what, second, self.config.projector_size or what.shape[1])
+        return dataclasses.replace(objects, what=what, depth=self.depth(what, objects.boxes)), pair
 
     def sample(self, latents: CellLatents, generator: torch.Generator) -> Objects:
-        """Draw objects of a model with cells: presence from Bernoulli(beta), what and depth with their noise.
+        """Sample objects of a model with cells: presence from Bernoulli(beta), what and depth with their noise.
 
-        Random numbers are drawn on the generator's device. Only present rows are ever gathered; no patches.
+        Random numbers come from the generator's device. Only present rows are ever gathered; no patches.
         """
-        return self.with_noise(self._drawn(latents, generator), generator)
+        return self.with_noise(self._sample_present(latents, generator), generator)
 
-    def _drawn(self, latents: CellLatents, generator: torch.Generator) -> Objects:
-        """Objects whose presence is drawn from Bernoulli(beta), with their means."""
+    def _sample_present(self, latents: CellLatents, generator: torch.Generator) -> Objects:
+        """Objects with presence sampled from Bernoulli(beta), with their means."""
         draws = torch.rand(latents.present.shape, generator=generator, device=generator.device)
         found = (draws.to(latents.present.device) < latents.present) & ~latents.reset
         image, prediction = found.nonzero(as_tuple=True)
-        return self._pack(latents, image, prediction)
+        return latents.objects(image, prediction)
 
     def with_noise(self, objects: Objects, generator: torch.Generator) -> Objects:
-        """Objects whose ``what`` and ``depth`` are drawn around theirs with the posterior's standard deviations."""
+        """The objects with noise of the posterior's standard deviations added to ``what`` and ``depth``."""
         what, depth = objects.require("what"), objects.require("depth")
         shape = (len(objects), self.config.z_what_size + 1)
         noise = torch.randn(shape, generator=generator, device=generator.device).to(what)
@@ -235,26 +208,16 @@ class SSDIR(ObjectModel):
         image, since patches are painted and compared in whole boxes.
 
         Args:
-            present_threshold: keep predictions whose presence exceeds this; None takes the configuration's.
-            nms_iou: drop the less probable of two boxes above this IoU; None keeps all; "config" takes the
-                detector's.
-            max_objects: most objects of an image; None takes the detector's.
+            latents: of the images.
+            present_threshold, nms_iou, max_objects: as for :meth:`infer`.
         """
-        config = self.finder.config
-        threshold = self.config.present_threshold if present_threshold is None else present_threshold
-        iou = config.nms_iou if nms_iou == "config" else nms_iou
-        most = config.max_detections if max_objects is None else max_objects
+        threshold, iou, most = self._limits(present_threshold, nms_iou, max_objects)
         n_images, n_predictions = latents.present.shape
         image = torch.arange(n_images, device=latents.present.device).repeat_interleave(n_predictions)
         kept = select_boxes(
             latents.boxes.flatten(0, 1), latents.present.flatten(), image, threshold, iou, most
         )  # predictions that are reset have no box
-        return self._pack(latents, image[kept], kept % n_predictions)
-
-    def _pack(self, latents: CellLatents, image: Int[Tensor, " m"], prediction: Int[Tensor, " m"]) -> Objects:
-        boxes, present, what, depth = latents.gather(image, prediction)
-        labels = None if latents.labels is None else latents.labels[image, prediction]
-        return Objects(boxes, present, what, depth, image, len(latents.boxes), labels=labels)
+        return latents.objects(image[kept], kept % n_predictions)
 
     def forward(
         self,
@@ -275,7 +238,7 @@ class SSDIR(ObjectModel):
             generator: source of all randomness.
             render_images: whether to merge the objects into images.
             detector_output: as for :meth:`encode`.
-            given: objects that are told; then the detector is not asked (glimpses only, as the rest).
+            given: objects from elsewhere; then the detector is not run (glimpses only, as the rest).
             originals: the images at their own sizes, for glimpses of these.
             grey: the three channels of ``images`` are equal.
             views: how second views differ; None: none are made.
@@ -284,17 +247,18 @@ class SSDIR(ObjectModel):
         if given is None:
             latents = self.encode(images, detector_output)
             sampled = self.config.train_on == "sampled"
-            means = self._drawn(latents, generator) if sampled else self.select(latents)
+            means = self._sample_present(latents, generator) if sampled else self.select(latents)
         else:
             means = given
         embeddings = None
         if self.by_glimpses:
             if not render_images:
-                means = self._some(means, generator)
+                means = self._subsample(means, generator)
             source = originals if originals is not None else images[:, :1] if grey else images
-            means, second = self.encode_objects(means, source, views, generator)
-            if second is not None:
-                embeddings = self._embeddings(means.require("what"), second)
+            if views is None:
+                means = self.encode_objects(means, source)
+            else:
+                means, embeddings = self._encode_views(means, source, views, generator)
         objects = self.with_noise(means, generator)
         logits = self.decoder(objects.require("what"))
         targets = None
@@ -305,27 +269,13 @@ class SSDIR(ObjectModel):
             merged = self.compose(self._with_logits(objects, logits), images.shape[-1], images)
         return SSDIROutput(latents, means, objects, logits, merged, targets, embeddings)
 
-    def _some(self, objects: Objects, generator: torch.Generator) -> Objects:
-        """As many of the objects, at random, as a step may decode."""
+    def _subsample(self, objects: Objects, generator: torch.Generator) -> Objects:
+        """A random subset of the objects, no more than ``config.train_objects``."""
         most = self.config.train_objects
         if len(objects) <= most:
             return objects
         order = torch.randperm(len(objects), generator=generator, device=generator.device)
         return objects[order[:most].sort().values.to(objects.boxes.device)]
-
-    def _embeddings(
-        self, what: Float[Tensor, "m d"], second: Float[Tensor, "m d"]
-    ) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
-        """Embeddings of both views; none of fewer than two objects, of which there are no statistics."""
-        if len(what) < 2:
-            # Depends, emptily, on every parameter: each process of a training needs all gradients.
-            parts = [] if self.projector is None else self.projector.parameters()
-            nothing = second[:0].sum() + sum(part.flatten()[:0].sum() for part in parts)
-            empty = what.new_zeros(0, self.config.projector_size or what.shape[1]) + nothing
-            return empty, empty
-        both = torch.cat([what, second])
-        first, other = (both if self.projector is None else self.projector(both).float()).chunk(2)
-        return first, other
 
     def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
         """Merge the objects' patches into images of the given side, by their opacity or by ``config.merge``, on black.
@@ -382,91 +332,27 @@ class SSDIR(ObjectModel):
             size,
         ).images
 
-    def infer(
-        self,
-        images: Images,
-        present_threshold: float | None = None,
-        nms_iou: float | Literal["config"] | None = "config",
-        max_objects: int | None = None,
-        patches: bool = True,
-        boxes: Sequence[Float[Tensor, "_ 4"]] | None = None,
+    def _find(
+        self, batch: Batch, threshold: float, nms_iou: float | None, max_objects: int | None, patches: bool
     ) -> Objects:
-        """The objects of images, with z_what and z_depth means, and their patches in [0, 1]; see
-        :meth:`ObjectModel.infer` and, for thresholds and limits, :meth:`select`.
+        if batch.given is not None:
+            return self.given_objects(batch, batch.given, threshold)
+        latents = self.encode(to_channels_last(self.prepared(batch)))
+        return self.select(latents, threshold, nms_iou, max_objects)
 
-        Args:
-            boxes: of each image, cxcywh in [0, 1], from elsewhere: then the detector is not asked, as for
-                :meth:`describe`.
-
-        Raises:
-            ConfigError: there is no detector, and there are no boxes.
-            ValueError: boxes of another number of images; boxes for a model with cells.
-        """
-        if boxes is not None:
-            sizes = torch.tensor([len(item) for item in boxes], dtype=torch.long)
-            index = torch.arange(len(boxes)).repeat_interleave(sizes)
-            given = torch.cat([torch.zeros(0, 4), *(item.detach().cpu().float() for item in boxes)])
-            return self._describe(images, given, index, patches, len(boxes))
-        batch = self.batched(images)
-        objects = self.find(batch, present_threshold, nms_iou, max_objects)
-        if self.by_glimpses:
-            return self.encoded(batch, objects, patches)
-        with self.evaluating():
-            return self.with_patches(objects) if patches else objects
-
-    def find(
-        self,
-        images: Images,
-        present_threshold: float | None = None,
-        nms_iou: float | Literal["config"] | None = "config",
-        max_objects: int | None = None,
-    ) -> Objects:
-        if isinstance(images, Batch) and images.given is not None:
-            return self.given_objects(images, images.given, present_threshold)
-        with self.evaluating():
-            latents = self.encode(to_channels_last(self.prepared(images)))
-            return self.select(latents, present_threshold, nms_iou, max_objects)
+    def _encode(self, batch: Batch, objects: Objects) -> Objects:
+        if not self.reads_originals:
+            return self.encode_objects(objects, self.prepared(batch))
+        own_size = batch.images.to(self.device) if batch.originals is None else batch.originals
+        return self.encode_objects(objects, own_size)
 
     def given_objects(
         self, batch: Batch, given: GivenObjects, present_threshold: float | None = None
     ) -> Objects:
-        """Objects that are told, without what a model with glimpses says of them; thresholds as for :meth:`select`."""
-        threshold = self.config.present_threshold if present_threshold is None else present_threshold
+        """The given objects above the threshold, not yet encoded; None takes the model's threshold."""
+        threshold = self.present_threshold if present_threshold is None else present_threshold
         found = Objects(given.boxes, given.present, None, None, given.image_index, len(batch))
         return found[found.present > threshold]
-
-    def describe(
-        self,
-        images: Images,
-        boxes: Float[Tensor, "m 4"],
-        image_index: Int[Tensor, " m"],
-        patches: bool = True,
-    ) -> Objects:
-        """As :meth:`ObjectModel.describe`, of models with glimpses; the detector is not asked."""
-        return self._describe(images, boxes, image_index, patches)
-
-    def _describe(
-        self,
-        images: Images,
-        boxes: Float[Tensor, "m 4"],
-        image_index: Int[Tensor, " m"],
-        patches: bool,
-        n_images: int | None = None,
-    ) -> Objects:
-        if not self.by_glimpses:
-            return super().describe(images, boxes, image_index, patches)
-        with self.evaluating():
-            batch = self.prepared(images)
-            if n_images not in (None, len(batch)):
-                raise ValueError(f"there are boxes of {n_images} images, but {len(batch)} images")
-            boxes, image_index = boxes.to(batch), image_index.to(batch.device)
-            given = Objects(boxes, torch.ones_like(boxes[:, 0]), None, None, image_index, len(batch))
-            objects, _ = self.encode_objects(given, self._source(images, batch))
-            return self.with_patches(objects) if patches else objects
-
-    def _source(self, images: Images, batch: Float[Tensor, "b 3 s s"]) -> ImagesAtOwnSize:
-        """What glimpses are cropped from."""
-        return at_own_size(images, batch) if self.reads_originals else batch
 
     def with_patches(self, objects: Objects) -> Objects:
         """Patches decoded from ``what``, with their opacity where the model has one."""
@@ -491,10 +377,11 @@ class SSDIR(ObjectModel):
     def reconstruct(
         self, images: Images, size: int | None = None, objects: Objects | None = None
     ) -> Float[Tensor, "b 3 size size"]:
-        """The objects that :meth:`infer` finds, painted back, over the background where the model has one."""
-        found = self.infer(images) if objects is None else objects
+        """The objects that :meth:`infer` finds, rendered, over the background where the model has one."""
+        batch = self.batched(images)
+        found = self.infer(batch) if objects is None else objects
         with self.evaluating():
-            return self.compose(found, self.image_size if size is None else size, self.prepared(images))
+            return self.compose(found, self.image_size if size is None else size, self.prepared(batch))
 
     def with_untrained_what(self, seed: int) -> SSDIR:
         """The same model with a fresh what encoder (the control of a probe of z_what), for evaluation only.

@@ -8,13 +8,60 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdir.config import ObjectiveConfig
+from ssdir.config import ModelConfig, ObjectiveConfig
+from ssdir.model.glimpse import ImagesAtOwnSize, glimpses_of
+from ssdir.model.latents import Objects
 
 MARGIN = 1.5
 """Side of the crops that random views are taken from, in sides of what a view shows."""
+
+
+def glimpses_and_views(
+    source: ImagesAtOwnSize,
+    objects: Objects,
+    model: ModelConfig,
+    config: ObjectiveConfig,
+    generator: torch.Generator,
+) -> Float[Tensor, "n 3 q q"]:
+    """Glimpses at the objects' boxes, then a random view of each: twice as many as there are objects.
+
+    Args:
+        source: the images, see :func:`~ssdir.model.glimpse.glimpses_of`.
+        objects: boxes in the images.
+        model: size and context of the glimpses.
+        config: how views differ.
+        generator: all randomness comes from it.
+    """
+    size = model.glimpse_size
+    margin = size // 4  # of a crop MARGIN times as wide
+    wide = glimpses_of(source, objects.boxes, objects.image_index, size + 2 * margin, model.context * MARGIN)
+    plain = wide[:, :, margin:-margin, margin:-margin]
+    return torch.cat([plain, random_view(wide, size, config, generator)])
+
+
+def paired_embeddings(
+    projector: nn.Module | None, what: Float[Tensor, "m d"], second: Float[Tensor, "m d"], size: int
+) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
+    """Embeddings of objects and of their second views; none of fewer than two objects, of which there are no
+    statistics.
+
+    Args:
+        projector: gives them; None: they are the codes themselves.
+        what, second: codes of both views.
+        size: of an embedding.
+    """
+    if len(what) < 2:
+        # Depends, emptily, on every parameter: each process of a training needs all gradients.
+        parts = [] if projector is None else projector.parameters()
+        nothing = second[:0].sum() + sum(part.flatten()[:0].sum() for part in parts)
+        empty = what.new_zeros(0, size) + nothing
+        return empty, empty
+    both = torch.cat([what, second])
+    first, other = (both if projector is None else projector(both).float()).chunk(2)
+    return first, other
 
 
 def random_view(
