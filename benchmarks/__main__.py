@@ -30,7 +30,7 @@ from ssdir.common.machine import choose_device
 
 Name = Literal[
     "paste", "growth", "crop", "covered", "merges",
-    "steps", "objects", "detector", "loss", "inference", "throughput", "profile",
+    "steps", "objects", "glimpses", "detector", "loss", "inference", "throughput", "profile",
     "generator", "streaming",
     "space", "spair",
     "sweep-objects", "sweep-sides", "sweep-batches",
@@ -48,6 +48,7 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     # From here on the process keeps the memory that it frees, as training does.
     "steps": training.steps,
     "objects": training.objects,
+    "glimpses": training.glimpses,
     "detector": training.detector,
     "loss": training.loss,
     "inference": training.inference,

@@ -18,11 +18,13 @@ from benchmarks.timing import Call, extra_memory, timed
 from ssdir.common.machine import keep_freed_memory
 from ssdir.common.randomness import generator_of
 from ssdir.config import TrainingConfig
+from ssdir.config.presets import preset
 from ssdir.data.batch import Batch, DetectorOutput
 from ssdir.data.cache import CachedDataset
 from ssdir.detector.feature_cache import CacheSettings, FeatureCache
 from ssdir.detector.loss import MultiboxLoss
 from ssdir.detector.ssd import Detector
+from ssdir.model.latents import Objects
 from ssdir.model.ssdir import SSDIR
 from ssdir.training.optim import make_optimizer
 from ssdir.training.start import computes_in_bf16
@@ -188,6 +190,41 @@ def objects(setup: Setup, limits: Limits) -> list[Row]:
             units="bytes",
         ),
     ]
+
+
+def glimpses(setup: Setup, limits: Limits) -> list[Row]:
+    """Looking at objects one by one, and painting them, against the detector's pass over their images."""
+    n_objects = setup.objects
+    images = scene_batch(setup, setup.batch).images.to(setup.device)
+    boxes = some_boxes(setup, setup.batch, n_objects).flatten(0, 1).to(setup.device)
+    index = torch.arange(setup.batch, device=setup.device).repeat_interleave(n_objects)
+    detector = Detector(setup.detector).to(setup.device).eval()
+    found = Objects(boxes, boxes.new_ones(len(boxes)), None, None, index, setup.batch)
+    calls: dict[str, Call] = {"detector": no_grad(lambda: detector(images))}
+    for name in ("quickstart", "scenes", "small"):
+        config = replace(preset(name).ssdir.model, glimpse_source="resized", background="none")
+        model = SSDIR(None, config).to(setup.device).eval()
+        calls[name] = no_grad(lambda model=model: model.with_patches(model.encode_objects(found, images)))
+    times = timed(calls, setup.device, setup.repetitions, setup.budget)
+    return [
+        share(
+            f"{n_objects} objects an image by glimpses of preset {name}, encoded and decoded, against the detector",
+            times[name],
+            times["detector"],
+            setup.shapes(),
+            at_most=0.5,
+        )
+        for name in calls
+        if name != "detector"
+    ]
+
+
+def no_grad(call: Call) -> Call:
+    def without_graph() -> None:
+        with torch.no_grad():
+            call()
+
+    return without_graph
 
 
 def prepare_steps(setup: Setup, settings: TrainingConfig, objects: int) -> Call:

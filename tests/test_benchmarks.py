@@ -156,6 +156,10 @@ def test_every_benchmark_gives_rows(tmp_path):
         ("matching, mining and loss, in a detector training step", 0.03),
         ("generator, one scene and its PNG, one core", 5),
         ("inference, image to packed objects, against F", 1.1),
+        (
+            "3 objects an image by glimpses of preset scenes, encoded and decoded, against the detector",
+            0.5,
+        ),
         ("SPACE place and merge forward + backward", 1),
         ("SPACE place and merge extra memory", 5),
     } <= targets
