@@ -104,6 +104,29 @@ def test_described_objects_are_encoded_glimpses():
     assert model.describe(pictures(), BOXES, INDEX, patches=False).patches is None
 
 
+def test_depth_may_see_the_features_of_the_detector(tmp_path):
+    model = made(WHOLE, depth_features=True)
+    torch.nn.init.normal_(model.depth.last.weight)
+    objects = model.describe(pictures(), BOXES, INDEX)
+    finest = model.detector.features(pictures())[0]
+    side = finest.shape[-1]
+    for i in range(3):
+        column, row = (int(at * side) for at in BOXES[i, :2])
+        cell = finest[INDEX[i], :, row, column][None]
+        torch.testing.assert_close(
+            objects.depth[i : i + 1], model.depth(objects.what[i : i + 1], BOXES[i : i + 1], cell)
+        )
+    assert not torch.allclose(model.depth(objects.what, BOXES, finest[:, :, 0, 0]), objects.depth)
+    model.save_pretrained(tmp_path / "model")
+    same(SSDIR.from_pretrained(tmp_path / "model").describe(pictures(), BOXES, INDEX), objects)
+    output = model.train()(pictures(), seeded())
+    output.objects.depth.sum().backward()
+    assert model.depth.hidden.weight.grad[:, -finest.shape[1] :].any()
+    assert all(parameter.grad is None for parameter in model.detector.parameters())
+    with pytest.raises(ConfigError, match="depth_features needs a detector"):
+        made(WHOLE, detector=False, depth_features=True)
+
+
 @pytest.mark.parametrize("detector", [True, False])
 def test_boxes_may_come_from_elsewhere(detector):
     model = made(WHOLE, detector)

@@ -202,7 +202,8 @@ def describe_preset(name: str) -> Networks:
         if model.by_glimpses:
             size = chosen.ssdir.model.glimpse_size
             what = model.what(torch.zeros(1, 3, size, size))
-            model.depth(what, torch.zeros(1, 4))
+            near = features[0][:, :, 0, 0] if chosen.ssdir.model.depth_features else None
+            model.depth(what, torch.zeros(1, 4), near)
         else:
             what = model.what(features)[0, :1]
             model.depth(features)

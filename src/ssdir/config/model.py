@@ -33,6 +33,8 @@ class ModelConfig:
     depth_of_floor: float = 0.0
     """This times the height of the box's lower edge (from 0 at the top to 1) is added to z_depth: things on a floor
     are nearer where they stand lower."""
+    depth_features: bool = False
+    """z_depth also sees the detector's features: those of its finest map at the object's centre (glimpses only)."""
     n_hidden: int = 3
     """3x3 convolutions with ReLU in the what encoder of each map."""
     sigma_what: float = 0.1

@@ -64,27 +64,48 @@ class GlimpseEncoder(nn.Module):
 
 
 class GlimpseDepth(nn.Module):
-    """Means of z_depth of objects, from z_what and the box: a perceptron with one hidden layer.
+    """Means of z_depth of objects, from z_what, the box and perhaps features: a perceptron with one hidden layer.
 
-    No gradient passes to z_what. ``config.depth_of_floor`` times the height of the box's lower edge is added: on a
-    floor that is seen from above, what stands lower in the image is nearer. The perceptron starts at 0.
+    No gradient passes to z_what and features. ``config.depth_of_floor`` times the height of the box's lower edge is
+    added: on a floor that is seen from above, what stands lower in the image is nearer. The perceptron starts at 0.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, n_features: int = 0) -> None:
         super().__init__()
         self.floor = config.depth_of_floor
-        self.hidden = nn.Linear(config.z_what_size + 4, 64)
+        self.hidden = nn.Linear(config.z_what_size + 4 + n_features, 64)
         self.last = nn.Linear(64, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, what: Float[Tensor, "m d"], boxes: Float[Tensor, "m 4"]) -> Float[Tensor, " m"]:
-        """Means for means of z_what and boxes (cxcywh in [0, 1]); larger is nearer."""
-        seen = torch.cat([what.detach().float(), 4 * (boxes - 0.5)], dim=1)
+    def forward(
+        self,
+        what: Float[Tensor, "m d"],
+        boxes: Float[Tensor, "m 4"],
+        features: Float[Tensor, "m f"] | None = None,
+    ) -> Float[Tensor, " m"]:
+        """Means for means of z_what, boxes (cxcywh in [0, 1]) and the detector's features; larger is nearer."""
+        parts = [what, 4 * (boxes - 0.5)] if features is None else [what, 4 * (boxes - 0.5), features]
+        seen = torch.cat([part.detach().float() for part in parts], dim=1)
         with torch.autocast(what.device.type, enabled=False):
             learned = self.last(functional.silu(self.hidden(seen)))[:, 0]
         lower = boxes[:, 1] + boxes[:, 3] / 2
         return DEEPEST * torch.tanh(learned / DEEPEST) + self.floor * lower
+
+
+def features_at(
+    feature_map: Float[Tensor, "b f h w"], boxes: Float[Tensor, "m 4"], image_index: Int[Tensor, " m"]
+) -> Float[Tensor, "m f"]:
+    """The features of the cells in which the boxes' centres lie.
+
+    >>> cells = torch.arange(4.0).view(1, 1, 2, 2)
+    >>> features_at(cells, torch.tensor([[0.9, 0.1, 0.2, 0.2]]), torch.tensor([0]))
+    tensor([[1.]])
+    """
+    height, width = feature_map.shape[-2:]
+    column = (boxes[:, 0] * width).long().clamp(0, width - 1)
+    row = (boxes[:, 1] * height).long().clamp(0, height - 1)
+    return feature_map[image_index, :, row, column]
 
 
 class Projector(nn.Sequential):

@@ -22,7 +22,14 @@ from ssdir.model import pretrained
 from ssdir.model.backdrop import Backdrop
 from ssdir.model.decoder import what_decoder
 from ssdir.model.encoder import DepthEncoder, WhatEncoder
-from ssdir.model.glimpse import GlimpseDepth, GlimpseEncoder, ImagesAtOwnSize, Projector, glimpses_of
+from ssdir.model.glimpse import (
+    GlimpseDepth,
+    GlimpseEncoder,
+    ImagesAtOwnSize,
+    Projector,
+    features_at,
+    glimpses_of,
+)
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import ObjectModel
@@ -72,6 +79,8 @@ class SSDIR(ObjectModel):
         self.reads_originals = self.by_glimpses and config.glimpse_source == "original"
         if detector is not None:
             detector.requires_grad_(False)
+        elif config.depth_features:
+            raise ConfigError("model.depth_features needs a detector; set it to false, or name a detector")
         elif not self.by_glimpses:
             raise ConfigError(
                 "a model without a detector must look at objects by glimpses; set model.what_encoder to glimpses, or "
@@ -81,7 +90,8 @@ class SSDIR(ObjectModel):
         self.what: WhatEncoder | GlimpseEncoder
         self.depth: DepthEncoder | GlimpseDepth
         if detector is None or self.by_glimpses:
-            self.what, self.depth = GlimpseEncoder(config), GlimpseDepth(config)
+            n_features = detector.backbone.map_channels[0] if detector and config.depth_features else 0
+            self.what, self.depth = GlimpseEncoder(config), GlimpseDepth(config, n_features)
         else:
             if config.clone_backbone:
                 self.backbone = copy.deepcopy(detector.backbone).requires_grad_(True)
@@ -102,6 +112,11 @@ class SSDIR(ObjectModel):
     @property
     def present_threshold(self) -> float:
         return self.config.present_threshold
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether it reads the feature maps of the detector, not its output alone."""
+        return self.config.depth_features if self.by_glimpses else self.backbone is None
 
     def frozen_detector(self) -> Detector | None:
         return self.detector
@@ -135,8 +150,7 @@ class SSDIR(ObjectModel):
         """
         detector = self.finder
         if detector_output is None:
-            with torch.no_grad():
-                detector_output = detector(images, maps=not self.by_glimpses and self.backbone is None)
+            detector_output = self._detected(images)
         present = detector.presence(detector_output)
         reset = present < self.config.reset_below
         boxes = detector.boxes(detector_output).masked_fill(reset[..., None], 0)
@@ -150,25 +164,52 @@ class SSDIR(ObjectModel):
         labels = None if detector.config.class_agnostic else detector.class_of(detector_output)
         return CellLatents(boxes, present, what, depth, detector.cell_of_box, reset, labels)
 
-    def encode_objects(self, objects: Objects, source: ImagesAtOwnSize) -> Objects:
+    def _detected(self, images: Float[Tensor, "b 3 s s"]) -> DetectorOutput:
+        """What the frozen detector says of images, with its feature maps where they are read."""
+        with torch.no_grad():
+            return self.finder(images, maps=self.reads_maps)
+
+    def encode_objects(
+        self, objects: Objects, source: ImagesAtOwnSize, output: DetectorOutput | None = None
+    ) -> Objects:
         """The objects with the means of glimpses at their boxes.
 
         Args:
             objects: boxes in images; their ``what`` and ``depth`` are not looked at.
             source: the images, see :func:`~ssdir.model.glimpse.glimpses_of`.
+            output: the detector's, with maps, where ``config.depth_features``.
         """
+        what = self.what_of(objects, source)
+        return dataclasses.replace(objects, what=what, depth=self._depth_of(objects, what, output))
+
+    def what_of(self, objects: Objects, source: ImagesAtOwnSize) -> Float[Tensor, "m d"]:
+        """Means of z_what of glimpses at the objects' boxes; arguments as for :meth:`encode_objects`."""
         size, context = self.config.glimpse_size, self.config.context
-        what = self.what(glimpses_of(source, objects.boxes, objects.image_index, size, context))
-        return dataclasses.replace(objects, what=what, depth=self.depth(what, objects.boxes))
+        means: Tensor = self.what(glimpses_of(source, objects.boxes, objects.image_index, size, context))
+        return means
+
+    def _depth_of(
+        self, objects: Objects, what: Float[Tensor, "m d"], output: DetectorOutput | None
+    ) -> Float[Tensor, " m"]:
+        features = None
+        if self.config.depth_features and output is not None:
+            features = features_at(output.maps[0], objects.boxes, objects.image_index)
+        means: Tensor = self.depth(what, objects.boxes, features)
+        return means
 
     def _encode_views(
-        self, objects: Objects, source: ImagesAtOwnSize, views: ObjectiveConfig, generator: torch.Generator
+        self,
+        objects: Objects,
+        source: ImagesAtOwnSize,
+        views: ObjectiveConfig,
+        generator: torch.Generator,
+        output: DetectorOutput | None,
     ) -> tuple[Objects, tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]]:
         """As :meth:`encode_objects`, with the embeddings of each object and of a random view of it."""
         both = glimpses_and_views(source, objects, self.config, views, generator)
         what, second = self.what(both).chunk(2)
         pair = paired_embeddings(self.projector, what, second, self.config.projector_size or what.shape[1])
-        return dataclasses.replace(objects, what=what, depth=self.depth(what, objects.boxes)), pair
+        return dataclasses.replace(objects, what=what, depth=self._depth_of(objects, what, output)), pair
 
     def sample(self, latents: CellLatents, generator: torch.Generator) -> Objects:
         """Sample objects of a model with cells: presence from Bernoulli(beta), what and depth with their noise.
@@ -244,6 +285,8 @@ class SSDIR(ObjectModel):
             views: how second views differ; None: none are made.
         """
         latents = None
+        if detector_output is None and (given is None or self.config.depth_features):
+            detector_output = self._detected(images)
         if given is None:
             latents = self.encode(images, detector_output)
             sampled = self.config.train_on == "sampled"
@@ -256,9 +299,9 @@ class SSDIR(ObjectModel):
                 means = self._subsample(means, generator)
             source = originals if originals is not None else images[:, :1] if grey else images
             if views is None:
-                means = self.encode_objects(means, source)
+                means = self.encode_objects(means, source, detector_output)
             else:
-                means, embeddings = self._encode_views(means, source, views, generator)
+                means, embeddings = self._encode_views(means, source, views, generator, detector_output)
         objects = self.with_noise(means, generator)
         logits = self.decoder(objects.require("what"))
         targets = None
@@ -341,10 +384,11 @@ class SSDIR(ObjectModel):
         return self.select(latents, threshold, nms_iou, max_objects)
 
     def _encode(self, batch: Batch, objects: Objects) -> Objects:
+        output = self._detected(self.prepared(batch)) if self.config.depth_features else None
         if not self.reads_originals:
-            return self.encode_objects(objects, self.prepared(batch))
+            return self.encode_objects(objects, self.prepared(batch), output)
         own_size = batch.images.to(self.device) if batch.originals is None else batch.originals
-        return self.encode_objects(objects, own_size)
+        return self.encode_objects(objects, own_size, output)
 
     def given_objects(
         self, batch: Batch, given: GivenObjects, present_threshold: float | None = None

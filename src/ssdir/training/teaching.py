@@ -50,6 +50,6 @@ def distance_to_teacher(
 ) -> Float[Tensor, ""]:
     """Mean squared distance of the objects' z_what to the teacher's of the same boxes; 0 without objects."""
     with torch.no_grad():
-        targets = teacher.encode_objects(objects, images)
+        target = teacher.what_of(objects, images)
     what = objects.require("what").float()
-    return (what - targets.require("what")).square().sum() / normalizer(what.new_full((), what.numel()))
+    return (what - target).square().sum() / normalizer(what.new_full((), what.numel()))

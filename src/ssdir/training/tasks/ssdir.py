@@ -114,11 +114,7 @@ class SSDIRTask(Task):
 
     def cached_detector(self) -> tuple[Detector, bool] | None:
         detector = self.model.detector
-        return (
-            None
-            if detector is None
-            else (detector, not self.model.by_glimpses and self.model.backbone is None)
-        )
+        return None if detector is None else (detector, self.model.reads_maps)
 
     def train(self, mode: bool = True) -> SSDIRTask:
         """As ``nn.Module.train``, except that the teacher stays in eval mode."""
