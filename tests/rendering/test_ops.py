@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from functools import partial
 
 import jaxtyping
@@ -302,3 +304,12 @@ def test_compiled_graphs_and_exported_programs_give_the_same_without_a_break(mon
     torch.testing.assert_close(program.module()(*inputs), expected.detach())
     fewer = [value[:3] for value in inputs]
     torch.testing.assert_close(program.module()(*fewer), whole(*fewer))
+
+
+def test_painting_does_not_import_the_compiler() -> None:
+    script = (
+        "import sys, torch; from ssdir.rendering.render import paste\n"
+        "paste(torch.ones(1, 1, 2, 2), torch.rand(1, 4), torch.tensor([0]), 1, 4)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -12,22 +12,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import CustomOpDef, custom_op
+from torch import Tensor, library
 
 from ssdir.rendering import crop as crops
 from ssdir.rendering import paste as pastes
 
 
-def _operator(function: Callable[..., Any], schema: str, fake: Callable[..., Any]) -> CustomOpDef:
-    """``fake`` makes the results' shapes for tracing."""
+def _operator(function: Callable[..., Any], schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake`` makes the shapes of results for tracing. ``torch.library.custom_op`` is not used: its first call imports
+    the whole of PyTorch's compiler, which takes seconds."""
 
     def call(*arguments: Any) -> Any:
         with torch.autocast(arguments[0].device.type, enabled=False):
             return function(*(part.contiguous() if isinstance(part, Tensor) else part for part in arguments))
 
-    operator = custom_op(f"ssdir::{function.__name__}", call, mutates_args=(), schema=schema)
-    operator.register_fake(fake)
+    name = f"ssdir::{function.__name__}"
+    library.define(name, schema)
+    library.impl(name, "default", call)
+    library.register_fake(name, fake)
+    operator: Callable[..., Any] = getattr(torch.ops.ssdir, function.__name__)
     return operator
 
 
@@ -70,7 +73,7 @@ def _paste_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return patches, boxes, None, weights, None, None
 
 
-paste.register_autograd(_paste_gradients, setup_context=_save_paste)
+library.register_autograd("ssdir::paste", _paste_gradients, setup_context=_save_paste)
 
 # -- covered -------------------------------------------------------------------------------------------------------
 
@@ -112,7 +115,7 @@ def _covered_gradients(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor |
     return *_wanted(found, asked), None, None
 
 
-covered.register_autograd(_covered_gradients, setup_context=_save_covered)
+library.register_autograd("ssdir::covered", _covered_gradients, setup_context=_save_covered)
 
 # -- crop ----------------------------------------------------------------------------------------------------------
 
@@ -144,4 +147,4 @@ def _crop_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_wanted(found, asked), None, None, None, None
 
 
-crop.register_autograd(_crop_gradients, setup_context=_save_crop)
+library.register_autograd("ssdir::crop", _crop_gradients, setup_context=_save_crop)

@@ -254,12 +254,12 @@ PRESETS["scenes"] = Preset(
         loss=DetectorLossConfig(match_iou=0.4, positive_weight=2.0),
         training=replace(
             _SMALL_TRAINING,
-            steps=1_500,
+            steps=800,
             batch_size=16,
             learning_rate=0.004,
-            warmup_steps=150,
-            validate_every=500,
-            checkpoint_every=250,
+            warmup_steps=80,
+            validate_every=400,
+            checkpoint_every=100,
         ),
         augmentation=_CLEVR_AUGMENTATION,
     ),
@@ -275,7 +275,7 @@ PRESETS["scenes"] = Preset(
             depth_of_floor=12.0,
         ),
         objective=ObjectiveConfig(
-            image=100.0, objects=10.0, what=0.0001, depth=0.0, error="mse", opacity=0.05
+            image=100.0, objects=10.0, what=0.0001, depth=0.0, error="mse", opacity=0.05, hidden=3.0
         ),
         training=replace(
             _GLIMPSES_TRAINING, steps=2_600, batch_size=8, validate_every=500, checkpoint_every=250
