@@ -46,8 +46,8 @@ from ssdir.model.loss_output import LossOutput
 from ssdir.model.pretrained import load_detector, read_config
 from ssdir.model.ssdir import SSDIR
 from ssdir.plots.overlay import with_boxes
+from ssdir.training.accelerator import make_accelerator
 from ssdir.training.loader import Loader
-from ssdir.training.loop import _accelerator
 from ssdir.training.metrics import FiniteGuard, MetricAccumulator
 from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.training.run_folder import load_run_config
@@ -496,16 +496,16 @@ def test_images_read_ahead_are_the_same(data: Path) -> None:
 def test_batch_that_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda self: 3))
     with pytest.raises(ConfigError, match=r"batch_size 4 cannot be shared by 3 processes.*multiple of 6"):
-        _accelerator(replace(toy.SETTINGS, accumulate=2))
+        make_accelerator(replace(toy.SETTINGS, accumulate=2))
 
 
 def test_a_named_device_is_taken_for_one_run_and_an_absent_one_before_anything_is_written(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = replace(toy.SETTINGS, precision="fp32")
-    assert _accelerator(plain, "meta").device == torch.device("meta")
+    assert make_accelerator(plain, "meta").device == torch.device("meta")
     assert "ACCELERATE_TORCH_DEVICE" not in os.environ
-    assert _accelerator(plain).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert make_accelerator(plain).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     toy.run_toy(data, tmp_path / "run", steps=2, device="cpu")
     assert read_json(tmp_path / "run/checkpoints/step_000002/training.json")["device"] == "cpu"
     with pytest.raises(ConfigError, match="device 'tpu' cannot be used here"):
@@ -513,7 +513,7 @@ def test_a_named_device_is_taken_for_one_run_and_an_absent_one_before_anything_i
     assert not (tmp_path / "other").exists()
     with monkeypatch.context() as patched:  # where there is a GPU
         patched.setattr(torch.cuda, "is_available", lambda: True)
-        assert _accelerator(plain, "cpu").device.type == "cpu"
+        assert make_accelerator(plain, "cpu").device.type == "cpu"
 
 
 def test_processes_that_share_a_training_take_no_single_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,10 +521,10 @@ def test_processes_that_share_a_training_take_no_single_device(monkeypatch: pyte
         monkeypatch.setenv(name, "1")
     for device in ("cuda:1", "mps"):
         with pytest.raises(ConfigError, match=rf"--device {device} names one .* by CUDA_VISIBLE_DEVICES"):
-            _accelerator(toy.SETTINGS, device)
+            make_accelerator(toy.SETTINGS, device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
-        _accelerator(toy.SETTINGS, "cuda")
+        make_accelerator(toy.SETTINGS, "cuda")
 
 
 @pytest.mark.parametrize("left", [{"LOCAL_RANK": ""}, {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1"}])
@@ -538,7 +538,7 @@ def test_a_left_over_number_of_a_process_is_told_and_ignored(
     with pytest.warns(
         UserWarning, match=f"the environment has {', '.join(left)}, but not .*: one process trains"
     ):
-        assert _accelerator(toy.SETTINGS, "cpu").num_processes == 1
+        assert make_accelerator(toy.SETTINGS, "cpu").num_processes == 1
     assert {name: os.environ[name] for name in left} == left
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,13 @@ def rich_console(stderr: bool = False) -> Console:
             raise BrokenPipeError
 
     return OpenConsole(stderr=stderr)
+
+
+def quiet_console() -> Console:
+    """A console whose output goes nowhere."""
+    from rich.console import Console
+
+    return Console(file=io.StringIO())
 
 
 @contextmanager

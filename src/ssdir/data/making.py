@@ -89,7 +89,7 @@ def make_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     annotate: Annotate | None = None,
-    chunk: int | None = None,
+    chunk: int = _CHUNK,
     shard: Shard | None = None,
     merge: bool = False,
 ) -> None:
@@ -119,58 +119,29 @@ def make_dataset(
             f"{folder} holds no dataset in the making; make its shards first: --shard 1/N to --shard N/N"
         )
     with making_lock(folder, shard):
-        _make(
-            folder,
-            fingerprint,
-            splits,
-            categories,
-            prepare,
-            workers,
-            progress,
-            annotate or write_coco,
-            _CHUNK if chunk is None else chunk,
-            shard,
-            merge,
-        )
-
-
-def _make(
-    folder: Path,
-    fingerprint: dict[str, Any],
-    splits: dict[str, int],
-    categories: tuple[str, ...],
-    prepare: Callable[[], Draw],
-    workers: int | None,
-    progress: Callable[[int, int], None] | None,
-    annotate: Annotate,
-    chunk: int,
-    shard: Shard | None,
-    merge: bool,
-) -> None:
-    """:func:`make_dataset`, in a folder that no other process makes."""
-    if not _begin(folder, fingerprint, shared=shard is not None):
-        return
-    chunks = chunks_of(splits, chunk)
-    if shard is not None:
-        note_shards(folder / MAKING, shard.of, splits, chunk)
-        chunks = shard.share(chunks)
-    total = sum(len(part.indices) for part in chunks)
-    waiting = [part for part in chunks if not is_finished(folder, part)]
-    if merge:
-        require_whole(folder, chunks, waiting)
-    done = total - sum(len(part.indices) for part in waiting)
-    if progress is not None:
-        progress(done, total)
-    # Unless told otherwise, a process must be worth its start (about a second).
-    workers = min(workers, len(waiting)) if workers else min(available_cores(), len(waiting) // 2)
-    if waiting:
-        _check_space(folder, waiting, prepare)
-        for finished in _run(folder, waiting, prepare, workers):
-            done += len(finished.indices)
-            if progress is not None:
-                progress(done, total)
-    if shard is None:
-        _finish(folder, fingerprint, splits, categories, annotate, chunk)
+        if not _begin(folder, fingerprint, shared=shard is not None):
+            return
+        chunks = chunks_of(splits, chunk)
+        if shard is not None:
+            note_shards(folder / MAKING, shard.of, splits, chunk)
+            chunks = shard.share(chunks)
+        total = sum(len(part.indices) for part in chunks)
+        waiting = [part for part in chunks if not is_finished(folder, part)]
+        if merge:
+            require_whole(folder, chunks, waiting)
+        done = total - sum(len(part.indices) for part in waiting)
+        if progress is not None:
+            progress(done, total)
+        # Unless told otherwise, a process must be worth its start (about a second).
+        workers = min(workers, len(waiting)) if workers else min(available_cores(), len(waiting) // 2)
+        if waiting:
+            _check_space(folder, waiting, prepare)
+            for finished in _run(folder, waiting, prepare, workers):
+                done += len(finished.indices)
+                if progress is not None:
+                    progress(done, total)
+        if shard is None:
+            _finish(folder, fingerprint, splits, categories, annotate or write_coco, chunk)
 
 
 def mask_path(folder: Path, split: str, file_name: str) -> Path:

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ssdir.common.console import say
+from ssdir.common.console import quiet_console, say
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import claim
 from ssdir.common.storage import read_json, write_json
@@ -219,7 +219,7 @@ def run_combination(config: AblationConfig, study: optuna.Study, trial: Trial) -
         require_ours(study, trial.number)
 
     detector, teacher, run = (folder / name for name in ("detector", "teacher", "ssdir"))
-    options: Any = {"console": _quiet(), "observe": observe, "again": SAME}
+    options: Any = {"console": quiet_console(), "observe": observe, "again": SAME}
     train_detector(chosen.detector, data, detector, resume=detector.exists(), **options)
     if chosen.teacher is not None:
         train_ssdir(chosen.teacher, detector, data, teacher, resume=teacher.exists(), **options)
@@ -307,11 +307,3 @@ def finished_rows(out: Path) -> list[dict[str, Any]]:
 def _described(chosen: Preset) -> dict[str, Any]:
     described: dict[str, Any] = to_dict(chosen)
     return described
-
-
-def _quiet() -> Any:
-    import io
-
-    from rich.console import Console
-
-    return Console(file=io.StringIO())

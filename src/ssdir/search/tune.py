@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ssdir.common.console import say
+from ssdir.common.console import quiet_console, say
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.ownership import claim
 from ssdir.common.storage import write_json
@@ -242,7 +242,7 @@ def run_trial(config: TuneConfig, study: optuna.Study, trial: Trial, detector: P
         folder,
         teacher=teacher,
         resume=folder.exists(),
-        console=_quiet(),
+        console=quiet_console(),
         observe=observe,
         again=SAME,
     )
@@ -341,14 +341,6 @@ def _last_validation(folder: Path) -> dict[str, float]:
         for name, value in rows[-1].items()
         if "val/" in name and value
     }
-
-
-def _quiet() -> Any:
-    import io
-
-    from rich.console import Console
-
-    return Console(file=io.StringIO())
 
 
 def best_command(study: optuna.Study) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, runtime_checkable
@@ -23,9 +23,9 @@ from rich.console import Console
 from torch import nn
 
 from ssdir.common.console import rich_console
-from ssdir.common.distributed import shares_training, without_ranks
+from ssdir.common.distributed import shares_training
 from ssdir.common.errors import ConfigError
-from ssdir.common.machine import choose_device, computes_in_bf16, keep_freed_memory
+from ssdir.common.machine import keep_freed_memory
 from ssdir.common.ownership import locked
 from ssdir.common.randomness import generator_of
 from ssdir.common.storage import atomic_open, write_json
@@ -36,11 +36,13 @@ from ssdir.data.mnist.streaming import Images, StreamedScenes
 from ssdir.detector.feature_cache import CacheSettings, FeatureCache, require_memory
 from ssdir.detector.ssd import Detector
 from ssdir.model.loss_output import LossOutput
+from ssdir.training.accelerator import make_accelerator
 from ssdir.training.checkpoint import RunState
 from ssdir.training.health import Row
 from ssdir.training.interruption import Interruptions
 from ssdir.training.loader import Loader, describe_images, open_images
 from ssdir.training.metrics import Clock, FiniteGuard, MetricAccumulator
+from ssdir.training.opening import opening_lines
 from ssdir.training.optim import MovingAverage, learning_rate, make_optimizer
 from ssdir.training.run_folder import check_run, remove_leftovers
 from ssdir.training.standing import first_look
@@ -140,7 +142,7 @@ def _train(
     """:func:`train`, in a folder that no other training writes into."""
     settings = run_config.training
     augmentation = run_config.augmentation if isinstance(run_config, DetectorRun) else AugmentationConfig()
-    accelerator = _accelerator(settings, device)
+    accelerator = make_accelerator(settings, device)
     place, writes = accelerator.device, accelerator.is_main_process
     if place.type == "cpu":
         keep_freed_memory()
@@ -214,12 +216,9 @@ def _train(
             seconds_to_save=run.seconds_to_save,
         ) as interruptions,
     ):
-        for line in _opening(task, settings, images, held_out, accelerator, start, run.notes):
+        notes = run.notes if seen is None else [*run.notes, seen]
+        for line in opening_lines(task, settings, images, held_out, accelerator, augmentation, start, notes):
             recorder.display.say(line)
-        if seen is not None:
-            recorder.display.say(seen)
-        if augmentation.active:
-            recorder.display.say(_how_augmented(augmentation))
         task.train()
         for step in range(start, settings.steps):
             for group in optimizer.param_groups:
@@ -280,57 +279,6 @@ def _train(
 # -- devices, data and settings ----------------------------------------------------------------------------------
 
 
-def _accelerator(settings: TrainingConfig, device: str = "auto") -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import patch_environment
-
-    shared = shares_training()
-    named = _named_device(device, shared)
-    # Accelerate's state outlives a run and pins its precision and device; the next run in this process may have others.
-    # Processes that share a training keep theirs, which holds the connection between them.
-    AcceleratorState._reset_state(reset_partial_state=not shared)
-    named_by = {} if named is None else {"ACCELERATE_TORCH_DEVICE": named}
-    with nullcontext() if shared else without_ranks(), patch_environment(**named_by):
-        accelerator = Accelerator(
-            # Of processes that torchrun starts, Accelerate tells none of the others unless it is told that there is no
-            # GPU, or that none is wanted.
-            cpu=device == "cpu" or (shared and not torch.accelerator.is_available()),
-            mixed_precision="bf16" if computes_in_bf16(settings.precision, device) else "no",
-            gradient_accumulation_steps=settings.accumulate,
-        )
-    parts = accelerator.num_processes * settings.accumulate
-    if settings.batch_size % parts:
-        raise ConfigError(
-            f"training.batch_size {settings.batch_size} cannot be shared by {accelerator.num_processes} processes with "
-            f"training.accumulate {settings.accumulate}; take a multiple of {parts}"
-        )
-    return accelerator
-
-
-def _named_device(device: str, shared: bool) -> str | None:
-    """The device for Accelerate to take, or None where it chooses; ``shared``: processes share the training.
-
-    Raises:
-        ConfigError: it is not here; or one device is named, and several processes would all take it.
-    """
-    if device == "auto":
-        return None
-    if shared:
-        if device not in ("cpu", "cuda"):
-            raise ConfigError(
-                f"--device {device} names one device, and every process of a training takes its own; give cpu or cuda, "
-                "and choose among GPUs by CUDA_VISIBLE_DEVICES"
-            )
-        if device == "cuda" and not torch.cuda.is_available():
-            choose_device(device)
-        return None
-    chosen = choose_device(device)
-    if chosen.type == "cuda" and chosen.index is not None:
-        torch.cuda.set_device(chosen)  # where kernels are launched
-    return device
-
-
 def _to_cache(
     task: Task, images: Images, accelerator: Accelerator, settings: TrainingConfig
 ) -> tuple[CachedDataset, Detector, CacheSettings] | None:
@@ -384,48 +332,6 @@ def _describe(task: Task, run_config: Any, images: Images, validation: Images | 
         **task.fingerprint(),
         "data": describe_images(images, validation),
     }
-
-
-def _opening(
-    task: Task,
-    settings: TrainingConfig,
-    images: Images,
-    validation: Images | None,
-    accelerator: Accelerator,
-    start: int,
-    notes: Sequence[str],
-) -> Iterator[str]:
-    """What a run says before its first step."""
-    trained = sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
-    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-    passes = f"{settings.steps * settings.batch_size / len(images):.1f} passes over {len(images):,}"
-    if isinstance(images, StreamedScenes):
-        passes = "scenes drawn on the fly, each once"
-    processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
-    yield (
-        f"training {task.kind}: {trained:,} parameters, {settings.steps:,} steps of {settings.batch_size} images "
-        f"({passes}), "
-        f"{accelerator.device.type} {precision}{processes}"
-    )
-    if isinstance(images, CachedDataset) and len(images.split.labels) == 0:
-        yield f"no image of the train split has an annotated object: training a {task.kind} needs none"
-    if validation is None:
-        yield "the data set has no val split: no validation"
-    if start >= settings.steps > 0:
-        yield f"the run was finished at step {start}"
-    elif start:
-        yield f"going on after step {start}"
-    yield from notes
-
-
-def _how_augmented(augmentation: AugmentationConfig) -> str:
-    """
-    >>> _how_augmented(AugmentationConfig(flip=0.5, crop=0.25))
-    'images are augmented, by these shares: flip 50 %, crop 25 %'
-    """
-    shares = {name: getattr(augmentation, name) for name in ("flip", "colour", "zoom_out", "crop")}
-    told = ", ".join(f"{name} {100 * share:.3g} %" for name, share in shares.items() if share > 0)
-    return f"images are augmented, by these shares: {told}"
 
 
 # -- lines of metrics ------------------------------------------------------------------------------------------

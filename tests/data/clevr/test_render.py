@@ -20,8 +20,9 @@ from ssdir.data import making
 from ssdir.data.check import check
 from ssdir.data.clevr.convert import annotate, convert
 from ssdir.data.clevr.geometry import SHAPES, clevr_solids
+from ssdir.data.clevr.meshes import solid_mesh
 from ssdir.data.clevr.placement import PlacedScene, make_scene
-from ssdir.data.clevr.render import build, camera, mitsuba, render, solid_mesh
+from ssdir.data.clevr.render import build, camera, mitsuba, render
 
 SMALL = ["--width", "48", "--height", "32", "--samples", "2", "--workers", "1"]
 
