@@ -15,7 +15,8 @@ from torch import nn
 from ssdir.common.errors import ConfigError, DataError
 from ssdir.common.storage import load_tensors, read_json, save_tensors, write_json
 from ssdir.config import DetectorRun, TrainingConfig, to_dict
-from ssdir.data.split import ImageEntry, Split
+from ssdir.data.dataset import Dataset
+from ssdir.data.split import ImageEntry, Split, image_files_fingerprint
 from ssdir.model.pretrained import load_weights as fill_from_folder
 from ssdir.model.pretrained import save_folder
 from ssdir.training.checkpoint import (
@@ -30,8 +31,6 @@ from ssdir.training.run_folder import (
     changed_settings,
     check_run,
     checkpoints,
-    dataset_fingerprint,
-    image_files_fingerprint,
     load_run_config,
     remove_leftovers,
 )
@@ -313,14 +312,14 @@ def test_runs_are_refused_or_resumed(tmp_path: Path) -> None:
 
 def test_fingerprint_follows_the_annotations(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train.json does not exist"):
-        dataset_fingerprint(tmp_path)
+        Dataset(tmp_path).fingerprint()
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/train.json").write_text("{}")
-    first = dataset_fingerprint(tmp_path)
+    first = Dataset(tmp_path).fingerprint()
     (tmp_path / "annotations/test.json").write_text("{}")
-    assert dataset_fingerprint(tmp_path) == first
+    assert Dataset(tmp_path).fingerprint() == first
     (tmp_path / "annotations/val.json").write_text("{}")
-    assert dataset_fingerprint(tmp_path) != first
+    assert Dataset(tmp_path).fingerprint() != first
 
 
 def test_fingerprint_of_image_files_follows_names_sizes_and_order(tmp_path: Path) -> None:

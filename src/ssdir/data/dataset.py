@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+from ssdir.common.errors import DataError
 from ssdir.data.folder import open_folder, read_split
 from ssdir.data.formats.coco import CocoFolder
 from ssdir.data.split import Split
@@ -60,3 +62,21 @@ class Dataset:
         if split not in self._digests:
             self._digests[split] = self._opened.digest(split)
         return self._digests[split]
+
+    def fingerprint(self) -> str:
+        """A hash of the annotations for training and validation: what resuming compares.
+
+        Raises:
+            DataError: there is no train split.
+        """
+        digest = hashlib.sha256()
+        for split in ("train", "val"):
+            annotations = self.digest(split)
+            if annotations is not None:
+                digest.update(f"{split} ".encode() + bytes.fromhex(annotations))
+            elif split == "train":
+                raise DataError(
+                    f"{self.folder / 'annotations' / 'train.json'} does not exist; training needs a data set folder "
+                    "with a train split"
+                )
+        return digest.hexdigest()

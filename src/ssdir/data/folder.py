@@ -12,7 +12,7 @@ from ssdir.common.errors import DataError
 from ssdir.common.storage import read_json
 from ssdir.data.chunks import MAKING
 from ssdir.data.formats.coco import CocoFolder
-from ssdir.data.formats.coco_files import annotation_files, has_annotations_folder
+from ssdir.data.formats.coco_files import annotation_files, annotations_inside
 from ssdir.data.formats.yolo import YoloFolder
 from ssdir.data.formats.yolo_config import find_config, read_config
 from ssdir.data.making import MANIFEST
@@ -32,10 +32,11 @@ def open_folder(folder: str | Path) -> DatasetFolder:
     """
     folder = Path(folder)
     require_finished(folder)
-    config = None if has_annotations_folder(folder) else find_config(folder)
+    inside = annotations_inside(folder)
+    config = None if inside else find_config(folder)
     if config is not None:
         return YoloFolder(folder, read_config(config))
-    return CocoFolder(folder, annotation_files(folder))
+    return CocoFolder(folder, annotation_files(folder, inside))
 
 
 def nothing_known(folder: Path) -> str:

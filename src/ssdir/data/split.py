@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -190,6 +192,21 @@ def require_images(split: Split) -> None:
     missing = [entry.path for entry in split.images if not entry.path.is_file()]
     if missing:
         raise missing_images_error(split.source, missing, len(split.images))
+
+
+def image_files_fingerprint(splits: Iterable[Split]) -> str:
+    """A hash of names and sizes (in bytes) of the splits' image files, in order; their content is not read.
+
+    Raises:
+        DataError: an image that is not there.
+    """
+    digest = hashlib.sha256()
+    for split in splits:
+        require_images(split)
+        for entry in split.images:
+            size = entry.path.stat().st_size
+            digest.update(os.fsencode(f"{split.name}/{entry.path.name} {size}\n"))
+    return digest.hexdigest()
 
 
 def require_objects(split: Split) -> None:

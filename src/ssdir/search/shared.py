@@ -57,14 +57,15 @@ def is_made(folder: Path) -> bool:
 def require_same(folder: Path, run: DetectorRun | SSDIRRun, data: Path, option: str) -> None:
     """Raise :class:`ConfigError` where the model in a run folder was trained with other settings or on other data;
     ``option`` names another."""
-    from ssdir.training.run_folder import changed_settings, dataset_fingerprint
+    from ssdir.data.dataset import Dataset
+    from ssdir.training.run_folder import changed_settings
 
     known = read_json(folder / "config.json")
     made = {"kind": known["kind"], "config": known["config"]}
     wanted = {"kind": known["kind"], "config": to_dict(run)}
     changes = changed_settings(
         made | {"data": {"fingerprint": known["data"].get("fingerprint")}},
-        wanted | {"data": {"fingerprint": dataset_fingerprint(data)}},
+        wanted | {"data": {"fingerprint": Dataset(data).fingerprint()}},
     )
     if changes:
         raise ConfigError(

@@ -88,8 +88,8 @@ def study_of(config: TuneConfig) -> optuna.Study:
     """
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
 
+    from ssdir.data.dataset import Dataset
     from ssdir.model.pretrained import weights_fingerprint
-    from ssdir.training.run_folder import dataset_fingerprint
 
     pruners: dict[str, Callable[[], Any]] = {
         "hyperband": lambda: HyperbandPruner(min_resource=1, max_resource=RUNGS, reduction_factor=3),
@@ -106,7 +106,7 @@ def study_of(config: TuneConfig) -> optuna.Study:
     for name in ("objective", "preset", "sampler", "pruner", "seed"):
         remember(study, name, getattr(config, name))
     remember(study, "settings", to_dict(config.run))
-    remember(study, "data", dataset_fingerprint(config.data))
+    remember(study, "data", Dataset(config.data).fingerprint())
     for name, run in (("detector", config.detector), ("teacher", config.teacher)):
         remember(study, name, "the preset's" if run is None else weights_fingerprint(run))
     remember(study, "space", {name: str(dimension) for name, dimension in config.space.items()})

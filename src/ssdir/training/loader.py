@@ -19,8 +19,8 @@ from ssdir.data.cache import CachedDataset, step_indices
 from ssdir.data.dataset import Dataset
 from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.mnist.streaming import Draft, Images, StreamedScenes
+from ssdir.data.split import image_files_fingerprint
 from ssdir.detector.feature_cache import FeatureCache
-from ssdir.training.run_folder import dataset_fingerprint, image_files_fingerprint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,7 +87,7 @@ def describe_images(images: Images, validation: Images | None) -> dict[str, Any]
     described: dict[str, Any] = {}
     if isinstance(images, CachedDataset):
         described["folder"] = str(images.folder.resolve())
-        described["fingerprint"] = dataset_fingerprint(images.dataset)
+        described["fingerprint"] = images.dataset.fingerprint()
     else:
         described["stream"] = images.fingerprint()
         described["digits"] = str(images.source)

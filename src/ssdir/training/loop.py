@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -158,7 +158,14 @@ def _train(
             task.given_boxes,
         )
     to_cache = _to_cache(task, images, accelerator, settings)
-    description = _describe(task, run_config, images, held_out) | ({"parts": dict(parts)} if parts else {})
+    description = {  # what resuming compares
+        "kind": task.kind,
+        "version": VERSION,
+        "config": to_dict(run_config),
+        **task.fingerprint(),
+        "data": describe_images(images, held_out),
+        **({"parts": dict(parts)} if parts else {}),
+    }
     checkpoint = check_run(out, description, resume=resume, allow_changed=allow_changed)
     seen = first_look(task, images, parts or {}, settings, place) if checkpoint is None else None
     accelerator.wait_for_everyone()
@@ -321,17 +328,6 @@ def _with_detector_output(
         return FeatureCache(images, detector, cache)
     with accelerator.local_main_process_first():
         return FeatureCache(images, detector, cache)
-
-
-def _describe(task: Task, run_config: Any, images: Images, validation: Images | None) -> dict[str, Any]:
-    """What ``config.json`` of the run says, and what resuming compares."""
-    return {
-        "kind": task.kind,
-        "version": VERSION,
-        "config": to_dict(run_config),
-        **task.fingerprint(),
-        "data": describe_images(images, validation),
-    }
 
 
 # -- lines of metrics ------------------------------------------------------------------------------------------

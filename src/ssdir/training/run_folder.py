@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,8 +13,6 @@ from ssdir.common.ownership import sweep
 from ssdir.common.storage import read_json
 from ssdir.config import DetectorRun, SSDIRRun, from_dict, to_dict
 from ssdir.config.presets import BaselineRun
-from ssdir.data.dataset import Dataset
-from ssdir.data.split import Split, require_images
 
 RUN = "run.json"
 """In a checkpoint: the description of the run that wrote it, as in the run folder's ``config.json``."""
@@ -163,40 +159,6 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _allowed(name: str, allow_changed: Iterable[str]) -> bool:
     return any(name == allowed or name.startswith(f"{allowed}.") for allowed in allow_changed)
-
-
-def dataset_fingerprint(folder: Path | Dataset) -> str:
-    """A hash of a data set's annotations for training and validation: what resuming compares.
-
-    Raises:
-        DataError: where there is no train split.
-    """
-    dataset, digest = Dataset(folder), hashlib.sha256()
-    for split in ("train", "val"):
-        annotations = dataset.digest(split)
-        if annotations is not None:
-            digest.update(f"{split} ".encode() + bytes.fromhex(annotations))
-        elif split == "train":
-            raise DataError(
-                f"{dataset.folder / 'annotations' / 'train.json'} does not exist; training needs a data set folder "
-                "with a train split"
-            )
-    return digest.hexdigest()
-
-
-def image_files_fingerprint(splits: Iterable[Split]) -> str:
-    """A hash of names and sizes (in bytes) of the splits' image files, in order; their content is not read.
-
-    Raises:
-        DataError: an image that is not there.
-    """
-    digest = hashlib.sha256()
-    for split in splits:
-        require_images(split)
-        for entry in split.images:
-            size = entry.path.stat().st_size
-            digest.update(os.fsencode(f"{split.name}/{entry.path.name} {size}\n"))
-    return digest.hexdigest()
 
 
 def remove_leftovers(run: Path) -> None:

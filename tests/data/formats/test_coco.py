@@ -16,7 +16,7 @@ from ssdir.common.errors import DataError
 from ssdir.data.cache import CachedDataset
 from ssdir.data.check import check
 from ssdir.data.folder import annotations_digest, open_split, splits
-from ssdir.data.formats.coco_files import annotation_files
+from ssdir.data.formats.coco_files import annotation_files, annotations_inside
 from ssdir.data.split import clip_boxes, require_images
 
 GOOD: dict[str, Any] = {
@@ -285,12 +285,12 @@ def test_of_cocos_own_files_the_instances_are_taken(tmp_path: Path) -> None:
     names = ("captions_train2017", "instances_train2017", "person_keypoints_train2017", "instances_val2017")
     for name in (*names, "image_info_test2017"):
         write_coco(tmp_path, GOOD, name)
-    assert annotation_files(tmp_path) == {
+    assert annotation_files(tmp_path, annotations_inside(tmp_path)) == {
         "train": tmp_path / "annotations/instances_train2017.json",
         "val": tmp_path / "annotations/instances_val2017.json",
     }
     write_coco(tmp_path, GOOD, "train")
-    assert annotation_files(tmp_path)["train"].name == "train.json"
+    assert annotation_files(tmp_path, annotations_inside(tmp_path))["train"].name == "train.json"
 
 
 def test_files_that_speak_of_one_split_alike_keep_their_names(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from ssdir.common.errors import DataError
 from ssdir.config.presets import PRESETS
 from ssdir.data.cache import CachedDataset
 from ssdir.data.check import check
+from ssdir.data.dataset import Dataset
 from ssdir.data.folder import annotations_digest, open_split, splits
 from ssdir.data.formats.yolo_config import find_config, read_config
-from ssdir.training.run_folder import dataset_fingerprint
 from ssdir.training.start import train_detector
 
 YAML = "train: images/train\nval: images/val\nnames: [cat, dog, 'no']\n"
@@ -72,16 +72,16 @@ def test_it_is_cached_fingerprinted_and_follows_its_labels(folder: Path) -> None
     batch = CachedDataset(folder, "train", 16).batch([1, 0])
     assert batch.image_index.tolist() == [1, 1] and batch.labels.tolist() == [1, 0]
     torch.testing.assert_close(batch.boxes, torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.1, 0.25, 0.2, 0.5]]))
-    before, cached = dataset_fingerprint(folder), set((folder / ".cache").glob("train*"))
+    before, cached = Dataset(folder).fingerprint(), set((folder / ".cache").glob("train*"))
     digest = annotations_digest(folder, "val")
     with (folder / "labels/train/sub/c.txt").open("a") as file:
         file.write("0 0.5 0.5 0.1 0.1\n")
-    assert dataset_fingerprint(folder) != before and annotations_digest(folder, "val") == digest
+    assert Dataset(folder).fingerprint() != before and annotations_digest(folder, "val") == digest
     assert len(CachedDataset(folder, "train", 16).batch([2]).labels) == 1
     assert set((folder / ".cache").glob("train*")) != cached
-    before = dataset_fingerprint(folder)
+    before = Dataset(folder).fingerprint()
     (folder / "data.yaml").write_text(YAML.replace("cat", "lynx"))
-    assert dataset_fingerprint(folder) != before
+    assert Dataset(folder).fingerprint() != before
     assert annotations_digest(folder, "test") is None
 
 
@@ -391,7 +391,7 @@ def test_names_that_are_no_utf_8(folder: Path) -> None:
     _image(folder / f"images/train/{name}.png")
     _text(folder / f"labels/train/{name}.txt", "2 .5 .5 .5 .5\n")
     (folder / "train.txt").write_bytes(b"images/train/caf\xe9.png\n")
-    assert len(open_split(folder, "train").images) == 4 and len(dataset_fingerprint(folder)) == 64
+    assert len(open_split(folder, "train").images) == 4 and len(Dataset(folder).fingerprint()) == 64
     (folder / "data.yaml").write_text("train: train.txt\nnames: [cat, dog, owl]\n")
     assert open_split(folder, "train").labels.tolist() == [2]
     assert CachedDataset(folder, "train", 8).batch([0]).labels.tolist() == [2]

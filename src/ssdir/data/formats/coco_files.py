@@ -35,9 +35,13 @@ _NOT_BOXES = ("captions", "image_info", "panoptic", "stuff")
 _SAMPLE = 16  # images looked for in each place
 
 
-def annotation_files(folder: Path) -> dict[str, Path]:
-    """Split -> annotation file; {} where the folder has none."""
-    inside = _annotations(_json_files(folder / "annotations"))
+def annotations_inside(folder: Path) -> list[Path]:
+    """The COCO files in ``annotations/``, where COCO's and ours are."""
+    return _annotations(_json_files(folder / "annotations"))
+
+
+def annotation_files(folder: Path, inside: list[Path]) -> dict[str, Path]:
+    """Split -> annotation file; {} where the folder has none. ``inside``: those of :func:`annotations_inside`."""
     if inside:
         return {path.stem: path for path in inside} if has_record(folder) else _named(inside)
     of_split: dict[str, Path] = {}
@@ -55,11 +59,6 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     if len(files) == 1:
         return _named(files)
     return _named([path for path in files if split_in(path.stem) is not None])
-
-
-def has_annotations_folder(folder: Path) -> bool:
-    """Whether a folder has annotations where COCO's and ours are."""
-    return bool(_annotations(_json_files(folder / "annotations")))
 
 
 def passed_over(folder: Path, files: Iterable[Path]) -> list[Path]:
