@@ -214,7 +214,7 @@ def test_scenes_on_the_fly_are_named_like_scene_presets() -> None:
         ("--scenes main side", "write NAME=VALUE, such as seed=3"),
         ("--scenes main side=3", "scenes.side is 3; it must be at least 8 pixels"),
         ("--scenes main --digits nowhere", "nowhere is not a folder"),
-        ("--data D --digits nowhere", "--digits is for scenes drawn on the fly"),
+        ("--data D --digits nowhere", "--digits is for scenes generated on the fly"),
     ],
 )
 def test_what_there_is_to_train_on_is_asked_for(

@@ -57,7 +57,7 @@ def test_attributes_say_what_objects_have(kind: str) -> None:
     assert (objects.patches is not None) == (objects.what is not None) == model.paints
     assert model.suppresses_overlaps == (model.frozen_detector() is not None)
     if not model.paints:
-        with pytest.raises(ValueError, match="a detector paints nothing"):
+        with pytest.raises(ValueError, match="a detector does not render"):
             model.render(objects, 32)
     elif not model.has_background:
         assert model.background(images) is None

@@ -235,7 +235,7 @@ def test_objects_are_decoded_before_they_are_painted():
     wanted = dataclasses.replace(bare, what=found.what.clone().requires_grad_())
     model.render(wanted, 32).sum().backward()
     assert wanted.what.grad.any()
-    with pytest.raises(ObjectsError, match="cannot be painted"):
+    with pytest.raises(ObjectsError, match="cannot be rendered"):
         model.render(dataclasses.replace(bare, what=None), 32)
 
 

@@ -339,7 +339,7 @@ def test_rendering_decodes_what_has_no_patches():
     wanted = dataclasses.replace(full, what=full.what.clone().requires_grad_(), patches=None)
     model.render(wanted, 32).sum().backward()
     assert wanted.what.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="cannot be painted"):
+    with pytest.raises(ValueError, match="cannot be rendered"):
         model.render(dataclasses.replace(bare, what=None), 32)
     n = len(bare)
     with pytest.raises(ObjectsError, match=rf"what has shape \({n}, 3\), but this model decodes \({n}, 4\)$"):

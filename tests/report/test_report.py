@@ -166,7 +166,7 @@ def test_words_say_what_was_measured():
         (changed(counts={"matched_objects": 1000, "found_objects": 1000}), "finds all digits", "finds 100"),
         (changed(counts={"true_objects": 0, "found_objects": 3}), "marked 3 places all the same", "AP50"),
         (changed(provenance={"categories": ["cat"], "class_agnostic": False}), "objects", "digit"),
-        (DETECTOR, "was not measured: the model gives no z_what", "Painted"),
+        (DETECTOR, "was not measured: the model gives no z_what", "Rendered"),
         ({}, "", "None"),
     ],
 )

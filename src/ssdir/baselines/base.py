@@ -60,7 +60,7 @@ class Baseline(ObjectModel):
 
         Args:
             images: in [0, 1], of the model's side.
-            patches: whether to give patches (a model with ``decodes_what`` is asked without).
+            patches: whether to give patches (a model with ``decodes_what`` is called without).
         """
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
@@ -76,8 +76,8 @@ class Baseline(ObjectModel):
     ) -> Objects:
         images = self.prepared(batch)
         # Of no images the objects of a black one are taken, and none of them kept: so the parts have their shapes.
-        asked = images if len(images) else images.new_zeros(1, *images.shape[1:])
-        found = self.every_object(asked, patches and not self.decodes_what)
+        batch_images = images if len(images) else images.new_zeros(1, *images.shape[1:])
+        found = self.every_object(batch_images, patches and not self.decodes_what)
         if len(images) == 0:
             found = dataclasses.replace(found.where(found.image_index < 0), n_images=0)
         return select(found, threshold, nms_iou, max_objects)
@@ -97,7 +97,7 @@ class Baseline(ObjectModel):
 
 
 def select(objects: Objects, threshold: float, nms_iou: float | None, most: int | None) -> Objects:
-    """The objects above the threshold that lie, at least in part, in their image, after NMS where it is asked for."""
+    """The objects above the threshold that lie, at least in part, in their image, after NMS with ``nms_iou``."""
     return objects.where(
         select_boxes(objects.boxes, objects.present, objects.image_index, threshold, nms_iou, most)
     )

@@ -79,7 +79,7 @@ class CropEncoder(nn.Module):
 class CropVAE(Baseline):
     """Boxes and presence of a frozen detector, z_what by a VAE of crops, SSDIR's decoder. No label is used.
 
-    Objects have no depth: a crop does not say which object is in front. Where patches overlap, painting gives each the
+    Objects have no depth: a crop does not say which object is in front. Where patches overlap, rendering gives each the
     same weight (:func:`~ssdir.rendering.render.occlusion_merge` at equal depth), so that a pixel is their mean.
 
     Training takes the objects that :meth:`infer` finds, as they are; means are over crops, the batch of this model.
@@ -226,7 +226,7 @@ class CropVAE(Baseline):
         crops = crop(wide(images), objects.boxes, objects.image_index, self.config.patch_size).clamp(0, 1)
         return dataclasses.replace(objects, what=self.encoder(crops).mean)
 
-    # -- painting --------------------------------------------------------------------------------------------------
+    # -- rendering -------------------------------------------------------------------------------------------------
 
     def decode(self, what: Float[Tensor, "m d"]) -> Float[Tensor, "m 3 p p"]:
         """Patches in [0, 1] for vectors of z_what."""
@@ -239,7 +239,7 @@ class CropVAE(Baseline):
     def reconstruct(
         self, images: Images, size: int | None = None, objects: Objects | None = None
     ) -> Float[Tensor, "b 3 size size"]:
-        """The objects that :meth:`infer` finds, painted back on black."""
+        """The objects that :meth:`infer` finds, rendered on black."""
         with torch.no_grad():
             found = self.infer(images) if objects is None else objects
             return self.render(found, self.image_size if size is None else size)
@@ -252,7 +252,7 @@ class CropVAE(Baseline):
         Raises:
             ObjectsError: the objects have neither patches nor a ``what`` of this model's size.
         """
-        objects.require_paintable(self.config.z_what_size, depth=False)
+        objects.require_renderable(self.config.z_what_size, depth=False)
         if objects.patches is None:
             objects = self.with_patches(objects)
         level = torch.zeros_like(objects.present)

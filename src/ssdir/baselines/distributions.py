@@ -29,7 +29,7 @@ def positive_std(raw: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 def normal_sample(
     mean: Float[Tensor, "*n"], std: Float[Tensor, "*n"] | float, generator: torch.Generator
 ) -> Float[Tensor, "*n"]:
-    """mean + std * noise; the noise is drawn on the generator's device."""
+    """mean + std * noise; the noise is sampled on the generator's device."""
     noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=wide(mean).dtype)
     return wide(mean) + std * noise.to(mean.device)
 
@@ -74,7 +74,7 @@ def relaxed_bernoulli(
 ) -> Float[Tensor, "*n"]:
     """A sample of the relaxed Bernoulli law in [0, 1] (Maddison et al., arXiv:1611.00712; Jang et al., 1611.01144).
 
-    sigmoid((logits + log u - log(1 - u)) / temperature) with u uniform, drawn on the generator's device.
+    sigmoid((logits + log u - log(1 - u)) / temperature) with u uniform, sampled on the generator's device.
 
     >>> draws = relaxed_bernoulli(torch.zeros(1000), 0.1, torch.Generator().manual_seed(0))
     >>> 0.45 < (draws > 0.5).float().mean() < 0.55

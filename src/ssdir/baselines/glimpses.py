@@ -1,4 +1,4 @@
-"""Glimpses: the contents of boxes, cropped for an encoder, and limits on boxes that keep cropping and painting safe.
+"""Glimpses: the contents of boxes, cropped for an encoder, and limits on boxes that keep cropping and rendering safe.
 
 No image is copied for each box.
 """

@@ -143,7 +143,7 @@ class ClevrLike:
 
 
 def _shard(text: str | None, merge: bool) -> Shard | None:
-    """The shard that is asked for, if any."""
+    """The shard to make, if any."""
     if text is not None and merge:
         raise ConfigError("--merge finishes what all shards have made; give it in a call without --shard")
     return None if text is None else parse_shard(text)

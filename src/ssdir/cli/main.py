@@ -1,8 +1,8 @@
 """The command line: ``ssdir quickstart``, ``data``, ``train``, ``evaluate``, ``compare``, ``infer``, ``info``.
 
 Every command is a frozen dataclass whose fields are its options and whose docstring is its help; nested
-configurations come from :mod:`ssdir.config`. Only the command that is asked for is built, and torch is imported
-only when one runs, so that ``--help`` answers at once.
+configurations come from :mod:`ssdir.config`. Only the command that is given is built, and torch is imported
+only when one runs, so that ``--help`` is instant.
 
 Exit codes: 0 done, 1 it failed (the reason is on standard error), 2 the command line was wrong, 130 interrupted,
 141 the reader of its output went away.
@@ -143,7 +143,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Infer:
-    """Find, encode and paint the objects of images: JSON, overlay and patches for each.
+    """Find, encode and render the objects of images: JSON, overlay and patches for each.
 
     An image that cannot be read is named on standard error and in OUT/index.json; the others are done all the same,
     and the exit code is 1. Images that were done before, with the same model and settings, are passed over, so that a
@@ -223,7 +223,7 @@ def _commands() -> Node:
 
 
 def _stub(text: str) -> Callable[[], None]:
-    """What stands for a command that was not asked for: its one line of help."""
+    """A stand-in for a command that was not given: its one line of help."""
 
     def command() -> None: ...
 
@@ -344,7 +344,7 @@ def _tell(lines: Sequence[str], code: int = 1) -> int:
 def _warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning as users are told it: without the line of code that gave it."""
+    """A warning as users see it: without the line of code that gave it."""
     return f"warning: {printable(str(message), keep=chr(10))}\n"
 
 

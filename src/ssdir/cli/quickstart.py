@@ -18,7 +18,7 @@ from ssdir.common.machine import choose_device
 from ssdir.common.ownership import claim, require_free
 from ssdir.common.storage import read_json, write_json
 from ssdir.config import ScenesConfig
-from ssdir.config.presets import Preset, preset
+from ssdir.config.presets import Preset, named_scenes, preset
 from ssdir.data.mnist.scenes import generate
 from ssdir.evaluation.protocol import EvaluationConfig, evaluate
 from ssdir.model.pretrained import shipped_names
@@ -166,10 +166,8 @@ def evaluate_run(
     if data is None:
         if name == "digits" and shipped:
             data = out / "data"
-            scenes = preset("quickstart").scenes
-            assert scenes is not None
             claim(out, "evaluate")
-            _generate(_scenes_for_probe(scenes), data)
+            _generate(_scenes_for_probe(named_scenes("quickstart")), data)
         elif shipped:
             raise ConfigError(f"{name} comes without its data; name a dataset folder: --data DIR")
         else:
@@ -189,7 +187,7 @@ def _dataset_of(run: Path) -> Path:
     data = description.get("data") if isinstance(description, dict) else None
     if isinstance(data, dict) and "stream" in data:
         raise DataError(
-            f"{run} was trained on scenes drawn on the fly, and an evaluation reads files; make some (ssdir data "
+            f"{run} was trained on scenes generated on the fly, and an evaluation reads files; make some (ssdir data "
             "mnist-scenes) and name their folder with --data"
         )
     if not isinstance(data, dict) or not isinstance(data.get("folder"), str):

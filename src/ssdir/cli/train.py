@@ -21,7 +21,7 @@ Tracker = Literal["tensorboard", "wandb"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Train:
-    """What every training is told."""
+    """The options of every training."""
 
     out: Path
     """Run folder to make."""
@@ -29,8 +29,8 @@ class _Train:
     """Dataset folder: images/{train,val} and annotations/{train,val}.json. Beside --scenes: the folder whose val split
     validates (default: val scenes on the fly)."""
     scenes: tuple[str, ...] = ()
-    """Train on scenes drawn on the fly instead of files: a preset of ssdir data mnist-scenes, then perhaps parameters,
-    such as: main seed=3 grids=[[2,2],[3,3]]."""
+    """Train on scenes generated on the fly, without files: a preset of ssdir data mnist-scenes, then perhaps
+    parameters, such as: main seed=3 grids=[[2,2],[3,3]]."""
     digits: str = "embedded"
     """Of the scenes: "embedded" or a folder with MNIST's four IDX files."""
     resume: bool = False
@@ -65,7 +65,7 @@ class _Train:
                 "there is nothing to train on: name a dataset folder (--data DIR) or scenes (--scenes main)"
             )
         if self.digits != "embedded":
-            raise ConfigError("--digits is for scenes drawn on the fly; name them, too: --scenes main")
+            raise ConfigError("--digits is for scenes generated on the fly; name them, too: --scenes main")
         return self.data
 
 
@@ -122,7 +122,7 @@ class TrainSSDIR(_Train):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBaseline(_Train):
-    """What the training of a baseline is told; each kind has its own settings, ``run_config``."""
+    """The options of a baseline's training; each kind has its own settings, ``run_config``."""
 
     kind: ClassVar[str]
     run_config: Any = None

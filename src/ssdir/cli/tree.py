@@ -26,7 +26,7 @@ class Node:
 
     help: str
     command: Callable[[], Any] | None = None
-    """Gives the tyro type of a command (built only when it is asked for)."""
+    """Gives the tyro type of a command (built only when it is needed)."""
     words: Mapping[str, Node] = field(default_factory=dict)
     noun: str = "command"
     """What the further words are."""

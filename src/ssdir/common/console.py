@@ -80,5 +80,5 @@ def progress_bar(task: str, total: int) -> Iterator[Callable[[int, int], None]]:
 
 
 def no_progress(task: str, total: int) -> AbstractContextManager[Callable[[int, int], None]]:
-    """Progress that nobody asked for."""
+    """No progress bar."""
     return nullcontext(lambda done, of: None)

@@ -244,7 +244,7 @@ def _some(names: list[str]) -> str:
 
 
 def picture_mark() -> Image.Exif:
-    """EXIF data that say who painted a picture; ``image.save(file, exif=...)``."""
+    """EXIF data that say that ssdir made a picture; ``image.save(file, exif=...)``."""
     from PIL import Image
 
     exif = Image.Exif()
@@ -256,7 +256,7 @@ def require_own_picture(file: Path) -> None:
     """Refuse to write over a picture that is not ours.
 
     Raises:
-        DataError: there is a file that does not say that ssdir painted it.
+        DataError: there is a file that does not say that ssdir made it.
     """
     from PIL import Image
 
@@ -362,7 +362,7 @@ def lock_parts(folder: Path) -> list[str]:
 def _holder(file: Path) -> str:
     """Who holds a lock, as far as its file tells."""
     try:
-        told = json.loads(file.read_bytes())
-        return f"process {told['process']} on {told['host']}, {told['doing']} since {told['since']}"
+        owner = json.loads(file.read_bytes())
+        return f"process {owner['process']} on {owner['host']}, {owner['doing']} since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process writes there"

@@ -23,7 +23,7 @@ def generator_of(seed: int, *numbers: int, device: torch.device | str = "cpu") -
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What is drawn inside the block (initial weights) is a function of the seed; afterwards the global generator
+    """What is sampled inside the block (initial weights) is a function of the seed; afterwards the global generator
     stands where it stood.
 
     >>> with seeded(3):

@@ -1,7 +1,7 @@
 """Every hyperparameter: written once, with its meaning, default and unit.
 
 The command line, the checkpoints, the documentation and a search space derive from these frozen dataclasses. Nothing
-here imports torch, so that ``ssdir --help`` answers at once. :mod:`ssdir.config.presets` holds settings that belong
+here imports torch, so that ``ssdir --help`` is instant. :mod:`ssdir.config.presets` holds settings that belong
 together.
 """
 

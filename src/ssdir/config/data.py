@@ -9,7 +9,7 @@ from ssdir.config.base import require, require_at_least, require_bounded
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Multi-scale scattered MNIST: how its scenes are drawn (supplementary material, "Datasets")."""
+    """Multi-scale scattered MNIST: how its scenes are sampled (supplementary material, "Datasets")."""
 
     side: int = 512
     """Width and height of a scene, in pixels."""
@@ -113,7 +113,7 @@ class AugmentationConfig:
     crop_max_aspect: float = 2.0
     """Most that a crop stretches one axis against the other."""
     crop_min_iou: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
-    """One of these is drawn: IoU with the crop that some object must reach; in any case a centre stays inside."""
+    """One of these is sampled: IoU with the crop that some object must reach; in any case a centre stays inside."""
 
     def __post_init__(self) -> None:
         require_bounded(self, "augmentation")

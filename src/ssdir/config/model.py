@@ -50,7 +50,7 @@ class ModelConfig:
     what_width: int | None = None
     """Channels of the what encoder's hidden layers; None: ``z_what_size``, as in the paper."""
     train_on: Literal["sampled", "selected"] = "sampled"
-    """Objects that training decodes: drawn from Bernoulli(beta), as in the paper, or those that inference would
+    """Objects that training decodes: sampled from Bernoulli(beta), as in the paper, or those that inference would
     give (above the threshold, after NMS: about half as many)."""
     decoder: Literal["transposed", "upsample"] = "transposed"
     """How patches grow: by 2x2 transposed convolutions (the paper), or by enlargement and 3x3 convolutions, which leave

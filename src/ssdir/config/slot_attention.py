@@ -38,7 +38,7 @@ class SlotAttentionConfig:
     """Strides of the decoder's transposed convolutions (the paper's); what they leave of the image's side is the grid
     that a slot is broadcast to, 8 x 8 at 128 pixels."""
     block: int = 1
-    """Side of the block of pixels that the decoder's last convolution paints at each of its positions: 1 in the
+    """Side of the block of pixels that the decoder's last convolution renders at each of its positions: 1 in the
     paper."""
     patch_size: int = 64
     """Side of the patches that objects are given, in pixels."""

@@ -23,7 +23,7 @@ class SpaceConfig:
     g: int = 8
     """Cells along each side (G); image_size / g must be a power of two."""
     k: int = 5
-    """Components of the background (K); with 1 it is painted by one stronger decoder."""
+    """Components of the background (K); with 1 it is rendered by one stronger decoder."""
     z_what_size: int = 32
     """Size of z_what."""
     glimpse_size: int = 32

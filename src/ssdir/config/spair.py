@@ -58,7 +58,7 @@ class SPAIRConfig:
     background_std: float = 3.0
     """Standard deviation of that latent's prior."""
     likelihood: Literal["bernoulli", "normal"] = "bernoulli"
-    """Of a pixel's channel: cross-entropy, or a normal law around what was painted."""
+    """Of a pixel's channel: cross-entropy, or a normal law around the rendered value."""
     sigma: float = 0.15
     """Standard deviation of the normal law."""
     beta: float = 1.0

@@ -1,6 +1,6 @@
 """Augmentation of photographs for a detector: mirror images, other colours, zoom-out and crops, boxes always right.
 
-What becomes of a batch is drawn first, from its boxes alone (:func:`plan`), and its pixels are made where they are
+The changes of a batch are sampled first, from its boxes alone (:func:`plan`), and its pixels are made where they are
 needed (:meth:`Plan.apply`): flip, zoom-out and crop of an image together are one axis-aligned resampling; brightness,
 contrast, saturation and hue are one affine map of its colours. What becomes of an image is a pure function of the
 seed, the step and the image's position in the step, however the step is shared by processes.
@@ -27,7 +27,7 @@ from ssdir.data.mnist.streaming import Draft
 from ssdir.rendering.render import crop  # a later room, as in streaming; it needs none of this
 
 CROP_TRIALS = 50
-"""Crops that are drawn for an image; where none of them is allowed, it is not cropped."""
+"""Crops that are sampled for an image; where none of them is allowed, it is not cropped."""
 LUMA = (0.30, 0.59, 0.11)
 """Shares of red, green and blue in brightness: the Y of NTSC's YIQ, as in Python's ``colorsys``."""
 
@@ -36,7 +36,7 @@ _DRAWS = 12 + 4 * CROP_TRIALS
 """Uniform numbers of an image; each has its place, so that switching one augmentation on leaves the others' alone."""
 _ROUNDING = 1e-9
 _STREAM = 1635084135
-"""Keeps them apart from what else is drawn with the same seed."""
+"""Keeps them apart from what else is sampled with the same seed."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Augmented:
-    """A batch, or the draft of one, and what becomes of it; painted where it is moved to."""
+    """A batch, or the draft of one, and its augmentations; applied on the device that it is moved to."""
 
     part: Batch | Draft
     plan: Plan
@@ -305,7 +305,7 @@ def _cropped(
     option: Float[Tensor, " b"],
     draws: Float[Tensor, "b t 4"],
 ) -> Float[Tensor, "b 4"]:
-    """The first crops of the views that show an object, and of one so much as was drawn; else the views."""
+    """The first crops of the views that show an object, and of one as large a part as was sampled; else the views."""
     if config.crop == 0:
         return views
     scale = config.crop_min_side + draws[..., 0] * (1 - config.crop_min_side)

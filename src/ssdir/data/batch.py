@@ -22,7 +22,7 @@ class DetectorOutput:
     logits: Float[Tensor, "b n c"]
     """One logit of presence (c = 1), or background first and then the classes (c = C + 1)."""
     maps: tuple[Float[Tensor, "b _ _ _"], ...] = ()
-    """The backbone's feature maps; none where they were not asked for."""
+    """The backbone's feature maps; empty where they were not requested."""
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> DetectorOutput:
         """The same with ``change`` of every tensor."""
@@ -42,7 +42,7 @@ class DetectorOutput:
 
 @dataclass(frozen=True)
 class GivenObjects:
-    """Objects of a batch that are told (:mod:`ssdir.data.given_boxes`), image by image."""
+    """Objects of a batch from a file of boxes (:mod:`ssdir.data.given_boxes`), image by image."""
 
     boxes: Float[Tensor, "m 4"]
     """cxcywh in [0, 1]."""
@@ -81,9 +81,9 @@ class Batch:
     detector_output: DetectorOutput | None = None
     """A frozen detector's output for the images, where it is kept (:mod:`ssdir.detector.feature_cache`)."""
     given: GivenObjects | None = None
-    """Objects that are told, where a file of boxes takes a detector's place."""
+    """Given objects, where a file of boxes takes a detector's place."""
     originals: tuple[Shaped[Tensor, "3 _ _"], ...] | None = None
-    """The images at their own sizes, where they were asked for: bytes, or floats in [0, 1]."""
+    """The images at their own sizes, where they were requested: bytes, or floats in [0, 1]."""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -74,7 +74,7 @@ def convert(
         hold_out: shares of the train images that become splits of their own, such as ``{"val": 0.1}``; which ones
             follows from their names (:func:`~ssdir.data.hold_out.held_out_rows`).
         workers: processes (default: one per core); the bytes do not depend on it.
-        progress: :func:`~ssdir.common.console.progress_bar`, to be told how far it is.
+        progress: :func:`~ssdir.common.console.progress_bar`, which shows how far it is.
 
     Raises:
         ConfigError: arguments that do not go together, splits that cannot be held out.

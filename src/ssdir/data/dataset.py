@@ -13,7 +13,7 @@ from ssdir.data.split import Split
 
 
 class Dataset:
-    """The splits of a dataset folder; each is read when it is first asked for, and kept.
+    """The splits of a dataset folder; each is read when it is first needed, and kept.
 
     Args:
         folder: a dataset folder, or one that is open already, which is taken over with all that was read.

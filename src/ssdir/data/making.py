@@ -97,7 +97,7 @@ def make_dataset(
 
     ``fingerprint`` is what decides the content: JSON values with ``kind`` and ``generator_version``. ``prepare`` is
     called once in each worker (it must be picklable) and gives the drawing function. ``annotate`` writes the
-    annotations: COCO's, unless told otherwise. What is done is noted down every ``chunk`` (64) images; a killed run
+    annotations: COCO's by default. What is done is recorded every ``chunk`` (64) images; a killed run
     loses at most so many for each worker.
 
     With ``shard``, only that share of the images is made, and the folder stays unfinished; ``merge`` finishes a folder
@@ -132,7 +132,7 @@ def make_dataset(
         done = total - sum(len(part.indices) for part in waiting)
         if progress is not None:
             progress(done, total)
-        # Unless told otherwise, a process must be worth its start (about a second).
+        # By default, a process must be worth its start (about a second).
         workers = min(workers, len(waiting)) if workers else min(available_cores(), len(waiting) // 2)
         if waiting:
             _check_space(folder, waiting, prepare)
@@ -176,7 +176,7 @@ def _begin(folder: Path, fingerprint: dict[str, Any], shared: bool = False) -> b
 
 
 def _require_same(there: dict[str, Any], fingerprint: dict[str, Any], folder: Path) -> None:
-    """DataError naming what differs between the folder's content and what is asked for."""
+    """DataError naming what differs between the folder's content and the requested settings."""
     differences = [
         f"{name} is {old!r} there, {new!r} here"
         for name, old, new in _differences(there, fingerprint, "")
@@ -208,8 +208,8 @@ def _check_space(folder: Path, waiting: list[Chunk], prepare: Callable[[], Draw]
     """Estimate the space from a few images; files take whole blocks of 4 kB."""
     draw, chunk = prepare(), waiting[0]
     sample = [draw(chunk.split, index) for index in chunk.indices[: max(len(chunk.indices) // 8, 1)]]
-    objects = sum(len(drawn.objects) for drawn in sample)
-    files = [file for drawn in sample for file in (drawn.png, drawn.mask) if file is not None]
+    objects = sum(len(image.objects) for image in sample)
+    files = [file for image in sample for file in (image.png, image.mask) if file is not None]
     each = (sum(-(-len(file) // 4096) * 4096 for file in files) + 500 * objects) / len(sample) + 300
     number = sum(len(chunk.indices) for chunk in waiting)
     require_free_space(folder, int(1.1 * each * number), f"making {number} images")
@@ -265,19 +265,19 @@ def _make_chunk(folder: Path, chunk: Chunk, draw: Draw) -> None:
     """Write a chunk's images, leaving those that are there already, then its record."""
     record = []
     for index in chunk.indices:
-        drawn = draw(chunk.split, index)
-        name = require_inside(drawn.file_name or f"{index:06d}.png", folder)
-        path = folder / (drawn.folder or f"images/{chunk.split}") / name
+        image = draw(chunk.split, index)
+        name = require_inside(image.file_name or f"{index:06d}.png", folder)
+        path = folder / (image.folder or f"images/{chunk.split}") / name
         mask = mask_path(folder, chunk.split, name)
         record.append(
             {
                 "file_name": name,
-                "image": _write(folder, path, drawn.png),
-                "mask": _write(folder, mask, drawn.mask) if drawn.mask else None,
-                "width": drawn.width,
-                "height": drawn.height,
-                "attributes": drawn.attributes,
-                "objects": drawn.objects,
+                "image": _write(folder, path, image.png),
+                "mask": _write(folder, mask, image.mask) if image.mask else None,
+                "width": image.width,
+                "height": image.height,
+                "attributes": image.attributes,
+                "objects": image.objects,
             }
         )
     atomic_write(chunk.part(folder), json.dumps(record, separators=(",", ":")))

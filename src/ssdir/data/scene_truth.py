@@ -1,6 +1,6 @@
 """What a dataset tells of its scenes beyond boxes: visible masks, whole masks and distances; for evaluation alone.
 
-All of it is read when it is asked for:
+All of it is read when it is needed:
 
 * visible masks from ``masks/{split}/NAME.png`` (pixel = place of the annotation in its image + 1), else from the
   annotations' ``segmentation``. Where these overlap, a pixel shows the object with the smaller box: a cup on a table;

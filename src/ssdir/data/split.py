@@ -62,9 +62,9 @@ class Split:
     notes: tuple[str, ...] = ()
     """What the source holds beyond boxes and classes, such as masks."""
     attributes: list[dict[str, Any]] | None = None
-    """Of each object, where they were asked for and the format has them."""
+    """Of each object, where they were requested and the format has them."""
     missing: tuple[Path, ...] = ()
-    """Images that are not on the disk and were left out, where that was asked for."""
+    """Images that are not on the disk and were left out, where that was requested."""
     image_attributes: list[dict[str, Any]] | None = None
     """Of each image, likewise."""
     annotation: Int[np.ndarray, " g"] | None = None

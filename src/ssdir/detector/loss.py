@@ -63,7 +63,7 @@ def _owners(
     Boxes propose, all at once, to their favourite prior; a prior holds on to its best proposal, and the boxes it
     refuses propose to their next favourite (Gale and Shapley, 1962). Since both sides rank pairs by the same IoU,
     there is one stable assignment, which is the greedy one. Two or three rounds as a rule; a round too many changes
-    nothing, so that a GPU is asked whether it was the last only after a few.
+    nothing, so that a GPU is synchronised only after a few.
     """
     rows = torch.arange(len(overlap), device=overlap.device)
     while True:

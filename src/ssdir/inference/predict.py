@@ -102,12 +102,12 @@ def _load(path: Path | None) -> ObjectModel:
     """The model of a run; None: the weights shipped.
 
     Raises:
-        DataError: it is none that encodes and paints objects.
+        DataError: it is none that encodes and renders objects.
     """
     network = load_model(path)
     if not network.paints:
         raise DataError(
-            f"{path} is a run of a model that finds objects but does not encode or paint them; give one of SSDIR "
+            f"{path} is a run of a model that finds objects but does not encode or render them; give one of SSDIR "
             "(ssdir train ssdir makes it) or of a baseline"
         )
     return network
@@ -160,8 +160,8 @@ def _described(
 ) -> Objects:
     """What a model says of given boxes of an image, those of enough presence."""
     height, width = pixels.shape[:2]
-    told = packed([rows], [(width, height)])
-    objects = Objects(told.boxes, told.present, None, None, told.image_index, 1)
+    listed = packed([rows], [(width, height)])
+    objects = Objects(listed.boxes, listed.present, None, None, listed.image_index, 1)
     threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
     return network.encoded(pixels, objects[objects.present > threshold].to(network.device))
 
@@ -169,7 +169,7 @@ def _described(
 def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: ObjectModel) -> None:
     """Write one image's objects into a folder (see :func:`predict`).
 
-    Where a model has opacity, patches are transparent accordingly; where it paints a background, so does the
+    Where a model has opacity, patches are transparent accordingly; where it renders a background, so does the
     reconstruction.
     """
     names = class_names(objects, network)

@@ -55,11 +55,11 @@ def find_images(images: Sequence[Path], out: Path) -> list[Found]:
             if not below:
                 more = f" ({search.passed_over})" if search.others else ""
                 raise DataError(f"{path}: no image in this folder or in its subfolders{more}")
-            told = [search.passed_over] if search.others else []
+            remarks = [search.passed_over] if search.others else []
             if links := search.broken_links:
-                told.append(f"{len(links)} links lead nowhere (the first: {links[0]})")
-            if told:
-                warnings.warn(f"{path}: {'; '.join(told)}", stacklevel=2)
+                remarks.append(f"{len(links)} links lead nowhere (the first: {links[0]})")
+            if remarks:
+                warnings.warn(f"{path}: {'; '.join(remarks)}", stacklevel=2)
         elif path.exists():
             below = [Found(path, ())]
         else:

@@ -15,7 +15,7 @@ class WhatEncoder(nn.Module):
     """Means of z_what for every cell of every feature map.
 
     A map goes through conv1x1 to D, ``n_hidden`` times (conv3x3 D to D and ReLU), and conv1x1 D to D; neither 1x1
-    convolution has an activation, as drawn in the supplementary material. With ``feature_norm`` "group" the
+    convolution has an activation, as in the figure of the supplementary material. With ``feature_norm`` "group" the
     entering features are normalised over a whole map (GroupNorm with one group); with ``what_norm`` "batch" every
     convolution but the last is followed by BatchNorm and ReLU; ``what_width`` sets the hidden channels apart from D.
 

@@ -43,11 +43,11 @@ def prepare(images: Images, like: Float[Tensor, "..."], side: int) -> Float[Tens
 
 
 def as_batch(images: Images, like: Float[Tensor, "..."], side: int, originals: bool) -> Batch:
-    """Images of any form, read once for several questions; a batch stays as it is.
+    """Images of any form, read once; a batch stays as it is.
 
     Args:
         images, like, side: as for :func:`prepare`.
-        originals: whether the images at their own sizes are asked for, too.
+        originals: whether to keep the images at their own sizes, too.
     """
     if isinstance(images, Batch):
         return images

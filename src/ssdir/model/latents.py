@@ -44,9 +44,9 @@ class ObjectsError(UserError):
 class Objects:
     """Objects of a batch of images, one row each; what every model gives. A part a model lacks is None.
 
-    Shapes are checked when objects are made. Patches belong to the ``what`` that they were painted from: where
+    Shapes are checked when objects are made. Patches belong to the ``what`` that they were rendered from: where
     :meth:`edit` (or ``dataclasses.replace``) gives another ``what``, the old patches and alpha are dropped, and
-    ``render`` paints new ones. So never change a tensor in place: patches would not notice.
+    ``render`` decodes new ones. So never change a tensor in place: patches would not notice.
 
     >>> scene = Objects(
     ...     boxes=torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.5, 0.5, 0.5]]), present=torch.tensor([0.9, 0.6]),
@@ -187,7 +187,7 @@ class Objects:
     ) -> Objects:
         """The same objects with other values, brought to the device and type of the old ones; None keeps the old.
 
-        With another ``what`` the patches and alpha are dropped: ``render`` paints them anew.
+        With another ``what`` the patches and alpha are dropped: ``render`` decodes them anew.
 
         Raises:
             ObjectsError: a value has another shape than what it replaces, or these objects have no such part.
@@ -215,8 +215,8 @@ class Objects:
             raise ObjectsError(f"these objects have no {part}")
         return found
 
-    def require_paintable(self, z_what_size: int, depth: bool = True, alpha: bool = False) -> None:
-        """For models that paint objects from their patches, or from ``what`` where there are none.
+    def require_renderable(self, z_what_size: int, depth: bool = True, alpha: bool = False) -> None:
+        """For models that render objects from their patches, or from ``what`` where there are none.
 
         Args:
             z_what_size: values of ``what`` that the model decodes.
@@ -227,14 +227,14 @@ class Objects:
             ObjectsError: these objects lack what is needed.
         """
         if depth and self.depth is None:
-            raise ObjectsError("these objects cannot be painted: they have no depth")
+            raise ObjectsError("these objects cannot be rendered: they have no depth")
         if self.patches is not None and not (alpha and self.alpha is None):
             return
         if self.what is None:
-            raise ObjectsError("these objects cannot be painted: they have neither patches nor what")
+            raise ObjectsError("these objects cannot be rendered: they have neither patches nor what")
         if self.what.shape[1] != z_what_size:
             raise ObjectsError(
-                f"these objects cannot be painted: what has shape {_written(self.what.shape)}, but this model decodes "
+                f"these objects cannot be rendered: what has shape {_written(self.what.shape)}, but this model decodes "
                 f"{_written((len(self), z_what_size))}"
             )
 

@@ -1,4 +1,4 @@
-"""The interface of every model that gives objects: what evaluation, plots, inference and comparison ask of it."""
+"""The interface of every model that gives objects: what evaluation, plots, inference and comparison use."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class ObjectModel(nn.Module, ABC):
 
     Attributes:
         kind: the kind of model, as in ``config.json`` and ``ssdir train KIND``.
-        paints: whether it encodes and paints objects; one that does not only finds them.
+        paints: whether it encodes and renders objects; one that does not only finds them.
         has_opacity: whether its objects have ``alpha`` beside patches.
-        has_background: whether :meth:`reconstruct` paints more than :meth:`render`.
+        has_background: whether :meth:`reconstruct` adds a background to what :meth:`render` gives.
         decodes_what: whether :meth:`with_patches` decodes objects from their ``what`` alone.
         tells_depth: whether its objects have ``depth``.
         describes_boxes: whether :meth:`describe` takes boxes from elsewhere.
@@ -250,7 +250,7 @@ class ObjectModel(nn.Module, ABC):
         """The same model with a fresh encoder of z_what, the control of a probe; None where there is no such thing."""
         return None
 
-    # -- painting ----------------------------------------------------------------------------------------------------
+    # -- rendering ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def reconstruct(
@@ -261,7 +261,7 @@ class ObjectModel(nn.Module, ABC):
         Args:
             images: as for :meth:`infer`.
             size: side of the result in pixels; None takes the model's.
-            objects: what :meth:`infer` found in them, with patches, where it is known; models that paint their objects
+            objects: what :meth:`infer` found in them, with patches, where it is known; models that render their objects
                 do not look for them again then.
         """
 
@@ -280,8 +280,8 @@ class ObjectModel(nn.Module, ABC):
 
         Args:
             images: those that the objects were found in, of the model's side.
-            objects: with patches (and alpha) where the model paints.
-            size: side at which it is asked, in pixels.
+            objects: with patches (and alpha) where the model renders.
+            size: side of the result, in pixels.
         """
         nearness = objects.present if objects.depth is None else objects.depth
         return box_shares(objects.boxes, nearness, objects.image_index, objects.n_images, size)
@@ -293,7 +293,7 @@ class ObjectModel(nn.Module, ABC):
         return prepare(images, self._like(), self.image_size)
 
     def batched(self, images: Images) -> Batch:
-        """Images of any form as one batch, so that they are read once however much is asked of them."""
+        """Images of any form as one batch, so that they are read only once."""
         return as_batch(images, self._like(), self.image_size, self.reads_originals)
 
     def _like(self) -> Tensor:
@@ -356,7 +356,7 @@ class ObjectModel(nn.Module, ABC):
 
 
 class DetectorModel(ObjectModel):
-    """A detector alone: it finds objects, and neither encodes nor paints them.
+    """A detector alone: it finds objects, and neither encodes nor renders them.
 
     >>> from ssdir.config import DetectorConfig
     >>> config = DetectorConfig(image_size=64, width=0.125, maps=(1,), min_sizes=(80.0,), max_sizes=())
@@ -403,10 +403,10 @@ class DetectorModel(ObjectModel):
     def reconstruct(
         self, images: Images, size: int | None = None, objects: Objects | None = None
     ) -> NoReturn:
-        raise ValueError("a detector paints nothing")
+        raise ValueError("a detector does not render")
 
     def render(self, objects: Objects, size: int) -> NoReturn:
-        raise ValueError("a detector paints nothing")
+        raise ValueError("a detector does not render")
 
     def save_pretrained(self, path: str | Path) -> None:
         pretrained.save_detector(self.detector, path, self.categories)

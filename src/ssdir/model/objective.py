@@ -130,7 +130,7 @@ def image_error(
 
 
 class ObjectTerms:
-    """What is asked of decoded patches, one by one; means over those pixels whose centres lie inside the image.
+    """Losses of decoded patches, one by one; means over those pixels whose centres lie inside the image.
 
     Args:
         output: of a training pass.
@@ -145,9 +145,8 @@ class ObjectTerms:
         objects, side = output.objects, logits.shape[-1]
         boxes = objects.boxes.detach().float()
         self.kind, self.logits = kind, logits[:, :3]
-        self.target = output.targets
-        if self.target is None:
-            self.target = crop(images, boxes, objects.image_index, side)
+        targets = output.targets
+        self.target = crop(images, boxes, objects.image_index, side) if targets is None else targets
         rows, columns = (part.to(logits.dtype) for part in pixels_inside(boxes, side))
         self.rows, self.columns = rows, columns
         self.alpha = self.seen = None
@@ -163,7 +162,6 @@ class ObjectTerms:
     def error(self) -> Float[Tensor, ""]:
         """The patches against the antialiased crops of the input at their boxes; with opacity, as far as an object is
         opaque and not hidden."""
-        assert self.target is not None
         target = self.target.expand_as(self.logits)
         if self.kind == "bce":
             error = functional.binary_cross_entropy_with_logits(self.logits, target, reduction="none")

@@ -40,7 +40,7 @@ class ModelFolder(NamedTuple):
 
     @property
     def categories(self) -> tuple[str, ...] | None:
-        """Names of the classes that the model was trained with, where they are told."""
+        """Names of the classes that the model was trained with, where they are known."""
         names = self.config.get("categories")
         return None if names is None else tuple(names)
 

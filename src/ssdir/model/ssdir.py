@@ -1,4 +1,4 @@
-"""SSDIR: a frozen detector says where and whether, encoders say what and how deep, a decoder paints each object."""
+"""SSDIR: a frozen detector gives boxes and presence, encoders z_what and z_depth; a decoder renders each object."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SSDIR(ObjectModel):
     background where there is one. New parts start with Xavier weights and zero biases.
 
     Attributes:
-        detector: where and present; None for a model that is told its boxes.
+        detector: where and present; None for a model whose boxes are given.
         backbone: the clone, or None.
         what, depth: encoders. decoder: what decoder.
         backdrop: the learned background, or None.
@@ -246,7 +246,7 @@ class SSDIR(ObjectModel):
         """The objects for evaluation, deterministic: means, one row an object; by image, then by falling presence.
 
         The rows are those that :meth:`Detector.detect` gives at this threshold; here boxes are not clipped to the
-        image, since patches are painted and compared in whole boxes.
+        image, since patches are rendered and compared in whole boxes.
 
         Args:
             latents: of the images.
@@ -323,14 +323,14 @@ class SSDIR(ObjectModel):
     def render(self, objects: Objects, size: int) -> Float[Tensor, "n_images 3 size size"]:
         """Merge the objects' patches into images of the given side, by their opacity or by ``config.merge``, on black.
 
-        What is painted is ``patches`` (and ``alpha``) at ``boxes``, by ``depth``. Objects without patches, as
+        What is rendered is ``patches`` (and ``alpha``) at ``boxes``, by ``depth``. Objects without patches, as
         :meth:`Objects.edit` gives them after a change of ``what``, are decoded first. Gradients reach ``what`` where it
-        asks for them.
+        requires them.
 
         Raises:
             ObjectsError: the objects have neither patches nor a ``what`` of this model's size, or no depth.
         """
-        objects.require_paintable(self.config.z_what_size, alpha=self.has_opacity)
+        objects.require_renderable(self.config.z_what_size, alpha=self.has_opacity)
         if objects.patches is None or (self.has_opacity and objects.alpha is None):
             wanted = torch.is_grad_enabled() and objects.require("what").requires_grad
             with torch.set_grad_enabled(wanted):

@@ -68,8 +68,8 @@ class SSDIROutput:
     patch_logits: Float[Tensor, "m c p p"]
     """Decoded objects before the sigmoid: three channels, and a fourth of models with opacity."""
     images: Float[Tensor, "b 3 s s"] | None
-    """Merged reconstruction in [0, 1], background included; None where it was not asked for."""
+    """Merged reconstruction in [0, 1], background included; None where it was not requested."""
     targets: Float[Tensor, "m 3 p p"] | None = None
     """What the images hold in the boxes, where they are not those that the detector saw."""
     embeddings: tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]] | None = None
-    """Of each object and of a second view of it; none of fewer than two objects. None where no views were asked for."""
+    """Of each object and of a second view of it; none of fewer than two objects. None without views."""

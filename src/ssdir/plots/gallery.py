@@ -36,7 +36,7 @@ def draw_figures(
 
     Args:
         folder: created if needed; figures of the same name are replaced.
-        model: paints the traversals, where it decodes z_what alone into patches without opacity.
+        model: renders the traversals, where it decodes z_what alone into patches without opacity.
         scenes: the rows of the sheet.
         precision: at evenly spaced recall levels, IoU 0.5.
         what, labels: z_what and class of matched objects.

@@ -32,7 +32,7 @@ class Scene:
     output: Float[Tensor, "3 t t"] | None
     """Reconstruction in [0, 1], or None."""
     objects: Objects
-    """Of this one image; with patches, where the model paints."""
+    """Of this one image; with patches, where the model renders."""
     name: str = ""
     """Written left of the row."""
 
@@ -42,13 +42,13 @@ def scene_sheet(scenes: Sequence[Scene], n_patches: int = 6) -> Figure:
 
     The objects shown are spread evenly over the sizes found, largest first. Each has a coloured frame, and its box
     in the third column has the same colour; the boxes of objects that are not shown are thin and white. A model
-    that paints nothing gets its boxes drawn on the input; beside others that do, its output stays empty.
+    that renders nothing gets its boxes drawn on the input; beside others that do, its output stays empty.
 
     After the reconstruction figure of the SSDIR supplementary material.
     """
-    paints = any(scene.output is not None for scene in scenes)
+    renders = any(scene.output is not None for scene in scenes)
     has_patches = any(scene.objects.patches is not None for scene in scenes)
-    columns = ["input", "output", "with $z_{where}$"] if paints else ["input", "with boxes"]
+    columns = ["input", "output", "with $z_{where}$"] if renders else ["input", "with boxes"]
     n_columns = len(columns) + (n_patches if has_patches else 0)
     cell = TEXT_WIDTH / max(n_columns, 6)
     with style():
@@ -68,7 +68,7 @@ def scene_sheet(scenes: Sequence[Scene], n_patches: int = 6) -> Figure:
                 (place.x0 + last.x1) / 2, place.y1, "decoded objects", ha="center", va="bottom", fontsize=9.5
             )
         for row, scene in zip(grid, scenes, strict=True):
-            _draw_scene(row, scene, paints, n_patches if has_patches else 0)
+            _draw_scene(row, scene, renders, n_patches if has_patches else 0)
     return figure
 
 
@@ -85,10 +85,10 @@ def spread_over_sizes(boxes: Float[Tensor, "m 4"], most: int) -> Int[np.ndarray,
     return order[np.linspace(0, len(order) - 1, most).round().astype(int)]
 
 
-def _draw_scene(row: Sequence[Axes], scene: Scene, paints: bool, n_patches: int) -> None:
+def _draw_scene(row: Sequence[Axes], scene: Scene, renders: bool, n_patches: int) -> None:
     shown = spread_over_sizes(scene.objects.boxes, n_patches)
     canvas = scene.image if scene.output is None else scene.output
-    pictures = [scene.image, scene.output, canvas] if paints else [scene.image, canvas]
+    pictures = [scene.image, scene.output, canvas] if renders else [scene.image, canvas]
     for axes, picture in zip(row, pictures, strict=False):
         if picture is not None:
             _show(axes, picture)

@@ -35,12 +35,12 @@ def _operator(function: Callable[..., Any], schema: str, fake: Callable[..., Any
 
 
 def _like(*pairs: tuple[bool, Tensor]) -> tuple[Tensor, ...]:
-    """What a backward pass returns: a gradient for each input where it is asked for, else nothing."""
-    return tuple(tensor.new_empty(tensor.shape if asked else 0) for asked, tensor in pairs)
+    """What a backward pass returns: a gradient for each input that requires one, else an empty tensor."""
+    return tuple(tensor.new_empty(tensor.shape if needed else 0) for needed, tensor in pairs)
 
 
-def _wanted(found: tuple[Tensor, ...], asked: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(tensor if wanted else None for tensor, wanted in zip(found, asked, strict=True))
+def _wanted(found: tuple[Tensor, ...], needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(tensor if wanted else None for tensor, wanted in zip(found, needed, strict=True))
 
 
 # -- paste ---------------------------------------------------------------------------------------------------------
@@ -68,8 +68,8 @@ def _save_paste(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _paste_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     of_patches, of_boxes, _, of_weights, *_ = ctx.needs_input_grad
-    asked = of_patches, of_boxes, of_weights
-    patches, boxes, weights = _wanted(paste_backward(grad, *ctx.saved_tensors, *asked), asked)
+    needed = of_patches, of_boxes, of_weights
+    patches, boxes, weights = _wanted(paste_backward(grad, *ctx.saved_tensors, *needed), needed)
     return patches, boxes, None, weights, None, None
 
 
@@ -110,9 +110,9 @@ def _save_covered(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 
 def _covered_gradients(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    asked = ctx.needs_input_grad[:2]
-    found = covered_backward(grad_values, *ctx.saved_tensors, ctx.size, *asked)
-    return *_wanted(found, asked), None, None
+    needed = ctx.needs_input_grad[:2]
+    found = covered_backward(grad_values, *ctx.saved_tensors, ctx.size, *needed)
+    return *_wanted(found, needed), None, None
 
 
 library.register_autograd("ssdir::covered", _covered_gradients, setup_context=_save_covered)
@@ -142,9 +142,9 @@ def _save_crop(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _crop_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    asked = ctx.needs_input_grad[:2]
-    found = crop_backward(grad, *ctx.saved_tensors, ctx.border, ctx.antialias, *asked)
-    return *_wanted(found, asked), None, None, None, None
+    needed = ctx.needs_input_grad[:2]
+    found = crop_backward(grad, *ctx.saved_tensors, ctx.border, ctx.antialias, *needed)
+    return *_wanted(found, needed), None, None, None, None
 
 
 library.register_autograd("ssdir::crop", _crop_gradients, setup_context=_save_crop)

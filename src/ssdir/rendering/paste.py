@@ -37,7 +37,7 @@ def paste_backward(
     of_boxes: bool,
     of_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of patches, boxes and weights; each empty where it is not asked for (here and below)."""
+    """Gradients of patches, boxes and weights; each empty where it is not required (here and below)."""
     channels, size = grad.shape[1:3]
     planes = torch.arange(channels, device=grad.device) * (size * size)
     found = Gradients(patches, boxes, of_patches, of_boxes, of_weights)

@@ -56,7 +56,7 @@ def warp(patches: Tensor, window: Window) -> Tensor:
 
 
 class Gradients:
-    """Sums of what each group of objects contributes; what is not asked for stays empty."""
+    """Sums of what each group of objects contributes; what is not requested stays empty."""
 
     def __init__(
         self, patches: Tensor, boxes: Tensor, of_patches: bool, of_boxes: bool, of_weights: bool
@@ -64,12 +64,12 @@ class Gradients:
         self.patches = torch.empty_like(patches) if of_patches else patches.new_empty(0)
         self.boxes = torch.zeros_like(boxes) if of_boxes else boxes.new_empty(0)
         self.weights = boxes.new_zeros(len(boxes)) if of_weights else boxes.new_empty(0)
-        self.asked = of_patches, of_boxes, of_weights
+        self.needed = of_patches, of_boxes, of_weights
         self.unseen = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
 
     def whole(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of patches, boxes and weights, once all groups are in."""
-        if self.asked[0]:
+        if self.needed[0]:
             # All others were written whole: zeros below them would have cost as much again.
             self.patches.index_fill_(0, self.unseen.nonzero()[:, 0], 0)
         return self.patches, self.boxes, self.weights
@@ -83,7 +83,7 @@ class Gradients:
         weights: Tensor | None,
     ) -> None:
         """``grad``: of the windows' pixels, "j c h w"."""
-        of_patches, of_boxes, of_weights = self.asked
+        of_patches, of_boxes, of_weights = self.needed
         objects, p = window.objects, patches.shape[-1]
         scale = None if weights is None else weights[objects]
         n, channels, h, w = grad.shape

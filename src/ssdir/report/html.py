@@ -34,7 +34,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("downstream.what_where.matched_accuracy", "matched accuracy, with box", "the probe on z_what with the box added"),
     ("downstream.untrained.matched_accuracy", "untrained: matched", "the probe with an untrained what encoder"),
     ("downstream.untrained.end_to_end_accuracy", "untrained: end to end", "likewise, of all true objects"),
-    ("reconstruction.image_mse", "image MSE", "mean squared error of the painted image at 128 px, values in [0, 1]"),
+    ("reconstruction.image_mse", "image MSE", "mean squared error of the rendered image at 128 px, values in [0, 1]"),
     ("reconstruction.image_mse_black", "image MSE of black", "what an image left black would score"),
     ("reconstruction.object_mse", "object MSE", "decoded patch against the image inside its own box, at 64 px"),
     ("reconstruction.object_mse_true_box", "object MSE, true box", "likewise, against the image inside the true box"),
@@ -46,8 +46,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("depth_order.share", "depth order", "overlapping pairs of found objects of which the nearer one is told"),
     ("depth_order.pairs", "pairs judged", "of the depth order"),
     ("seconds.inference_per_image", "seconds an image", "from image to boxes, vectors and patches"),
-    ("seconds.rendering_per_image", "seconds to paint", "from objects to an image of 128 px"),
-    ("memory.peak_mib", "peak memory, MiB", "of finding and painting the objects of a batch (docs/evaluation.md)"),
+    ("seconds.rendering_per_image", "seconds to render", "from objects to an image of 128 px"),
+    ("memory.peak_mib", "peak memory, MiB", "of finding and rendering the objects of a batch (docs/evaluation.md)"),
 )  # fmt: skip
 
 _ATTRIBUTE_ROWS: tuple[tuple[str, str, str], ...] = (

@@ -27,7 +27,7 @@ def describe(metrics: Mapping[str, Any], pretrained: bool = False) -> Findings:
         pretrained: nothing was trained here.
     """
     facts = _Facts(metrics)
-    summary = [facts.detection(), facts.vectors(), facts.painting(), facts.masks()]
+    summary = [facts.detection(), facts.vectors(), facts.rendering(), facts.masks()]
     if pretrained:
         summary.append("Nothing was trained for this report: the weights came with the package.")
     return Findings([text for text in summary if text], facts.tiles(), facts.captions())
@@ -137,13 +137,13 @@ class _Facts:
         ]
         return f" Further attributes, read right of those found: {', '.join(others)}." if others else ""
 
-    def painting(self) -> str:
-        """How near the painted images come."""
+    def rendering(self) -> str:
+        """How near the rendered images come."""
         error, black = self.images.get("image_mse"), self.images.get("image_mse_black")
         if error is None:
             return ""
         parts = "with the background" if self.provenance.get("has_background") else "from its objects alone"
-        text = f"Painted back {parts}, an image is off by {error:.4f} (mean squared error)"
+        text = f"Rendered {parts}, an image is off by {error:.4f} (mean squared error)"
         if black is None or black == 0:
             return text + "."
         if error < black:
@@ -193,14 +193,14 @@ class _Facts:
 
     def captions(self) -> dict[str, str]:
         """What one sees in each figure."""
-        paints = self.images.get("image_mse") is not None
+        renders = self.images.get("image_mse") is not None
         ap50 = self.boxes.get("AP50")
         scenes = (
             "One scene a row, from few objects to many, chosen by their number and not by their looks. The input; what "
-            "the model paints; the same with the boxes it found; then single objects, as the decoder "
-            "paints them from their vectors, framed in the colour of their box, large ones first (white boxes: further "
+            "the model renders; the same with the boxes it found; then single objects, as decoded "
+            "from their vectors, framed in the colour of their box, large ones first (white boxes: further "
             "objects)."
-            if paints else
+            if renders else
             "One scene a row, from few objects to many, chosen by their number and not by their looks: the input, and "
             "the boxes found in it with a presence above 0.5."
         )  # fmt: skip

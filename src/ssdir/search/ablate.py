@@ -241,7 +241,7 @@ def run_combination(config: AblationConfig, study: optuna.Study, trial: Trial) -
 
 
 def measured(run: Path, data: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """The figures of an evaluation on the test split, with intervals by the bootstrap over its images."""
+    """Metrics of an evaluation on the test split, with intervals by the bootstrap over its images."""
     from ssdir.common.machine import choose_device
     from ssdir.compare.metrics import figures_of
     from ssdir.evaluation.bootstrap import Resamples
@@ -254,7 +254,7 @@ def measured(run: Path, data: Path, folder: Path) -> dict[str, dict[str, Any]]:
     model = load_model(run).to(choose_device())
     metrics = evaluate(model, data, folder, settings, model_path=run)
     samples = Samples.load(folder)
-    figures = figures_of(
+    metrics = figures_of(
         samples,
         metrics,
         {"category": "category"},
@@ -262,7 +262,7 @@ def measured(run: Path, data: Path, folder: Path) -> dict[str, dict[str, Any]]:
         Resamples(samples.n_images),
         settings.seed,
     )
-    return {name: dataclasses.asdict(figures[name]) for name in FIGURES}
+    return {name: dataclasses.asdict(metrics[name]) for name in FIGURES}
 
 
 def command_of(config: AblationConfig, item: Combination) -> str:

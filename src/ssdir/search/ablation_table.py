@@ -44,9 +44,9 @@ def markdown(rows: Rows, scale: str) -> str:
         "|---" * (4 + len(COLUMNS)) + "|",
     ]
     for row in rows:
-        figures = " | ".join(_cell(row["figures"][name], "mse" in name) for name in COLUMNS)
+        cells = " | ".join(_cell(row["figures"][name], "mse" in name) for name in COLUMNS)
         lines.append(
-            f"| {row['grids']} | {row['minimum']} | {row['maximum']} | {figures} | `{row['command']}` |"
+            f"| {row['grids']} | {row['minimum']} | {row['maximum']} | {cells} | `{row['command']}` |"
         )
     lines += [
         "",
@@ -58,7 +58,7 @@ def markdown(rows: Rows, scale: str) -> str:
 
 
 def comma_separated(rows: Rows) -> str:
-    """The table with full digits; each figure has its interval's ends beside it."""
+    """The table with full digits; each metric has its interval's ends beside it."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     parts = ("", "_low", "_high")
@@ -123,10 +123,10 @@ def _panel(axes: Axes, rows: Rows, name: str) -> None:
         )
 
 
-def _cell(figure: Mapping[str, Any], is_error: bool) -> str:
-    if figure["value"] is None:
+def _cell(metric: Mapping[str, Any], is_error: bool) -> str:
+    if metric["value"] is None:
         return "\N{EN DASH}"
     digits = 4 if is_error else 3
-    low, high = figure["low"], figure["high"]
+    low, high = metric["low"], metric["high"]
     ends = "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{figure['value']:.{digits}f}{ends}"
+    return f"{metric['value']:.{digits}f}{ends}"

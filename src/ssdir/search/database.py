@@ -28,7 +28,7 @@ GRACE_PERIOD = 120
 
 
 def optuna_module() -> Any:
-    """Optuna, which keeps quiet: failed trials are told by us, and what it calls experimental is used on purpose.
+    """Optuna without its own log: we report failed trials, and use what it calls experimental on purpose.
 
     Raises:
         ModuleNotFoundError: it is not installed (extra ``tune``).

@@ -2,7 +2,7 @@
 
 Optuna keeps the trials, proposes their settings, records the workers' heartbeats, and queues the trial of a dead worker
 once more. This module decides whether one more trial is wanted. It does so under a file lock, so a study ends with
-exactly as many trials as were asked for.
+exactly as many trials as requested.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def remember(study: optuna.Study, name: str, value: Any) -> None:
 def make_sampler(kind: str, seed: int) -> BaseSampler:
     """What proposes settings: ``tpe``, ``gp`` (Gaussian process) or ``random``.
 
-    A proposal is a pure function of the seed, the trial's number and the trials before it, so that workers never draw
-    alike, and one worker that goes on draws what it would have drawn.
+    A proposal is a pure function of the seed, the trial's number and the trials before it, so that workers
+    propose different settings, and one worker that goes on proposes what it would have proposed.
 
     Sources: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NIPS 2011 (TPE).
 
@@ -141,7 +141,7 @@ def work(
         wanted: whether a trial is to be begun (one of the queue first); it may queue some. Called by one worker at a
             time.
         lock: a file that all workers see.
-        say: is told what happens, line by line.
+        say: called with each line of progress.
         describe: what is said of a trial that is complete, after its number.
 
     Raises:

@@ -42,7 +42,7 @@ EVALUATED = {
     "probe_accuracy": ("downstream", "matched_accuracy"),
     "end_to_end": ("downstream", "end_to_end_accuracy"),
 }
-"""Objectives that an evaluation gives, and where it tells them; the others are figures of every validation."""
+"""Objectives of an evaluation, by section and key of metrics.json; the others are metrics of every validation."""
 RUNGS = 9
 """Validations of a trial at which it may be pruned: two halvings by Hyperband's 3."""
 
@@ -227,13 +227,13 @@ def run_trial(config: TuneConfig, study: optuna.Study, trial: Trial, detector: P
     command = training_command(config, run, detector, teacher, folder)
     trial.set_user_attr("folder", str(folder))
     trial.set_user_attr("command", command)
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
 
     def observe(done: int, row: Mapping[str, float]) -> None:
         require_ours(study, trial.number)
-        figures.update({name.removeprefix("val/"): value for name, value in row.items() if "val/" in name})
+        metrics.update({name.removeprefix("val/"): value for name, value in row.items() if "val/" in name})
         if config.pruner != "none" and done < run.training.steps:
-            _prune(config, trial, figures, done * RUNGS // run.training.steps)
+            _prune(config, trial, metrics, done * RUNGS // run.training.steps)
 
     train_ssdir(
         run,
@@ -246,9 +246,9 @@ def run_trial(config: TuneConfig, study: optuna.Study, trial: Trial, detector: P
         observe=observe,
         again=SAME,
     )
-    if not figures:  # it was finished, but for its value, when its worker was killed
-        figures.update(_last_validation(folder))
-    value = _measure(config, folder) if config.objective in EVALUATED else _figure(config, figures)
+    if not metrics:  # it was finished, but for its value, when its worker was killed
+        metrics.update(_last_validation(folder))
+    value = _measure(config, folder) if config.objective in EVALUATED else _objective_value(config, metrics)
     if not math.isfinite(value):
         raise DataError(f"its {config.objective} is {value}")
     write_json(
@@ -289,25 +289,25 @@ def training_command(
     return shlex.join(map(str, words))
 
 
-def _prune(config: TuneConfig, trial: Trial, figures: Mapping[str, float], rung: int) -> None:
+def _prune(config: TuneConfig, trial: Trial, metrics: Mapping[str, float], rung: int) -> None:
     """Report a validation and end the trial where others were better; objectives that are only known at the end are
     stood for by the objects' reconstruction error."""
     from optuna import TrialPruned
 
-    value = figures["objects"] if config.objective in EVALUATED else _figure(config, figures)
+    value = metrics["objects"] if config.objective in EVALUATED else _objective_value(config, metrics)
     trial.report(-value if config.objective in MAXIMIZED else value, rung)
     if trial.should_prune():
         raise TrialPruned
 
 
-def _figure(config: TuneConfig, figures: Mapping[str, float]) -> float:
+def _objective_value(config: TuneConfig, metrics: Mapping[str, float]) -> float:
     """The objective, of a validation. The loss is weighed with the coefficients of the study, not with the trial's own,
     which would make the smallest ones win."""
     if config.objective == "loss":
         weights = config.run.objective
-        terms = [item.name for item in dataclasses.fields(ObjectiveConfig) if item.name in figures]
-        return math.fsum(getattr(weights, name) * figures[name] for name in terms)
-    return figures[config.objective]
+        terms = [item.name for item in dataclasses.fields(ObjectiveConfig) if item.name in metrics]
+        return math.fsum(getattr(weights, name) * metrics[name] for name in terms)
+    return metrics[config.objective]
 
 
 def _measure(config: TuneConfig, folder: Path) -> float:

@@ -38,8 +38,7 @@ def make_accelerator(settings: TrainingConfig, device: str = "auto") -> Accelera
     named_by = {} if named is None else {"ACCELERATE_TORCH_DEVICE": named}
     with nullcontext() if shared else without_ranks(), patch_environment(**named_by):
         accelerator = Accelerator(
-            # Of processes that torchrun starts, Accelerate tells none of the others unless it is told that there is no
-            # GPU, or that none is wanted.
+            # Without a GPU, Accelerate connects the processes that torchrun starts only if cpu is set.
             cpu=device == "cpu" or (shared and not torch.accelerator.is_available()),
             mixed_precision="bf16" if computes_in_bf16(settings.precision, device) else "no",
             gradient_accumulation_steps=settings.accumulate,

@@ -14,8 +14,8 @@ from ssdir.config import PRESENT_THRESHOLD
 Row = dict[str, float]
 """A line of metrics.csv: column -> value."""
 JUDGED_FROM = 5
-"""Lines of metrics.csv from which a run is judged: medians and latents that stay collapsed are told from five of them.
-Before, only a gradient of zero is told, which is wrong in any line."""
+"""Lines of metrics.csv from which a run is judged: medians and collapsed latents need five of them.
+Before, only a gradient of zero is reported, which is wrong in any line."""
 FEW = 0.5
 """A detector whose boxes that fire are fewer than so many times the true ones misses most objects."""
 COLLAPSED = 1.1
@@ -38,7 +38,7 @@ def health(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[bool | No
     gradient norm of 0 or 100 times its median, and, after 5 lines, a loss above its first value, no present object
     at all, a detector of which fewer than half as many boxes fire as there are objects, a z_what (or a z_depth, where
     the image term is there to teach it) that is hardly more than its posterior's noise over 5 lines, and a KL of 20
-    times its median. Before the 5th line (:data:`JUDGED_FROM`) nothing but a gradient of 0 can be told, and no run is
+    times its median. Before the 5th line (:data:`JUDGED_FROM`) only a gradient of 0 is reported, and no run is
     called healthy.
 
     >>> line = {"step": 20.0, "loss": 1.0, "grad_norm": 2.0, "health/present_per_image": 3.25}

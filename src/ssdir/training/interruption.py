@@ -46,7 +46,7 @@ class Interruptions:
     ) -> None:
         self.run, self.again, self.done, self.wait = run, again, start, wait
         self.save, self.seconds_to_save = save, seconds_to_save
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruptions:
@@ -57,19 +57,19 @@ class Interruptions:
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or not self.wait:
+        if self.requested or not self.wait:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         os.write(2, _NOTE)  # a handler may interrupt a print, which must not be entered twice
 
     def finished(self, step: int) -> None:
-        """A step is done: the moment to stop, where that was asked for.
+        """A step is done: the moment to stop, where that was requested.
 
         Raises:
             Interrupted: with a checkpoint of this step, where writing it is quick.
         """
         self.done = step
-        if self.asked:
+        if self.requested:
             if _last(self.run) != step and self.seconds_to_save() <= SECONDS_TO_SAVE:
                 self.save(step)
             raise Interrupted(self._told())

@@ -1,4 +1,4 @@
-"""The source of training images: a dataset folder, or scenes drawn on the fly; step by step, on the device."""
+"""The source of training images: a dataset folder, or scenes generated on the fly; step by step, on the device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Part: TypeAlias = Batch | Draft | Augmented
-"""A micro-batch on its way: the last two are drawn, or painted, on the device."""
+"""A micro-batch on its way: the last two are rendered or augmented on the device."""
 
 
 def open_images(
@@ -55,7 +55,7 @@ def open_images(
     if isinstance(source, StreamedScenes):
         if given is not None:
             raise ConfigError(
-                f"{given.file} cannot give boxes to scenes that are drawn on the fly; write the scenes to a folder"
+                f"{given.file} cannot give boxes to scenes that are generated on the fly; write the scenes to a folder"
             )
         if len(source) == 0:
             raise ConfigError("scenes.n_train is 0; it says how many scenes count as one pass (an epoch)")
@@ -65,7 +65,7 @@ def open_images(
             if not other.has_images("val"):
                 raise ConfigError(
                     f"{validation} has no val split to validate on; name another folder, or none: scenes of the "
-                    "stream's own val split are drawn then"
+                    "stream's own val split are generated then"
                 )
             return images, CachedDataset(other, "val", image_size, **files)
         return images, images.validation(validation_images) if validation_images else None
@@ -103,8 +103,8 @@ class Loader:
     """The micro-batches of a step: this process's share of the images, on its device.
 
     Beside an accelerator the next step's images are read by a thread while this one computes; on the CPU they
-    would only take its cores. Of scenes on the fly the thread makes drafts, and the device draws them; where images
-    are augmented the thread decides what becomes of each, and the device paints it.
+    would only take its cores. Of scenes on the fly the thread makes drafts, and the device renders them; where images
+    are augmented the thread samples the changes, and the device applies them.
 
     Args:
         images: where they come from.

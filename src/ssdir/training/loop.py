@@ -65,7 +65,7 @@ class Settings(Protocol):
 
 
 class LoopOptions(TypedDict, total=False):
-    """What :func:`train` may be told besides settings, data and folder; whatever calls it passes these on."""
+    """Options of :func:`train` besides settings, data and folder; its callers pass these on."""
 
     validation: Path | None
     """For scenes on the fly, a data set folder whose val split validates; default their own val scenes."""
@@ -87,8 +87,8 @@ class LoopOptions(TypedDict, total=False):
     :func:`ssdir.common.machine.choose_device` takes it. Of several processes each takes a GPU of its own, or all take
     the CPU."""
     observe: Callable[[int, Row], None] | None
-    """Is told the finished steps and the line of metrics of each validation, in the first process; what it raises ends
-    the run."""
+    """Called with the finished steps and the row of metrics after each validation, in the first process; an exception
+    from it ends the run."""
 
 
 def train(
@@ -105,7 +105,7 @@ def train(
     Args:
         task: the network and its loss; trained in place.
         run_config: all settings of the run; they are saved with it.
-        dataset: a data set folder with a train split, and a val split for validation; or scenes on the fly, drawn
+        dataset: a data set folder with a train split, and a val split for validation; or scenes on the fly, generated
             at the task's image size.
         out: the run folder: config.json, metrics.csv, pictures, checkpoints and, at the end, the model. Several
             machines must see the same one: the first process writes it, all read it when they resume.
@@ -305,7 +305,7 @@ def _to_cache(
     if not isinstance(images, CachedDataset):
         raise ConfigError(
             f"training.feature_cache {settings.feature_cache} needs the images of a data set folder, which come again; "
-            "scenes that are drawn on the fly never do: set it to off, or write the scenes to a folder"
+            "scenes that are generated on the fly never do: set it to off, or write the scenes to a folder"
         )
     detector, maps = frozen
     cache = CacheSettings(
@@ -385,5 +385,5 @@ def _validate(
         picture.save(file, "PNG")
     recorder.log_image(done, path)
     if values:
-        recorder.display.say(f"validation at step {done}: {task.told(values)}")
+        recorder.display.say(f"validation at step {done}: {task.summary(values)}")
     return {f"val/{name}": value for name, value in values.items()}

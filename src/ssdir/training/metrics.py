@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,22 +39,23 @@ class MetricAccumulator:
         """Add a step's values (means over its micro-batches); returns them by name."""
         device = grad_norm.device
         names: list[str] = []
-        total: Tensor | None = None
+        vectors: list[Tensor] = []
         for terms in micro_terms:
             named = {f"loss/{name}": value for name, value in terms.losses.items()}
             named |= {f"health/{name}": value for name, value in terms.diagnostics.items()}
             names = list(named)
-            vector = torch.stack(
-                [
-                    item.detach().to(device, torch.float32)
-                    if isinstance(item, Tensor)
-                    # Filled on the device: it would wait for a number sent to it.
-                    else torch.full((), float(item), dtype=torch.float32, device=device)
-                    for item in named.values()
-                ]
+            vectors.append(
+                torch.stack(
+                    [
+                        item.detach().to(device, torch.float32)
+                        if isinstance(item, Tensor)
+                        # Filled on the device: it would wait for a number sent to it.
+                        else torch.full((), float(item), dtype=torch.float32, device=device)
+                        for item in named.values()
+                    ]
+                )
             )
-            total = vector if total is None else total + vector
-        assert total is not None
+        total = functools.reduce(torch.add, vectors)
         values = torch.cat([total / len(micro_terms), grad_norm.detach().float().reshape(1)])
         self.names = [*names, "grad_norm"]
         self.sums = values if self.sums is None else self.sums + values

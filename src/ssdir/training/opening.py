@@ -29,7 +29,7 @@ def opening_lines(
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     passes = f"{settings.steps * settings.batch_size / len(images):.1f} passes over {len(images):,}"
     if isinstance(images, StreamedScenes):
-        passes = "scenes drawn on the fly, each once"
+        passes = "scenes generated on the fly, each once"
     processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     yield (
         f"training {task.kind}: {trained:,} parameters, {settings.steps:,} steps of {settings.batch_size} images "

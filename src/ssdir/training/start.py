@@ -91,7 +91,7 @@ def train_ssdir(
         data: data set folder, or scenes on the fly; its own boxes and labels are not used.
         out: run folder; ``options`` as for :func:`~ssdir.training.loop.train`.
         boxes: a file of boxes (:class:`~ssdir.data.given_boxes.GivenBoxes`), for models with glimpses; the detector,
-            where there is one, is not asked while training then.
+            where there is one, is not run while training then.
         teacher: run folder of an SSDIR with glimpses, which teaches one with cells: the decoder starts as its, and
             ``objective.teacher`` weighs the distance to its z_what.
 

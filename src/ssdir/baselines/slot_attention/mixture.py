@@ -26,7 +26,7 @@ def mix(rendered: Float[Tensor, "b k layers p"]) -> Mixed:
     logits is written once, into one tensor, and no product of a mask and a colour is kept.
 
     Args:
-        painted: for each slot and pixel the colours and, last, the logit of its mask; float32 or wider.
+        rendered: for each slot and pixel the colours and, last, the logit of its mask; float32 or wider.
 
     >>> red, blue = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])  # two colours and a logit
     >>> mix(torch.stack([red, blue])[None, :, :, None]).colours[0, :, 0]

@@ -22,14 +22,14 @@ from ssdir.rendering.render import crop, paste
 from ssdir.rendering.shares import PixelShares
 
 _FAINT = 1e-6
-"""Least mask by which colours are told from what a slot paints."""
+"""Least mask at which the colour of a slot's patch is defined."""
 
 
 class SlotAttentionAutoencoder(Baseline):
-    """Slots that compete for the image's content and are painted each on its own; no boxes, presence or depth inside.
+    """Slots that compete for the image's content and are rendered each on its own; no boxes, presence or depth inside.
 
     A slot is an object where its mask wins more than ``min_area`` of the image and it is not the background, the slot
-    that wins most. Its box is the tightest around the pixels won, its patch the colour that it paints there, its alpha
+    that wins most. Its box is the tightest around the pixels won, its patch the colour that it renders there, its alpha
     the mask, its ``what`` the slot itself; it has no depth. How ``present`` ranks objects is said at
     :meth:`~ssdir.baselines.slot_attention.masks.Regions.present`.
 
@@ -96,7 +96,7 @@ class SlotAttentionAutoencoder(Baseline):
             shown = (shown * decoded.masks[:, :, None]).flatten(0, 1)
             each = torch.arange(len(boxes), device=boxes.device)
             layers = crop(shown, boxes, each, self.config.patch_size).clamp(0, 1)
-            # Colour alone, as all models give it: times alpha it is what the slot paints.
+            # Colour alone, as all models give it: times alpha it is what the slot renders.
             colour = (layers[:, :3] / layers[:, 3:].clamp_min(_FAINT)).clamp(0, 1)
             layers = torch.cat([colour, layers[:, 3:]], dim=1)
         return Objects(
@@ -113,13 +113,13 @@ class SlotAttentionAutoencoder(Baseline):
     def reconstruct(
         self, images: Images, size: int | None = None, objects: Objects | None = None
     ) -> Float[Tensor, "b 3 size size"]:
-        """The sum of what all slots paint, the background's included."""
+        """The sum of what all slots render, the background's included."""
         with self.evaluating():
             rendered, _ = self.decoder.images(self.decoder(self.slots(self.prepared(images))))
             return resized(rendered.clamp(0, 1), self.image_size if size is None else size)
 
     def background(self, images: Images, size: int | None = None) -> Float[Tensor, "b 3 size size"]:
-        """The colour that the background's slot paints, also where objects lie before it."""
+        """The colour that the background's slot renders, also where objects lie before it."""
         with self.evaluating():
             decoded = self.decoder.apart(self.decoder(self.slots(self.prepared(images))))
             each = torch.arange(len(decoded.masks), device=decoded.masks.device)
@@ -134,7 +134,7 @@ class SlotAttentionAutoencoder(Baseline):
         """
         if objects.patches is None or objects.alpha is None:
             raise ValueError(
-                "these objects cannot be painted: they have no patches, and a slot's mask depends on the other slots "
+                "these objects cannot be rendered: they have no patches, and a slot's mask depends on the other slots "
                 "of its image; ask infer for patches"
             )
         shown = objects.patches * objects.alpha

@@ -169,7 +169,7 @@ class Decoder(nn.Module):
         return (functional.pixel_shuffle(colours, self.block) + 1) / 2, mixed.masks
 
     def apart(self, rendered: Float[Tensor, "b k 4 q h w"]) -> Decoded:
-        """What each slot paints, and its mask."""
+        """What each slot renders, and its mask."""
         layers = functional.pixel_shuffle(rendered.flatten(2, 3), self.block)
         # Masks sum to 1, so that colours may be mapped to [0, 1] one by one.
         return Decoded((layers[:, :, :3] + 1) / 2, layers[:, :, 3].softmax(1))

@@ -39,7 +39,7 @@ class Background(nn.Module):
     """Autoregressive masks z_m,k | z_m,<k and appearances z_c,k | z_m,k, all with learned conditional priors.
 
     With K = 1 there is nothing to divide: the one component is everywhere, there are no mask latents, the prior of z_c
-    is N(0, I), and a stronger decoder paints it.
+    is N(0, I), and a stronger decoder renders it.
     """
 
     def __init__(self, config: SpaceConfig) -> None:

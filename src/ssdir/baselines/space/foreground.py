@@ -65,7 +65,7 @@ class Foreground(nn.Module):
     def sample(
         self, images: Float[Tensor, "b 3 s s"], now: Annealed, generator: torch.Generator
     ) -> tuple[Cells, dict[str, Float[Tensor, ""]]]:
-        """Latents drawn from their posteriors, and the divergences from the priors: sums over cells, means over images.
+        """Latents sampled from their posteriors, and divergences from the priors: sums over cells, means over images.
 
         The divergences are of all cells, present or not; that of presence is between Bernoulli laws, although the
         sample is of the relaxed law: as the authors have it.

@@ -173,7 +173,7 @@ class SPACE(Baseline):
         Raises:
             ObjectsError: the objects have neither patches nor a ``what`` of this model's size, or no depth.
         """
-        objects.require_paintable(self.config.z_what_size, alpha=True)
+        objects.require_renderable(self.config.z_what_size, alpha=True)
         if objects.patches is None or objects.alpha is None:
             objects = self.with_patches(objects)
         patches, alpha, depth = (objects.require(part) for part in ("patches", "alpha", "depth"))

@@ -19,7 +19,7 @@ _GAIN = 10.0
 
 
 class Background(nn.Module, ABC):
-    """Paints what lies behind the objects of an image."""
+    """Renders what lies behind the objects of an image."""
 
     @abstractmethod
     def forward(

@@ -27,7 +27,7 @@ class Noise(NamedTuple):
 
 
 def draw_noise(config: SPAIRConfig, n_images: int, like: Tensor, generator: torch.Generator) -> Noise:
-    """Noise for a batch, drawn on the generator's device, of the type of ``like`` and on its device."""
+    """Noise for a batch, sampled on the generator's device, of the type of ``like`` and on its device."""
     n = config.grid**2
     dtype, device = wide(like).dtype, generator.device
     normal = torch.randn(n_images, n, config.z_what_size + 5, generator=generator, device=device, dtype=dtype)

@@ -25,11 +25,11 @@ from ssdir.model.loss_output import LossOutput
 from ssdir.rendering.shares import PixelShares
 
 _CERTAIN = 1e-6
-"""Pixels are painted this far from 0 and 1 where they are the means of Bernoulli laws."""
+"""Pixels stay this far from 0 and 1 where they are the means of Bernoulli laws."""
 
 
 class SPAIR(Baseline):
-    """One object a cell of a grid, inferred cell after cell, painted by importance on a background.
+    """One object a cell of a grid, inferred cell after cell, rendered by importance on a background.
 
     Attributes:
         trunk: features of the cells.
@@ -178,7 +178,7 @@ class SPAIR(Baseline):
         Raises:
             ObjectsError: the objects have neither patches nor a ``what`` of this model's size, or no depth.
         """
-        objects.require_paintable(self.config.z_what_size, alpha=True)
+        objects.require_renderable(self.config.z_what_size, alpha=True)
         if objects.patches is None or objects.alpha is None:
             objects = self.with_patches(objects)
         patches, depth = objects.require("patches"), objects.require("depth")

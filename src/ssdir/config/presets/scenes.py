@@ -7,7 +7,7 @@ import json
 from ssdir.common.errors import ConfigError
 from ssdir.config.base import did_you_mean, from_dict, to_dict
 from ssdir.config.data import ScenesConfig
-from ssdir.config.presets.ssdir import PRESETS
+from ssdir.config.presets.ssdir import QUICKSTART_SCENES
 
 
 def scenes_presets() -> dict[str, tuple[str, ScenesConfig]]:
@@ -17,11 +17,9 @@ def scenes_presets() -> dict[str, tuple[str, ScenesConfig]]:
     >>> len(presets), presets["ablation-3to6-128-320"][1].digit_max
     (47, 320)
     """
-    quickstart = PRESETS["quickstart"].scenes
-    assert quickstart is not None
     named = {
         "main": ("the paper's main dataset: 512 px, 50,000 + 2,000 + 5,000 scenes", ScenesConfig()),
-        "quickstart": ("the same at 128 px, 1/4 of every size, fewer scenes", quickstart),
+        "quickstart": ("the same at 128 px, 1/4 of every size, fewer scenes", QUICKSTART_SCENES),
     }
     for first, last in ((2, 5), (2, 6), (3, 5), (3, 6), (4, 6)):
         for digit_min in (96, 128, 160):

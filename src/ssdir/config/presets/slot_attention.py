@@ -38,7 +38,7 @@ SLOT_ATTENTION_PRESETS: dict[str, BaselinePreset[SlotAttentionRun]] = {
         run=SlotAttentionRun(model=replace(_OCL, n_slots=25), training=replace(_FULL, batch_size=32)),
     ),
     "quickstart": BaselinePreset(
-        help="the quickstart's scenes on a CPU, 128 px: 17 slots, half the channels, pixels painted in blocks",
+        help="the quickstart's scenes on a CPU, 128 px: 17 slots, half the channels, pixels rendered in blocks",
         run=SlotAttentionRun(
             model=SlotAttentionConfig(
                 n_slots=17,

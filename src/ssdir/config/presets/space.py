@@ -76,8 +76,8 @@ SPACE_PRESETS: dict[str, BaselinePreset[SpaceRun]] = {
             training=_FULL,
         ),
     ),
-    # The background turns black before the foreground begins: without that, in 200 steps the foreground painted all of
-    # the image, black ground included (image error 0.042 against 0.023), and a background of 32 latents painted digits.
+    # The background turns black before the foreground begins: without that, in 200 steps the foreground rendered all of
+    # the image, black ground included (image error 0.042 against 0.023), and a background of 32 latents showed digits.
     "quickstart": BaselinePreset(
         help="the quickstart's scenes on a CPU, 128 px: half the channels, one background component",
         run=SpaceRun(
@@ -114,4 +114,4 @@ SPACE_PRESETS: dict[str, BaselinePreset[SpaceRun]] = {
     ),
 }
 """By name. ``published`` and ``published-3d-room`` are the two sets of settings found in the public fork in which the
-authors of SSDIR ran SPACE; which of them gave the published figures is not recorded."""
+authors of SSDIR ran SPACE; which of them gave the published numbers is not recorded."""

@@ -36,6 +36,7 @@ class Preset:
     """The model with glimpses that teaches ``ssdir``, which has cells (None: none, as in the paper)."""
 
 
+QUICKSTART_SCENES = ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=6_000, n_val=200, n_test=600)
 LAPTOP = ("quickstart", "small", "scenes", "quickstart-cells")
 """Presets, of SSDIR and of baselines, that a laptop's CPU trains; the others want a GPU."""
 
@@ -156,7 +157,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "quickstart": Preset(
-        scenes=ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=6_000, n_val=200, n_test=600),
+        scenes=QUICKSTART_SCENES,
         detector=DetectorRun(
             # One prior a cell, of the mean shape of the digits that each map finds; the stride-8 map finds the small
             # ones. See docs/trials.md for what each choice gave.

@@ -238,7 +238,7 @@ class Rasterized:
 def rasterize(
     points: Float[np.ndarray, "n k 2"], distances: Float[np.ndarray, " n"], width: int, height: int
 ) -> Rasterized:
-    """Paint convex outlines (as :func:`outlines` gives them) from far to near; a pixel is inside if its centre is.
+    """Rasterize convex outlines (as :func:`outlines` gives them) from far to near; a pixel is inside if its centre is.
 
     Raises :class:`ValueError` for more than 255 outlines.
     """

@@ -8,7 +8,7 @@ A scene is a pure function of (seed, split, index). Its drawing:
    every other object, and not less than 0.4 further right, left, behind or in front than any (so that these words have
    a clear meaning); then shape, colour, material and rotation, each uniform;
 3. after 50 places that do not fit, or if in the end an object shows fewer than 200 pixels of a picture 480 wide, all
-   objects are drawn anew.
+   objects are sampled anew.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def make_scene(seed: int, split: str, index: int, width: int = 480, height: int 
         raise DataError(f"there is no split {split!r} of scenes; choose train, val or test")
     if index < 0 or seed < 0:
         raise DataError(f"scene {index} of seed {seed}: neither may be negative")
-    # Only uniform doubles are drawn, the one stream of numpy's generators that is the same in every version.
+    # Only uniform doubles are sampled, the one stream of numpy's generators that is the same in every version.
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, SPLIT_NUMBER[split], index])))
     number = _FEWEST + int(random.random() * (_MOST - _FEWEST + 1))
     camera = np.array(NOMINAL_CAMERA) + JITTER * (2 * random.random(3) - 1)

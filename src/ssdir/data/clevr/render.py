@@ -31,7 +31,7 @@ from ssdir.data.clevr.placement import BEHIND, COLORS, LAMPS, RIGHT, PlacedScene
 _LAMP_POWERS = (100.0, 30.0, 50.0)
 _LAMP_SIDES = (0.5, 0.5, 1.0)
 _LAMP_COLORS = ((1.0, 0.932, 0.817), (0.762, 0.818, 1.0), (1.0, 1.0, 1.0))
-# How often a lamp (at last the sun) is asked for its light; near what each gives at the origin.
+# How often a lamp (at last the sun) is sampled; near what each gives at the origin.
 _LAMP_WEIGHTS = (1.0, 0.6, 1.0, 1.4)
 _SUN_STRENGTH = 0.45
 _SUN_TURN = (13.52, 23.89, 5.56)  # degrees about x, then y, then z, of a lamp that shines down

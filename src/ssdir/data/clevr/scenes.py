@@ -84,7 +84,7 @@ def walk(
 
 
 def scene_at(path: Path, place: Place) -> ClevrScene:
-    """One scene, whose place :func:`walk` has told.
+    """One scene, whose place :func:`walk` gave.
 
     Raises:
         DataError: the file is not the one that was walked through.
@@ -135,7 +135,7 @@ def parse_scene(value: Any, name: str) -> ClevrScene:
 
 
 class _Checked:
-    """A JSON object whose values are asked for by kind."""
+    """A JSON object whose values are read by type."""
 
     def __init__(self, value: Any, name: str) -> None:
         if not isinstance(value, dict):

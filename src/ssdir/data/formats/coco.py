@@ -3,7 +3,7 @@
 * category ids with gaps are mapped to classes 0..C-1 in the order of the ids, keeping the names; all splits of a
   folder have the classes of its first;
 * images without annotations are kept; crowds (``iscrowd`` 1) are left out and counted; ``segmentation`` is read only
-  where it is asked for (:meth:`CocoFolder.segmentations`);
+  where it is needed (:meth:`CocoFolder.segmentations`);
 * boxes are clipped to their image; boxes that are then narrower or lower than 1 pixel, that hold NaN or have a
   negative side are left out, counted and warned of (``ssdir data check`` names each);
 * ``info``, ``licenses`` and the like may be there or not;

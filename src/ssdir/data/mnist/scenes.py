@@ -164,7 +164,7 @@ def _scene_draws(config: ScenesConfig, split: str, index: int) -> tuple[int, int
 
     The draws are for the cell, the size, the digit, and the place in the cell along x and y.
     """
-    # Only uniform doubles are drawn, the one stream of numpy's generators that is the same in every version.
+    # Only uniform doubles are sampled, the one stream of numpy's generators that is the same in every version.
     seed = np.random.SeedSequence([config.seed, SPLIT_NUMBER[split], index])
     random = np.random.Generator(np.random.PCG64(seed))
     first = random.random(2)

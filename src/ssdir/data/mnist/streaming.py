@@ -1,8 +1,8 @@
-"""Scenes on the fly: Multi-scale scattered MNIST drawn straight into training batches, without files.
+"""Scenes on the fly: Multi-scale scattered MNIST generated straight into training batches, without files.
 
 Scene i of a stream has the grid, digits, sizes and places of file i of a dataset with the same parameters, and is a
 pure function of (parameters, digits, split, index) like it; only the pixels are made otherwise. Digits are enlarged to
-patches with Pillow's bicubic filter and pasted bilinearly at the batch's own resolution, instead of being drawn at
+patches with Pillow's bicubic filter and pasted bilinearly at the batch's own resolution, instead of being rendered at
 the scene's and squashed. What the processor does (placing digits) is small; pixels are made where they
 are needed: :meth:`StreamedScenes.draft` gives a :class:`Draft` of a few kB, and ``Draft.to(device)`` the batch.
 """
@@ -50,7 +50,7 @@ little less than squashing does. Chosen for the smallest difference to squashed 
 
 @dataclass(frozen=True)
 class Draft:
-    """All that scenes are drawn from, on the CPU."""
+    """All that scenes are rendered from, on the CPU."""
 
     digits: UInt8[Tensor, "m 28 28"]
     """Sorted by the side of the patch that they are resized to."""
@@ -82,7 +82,7 @@ class Draft:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The scenes, drawn on a device."""
+        """The scenes, rendered on a device."""
         device = torch.device(device)
 
         def moved(tensor: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ class Draft:
 
 
 class StreamedScenes:
-    """One split of scenes, drawn when a batch asks for them; takes the place of a dataset folder in training.
+    """One split of scenes, generated for each batch; takes the place of a dataset folder in training.
 
     Args:
-        config: how scenes are drawn; ``n_train``, ``n_val`` and ``n_test`` say how many count as one pass, and any
-            index may be asked for.
+        config: how scenes are sampled; ``n_train``, ``n_val`` and ``n_test`` say how many count as one pass, and any
+            index is valid.
         image_size: side of the images in pixels; default the scenes' own.
         digits: what :func:`~ssdir.data.mnist.digits.load_digits` takes.
         split: ``train``, ``val`` or ``test``; decides the digits.
@@ -174,7 +174,7 @@ class StreamedScenes:
         }
 
     def batch(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Batch:
-        """Some scenes, drawn on the CPU; any index from 0 up."""
+        """Some scenes, rendered on the CPU; any index from 0 up."""
         return self.draft(indices).to("cpu")
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

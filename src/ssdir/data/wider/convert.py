@@ -249,7 +249,7 @@ def make_wider_face(
         folder: the dataset; killed at any moment and called again, it goes on.
         min_side_share: in [0, 1); faces with a smaller share of the image's width or height are left out.
         workers: processes (default: one per core); the bytes do not depend on it.
-        progress: :func:`~ssdir.common.console.progress_bar`, to be told how far it is.
+        progress: :func:`~ssdir.common.console.progress_bar`, which shows how far it is.
 
     Raises:
         ConfigError: ``min_side_share`` is out of range.

@@ -62,7 +62,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def validate(self, dataset: Images, limit: int) -> dict[str, float]:
-        """Figures on the first ``limit`` images, in eval mode and without gradients."""
+        """Metrics on the first ``limit`` images, in eval mode and without gradients."""
 
     @abstractmethod
     def visualize(self, dataset: Images) -> Image.Image:
@@ -79,8 +79,8 @@ class Task(nn.Module, ABC):
     def restore(self, folder: Path) -> None:
         """Take from a checkpoint what :meth:`save` wrote there besides settings and weights."""
 
-    def told(self, values: Mapping[str, float]) -> str:
-        """The figures of a validation in words."""
+    def summary(self, values: Mapping[str, float]) -> str:
+        """The metrics of a validation as a line of text."""
         return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
     def cached_detector(self) -> tuple[Detector, bool] | None:

@@ -72,7 +72,7 @@ class BaselineTask(Task):
             }
             means.add(values, len(batch))
             judged.add(found, batch)
-        return means.means() | judged.figures() if judged.n_images else {}
+        return means.means() | judged.metrics() if judged.n_images else {}
 
     def visualize(self, dataset: Images) -> Image.Image:
         """Rows of: input, reconstruction, input with the boxes of the objects found."""
@@ -126,10 +126,10 @@ class _Judged:
         )
         self.n_images += len(batch)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """AP50, where its judge is installed and there is a true box."""
         boxes, scores, index, true_boxes, true_index = (
             torch.cat(column) for column in zip(*self._parts, strict=True)
         )
-        figures = box_average_precision(boxes, scores, index, true_boxes, true_index, self.n_images)
-        return {name: value for name, value in figures.items() if name == "AP50"}
+        metrics = box_average_precision(boxes, scores, index, true_boxes, true_index, self.n_images)
+        return {name: value for name, value in metrics.items() if name == "AP50"}

@@ -103,16 +103,16 @@ class DetectorTask(Task):
             rows.append([to_picture(image), *boxed])
         return grid_of(rows)
 
-    def told(self, values: Mapping[str, float]) -> str:
+    def summary(self, values: Mapping[str, float]) -> str:
         """
-        >>> DetectorTask.told(None, {"loss": 1.5, "best_F1": 0.8125, "best_presence": 0.32})
+        >>> DetectorTask.summary(None, {"loss": 1.5, "best_F1": 0.8125, "best_presence": 0.32})
         'loss 1.5  best F1 0.81 at presence 0.32'
         """
         others = {name: value for name, value in values.items() if not name.startswith("best_")}
-        told = "  ".join(f"{name} {value:.4g}" for name, value in others.items())
+        summary = "  ".join(f"{name} {value:.4g}" for name, value in others.items())
         if "best_F1" not in values:
-            return told
-        return f"{told}  best F1 {values['best_F1']:.2f} at presence {values['best_presence']:g}"
+            return summary
+        return f"{summary}  best F1 {values['best_F1']:.2f} at presence {values['best_presence']:g}"
 
     def restore(self, folder: Path) -> None:
         """The suggestion of the last validation."""

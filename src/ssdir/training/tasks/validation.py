@@ -47,12 +47,12 @@ def box_average_precision(
 ) -> dict[str, float]:
     """COCO's AP and AP50, categories ignored; nothing without its judge or without any true box."""
     try:
-        figures = average_precision(
+        metrics = average_precision(
             boxes_xyxy, scores, image_index, truth_xyxy, truth_index, n_images
         ).figures()
     except ModuleNotFoundError:
         return {}
-    return {name: value for name in ("AP50", "AP") if (value := figures[name]) is not None}
+    return {name: value for name in ("AP50", "AP") if (value := metrics[name]) is not None}
 
 
 def recall_precision(
@@ -67,11 +67,11 @@ def recall_precision(
         "recall": (truth_xyxy, truth_index, boxes_xyxy, image_index),
         "precision": (boxes_xyxy, image_index, truth_xyxy, truth_index),
     }.items():
-        hits = 0
+        matched = 0
         for image in a_index.unique().tolist():
             others = b[b_index == image]
             if len(others):
-                hits += int((iou_matrix(a[a_index == image], others).amax(dim=1) >= MATCH_IOU).sum())
+                matched += int((iou_matrix(a[a_index == image], others).amax(dim=1) >= MATCH_IOU).sum())
         if len(a):
-            values[name] = hits / len(a)
+            values[name] = matched / len(a)
     return values
