@@ -28,7 +28,7 @@ from ssdir.data.mnist.scenes import generate
 from ssdir.search.engine import make_sampler
 from ssdir.search.report import history, importance_of, slices, summary, write_study_report
 from ssdir.search.space import make_space
-from ssdir.search.tune import TuneConfig, _figure, shared_detector, shared_teacher, study_of, tune
+from ssdir.search.tune import TuneConfig, _objective_value, shared_detector, shared_teacher, study_of, tune
 
 REAL = PRESETS["quickstart"]
 PLAIN = replace(
@@ -168,7 +168,7 @@ def test_a_teacher_is_the_same_whichever_trial_comes_first(
 def test_the_weighed_loss_is_not_the_trials_own(data: Path, tmp_path: Path) -> None:
     asked = config(data, tmp_path, objective="loss")
     terms = {"image": 0.5, "objects": 0.25, "what": 2.0, "depth": 4.0, "teacher": 9.0, "image_mse": 7.0}
-    assert _figure(asked, terms) == pytest.approx(10 * 0.5 + 10 * 0.25 + 0.1 * 2.0 + 0.1 * 4.0)
+    assert _objective_value(asked, terms) == pytest.approx(10 * 0.5 + 10 * 0.25 + 0.1 * 2.0 + 0.1 * 4.0)
 
 
 def test_a_search_needs_something_to_measure_on(tmp_path: Path) -> None:
