@@ -183,3 +183,15 @@ def test_a_folder_called_digits_is_not_in_the_way_of_the_default(tmp_path, folde
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
     assert SSDIR.from_pretrained().config == MODEL
+
+
+@pytest.mark.parametrize("name", pretrained.shipped_names())
+def test_weights_that_ship_are_small_and_describe_objects(name):
+    folder = pretrained.find_folder(name)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8_000_000
+    model = SSDIR.from_pretrained(name)
+    scene = torch.zeros(1, 3, model.image_size, model.image_size)
+    scene[:, :, 20:60, 30:50] = torch.tensor([0.9, 0.2, 0.2])[:, None, None]
+    objects = model.describe(scene, torch.tensor([[40.0, 40, 20, 40]]) / model.image_size, torch.tensor([0]))
+    assert objects.what.shape == (1, model.config.z_what_size) and objects.what.isfinite().all()
+    assert len(model.infer(torch.zeros_like(scene))) == 0  # nothing is there
