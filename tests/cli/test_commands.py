@@ -202,7 +202,9 @@ def test_a_group_alone_lists_its_commands(capsys: pytest.CaptureFixture[str]) ->
     assert all(word in output for word in ("detector", "ssdir", "crop-vae"))
 
 
-def test_an_evaluation_of_some_images_of_another_split_without_nms(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_of_some_images_of_another_split_without_nms(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     line = "evaluate ssdir --out some --split val --limit 1 --nms"
     for nms, named in (("none", {"nms_iou": None}), ("0.3", {"nms_iou": 0.3}), ("0.45", {})):
         assert main([*line.split(), nms]) == 0

@@ -85,6 +85,14 @@ def test_norms_of_the_decoder_are_listed(described: dict[str, Networks]) -> None
     assert described["quickstart"].maps == [(128, 16, 16), (128, 8, 8), (128, 4, 4)]
 
 
+def test_the_decoder_is_shown_as_drawn_with_its_activations(described: dict[str, Networks]) -> None:
+    found = [layer for layer in described["mnist"].layers if layer.name.startswith("decoder.")]
+    kinds = ["Conv2d", "ReLU", *["ConvTranspose2d", "ReLU"] * 6, "Conv2d", "Sigmoid"]
+    assert [layer.kind for layer in found] == kinds
+    outputs = [(1024, 1, 1), *((512 >> i, 2 << i, 2 << i) for i in range(6)), (3, 64, 64)]
+    assert [layer.output for layer in found] == [output for output in outputs for _ in range(2)]
+
+
 def test_layers_of_the_decoder_compute_what_it_computes() -> None:
     from ssdir.cli.info import _decode_by_layers
 

@@ -101,7 +101,9 @@ def test_a_sheet_of_several_models_is_drawn_row_by_row(data):
 
 def test_which_images_are_shown(data):
     models = contestants()[:1]
-    images = CachedDataset(data, "test", SIDE).batch(np.arange(N_IMAGES)).images  # ids 1 to 5, the second empty
+    images = (
+        CachedDataset(data, "test", SIDE).batch(np.arange(N_IMAGES)).images
+    )  # ids 1 to 5, the second empty
 
     def shown(**options):
         of_scene = [scene.image for scene in scenes_of(data, models, **options)]

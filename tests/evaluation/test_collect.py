@@ -28,11 +28,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_of(what_encoder: str, clone: bool = False) -> SSDIR:
     """A model that finds about half of its 40 predictions; the clone is another than the detector's backbone."""
     torch.manual_seed(0)
-    detector = Detector(DetectorConfig(image_size=SIDE, width=0.125, maps=(1, 2), min_sizes=(80.0, 160.0), max_sizes=(120.0, 200.0)))
+    detector = Detector(
+        DetectorConfig(
+            image_size=SIDE, width=0.125, maps=(1, 2), min_sizes=(80.0, 160.0), max_sizes=(120.0, 200.0)
+        )
+    )
     decoder = {"decoder_channels": (8, 8, 8)}
     model = SSDIR(
         detector,
-        ModelConfig(what_encoder=what_encoder, z_what_size=5, glimpse_size=8, clone_backbone=clone, **decoder),
+        ModelConfig(
+            what_encoder=what_encoder, z_what_size=5, glimpse_size=8, clone_backbone=clone, **decoder
+        ),
     )
     if model.backbone is not None:
         nn.init.normal_(model.backbone.features[0].weight)
@@ -67,7 +73,9 @@ def test_the_controls_codes_are_those_of_a_pass_of_its_own(data, kind, whole):
 
 
 @pytest.mark.parametrize(
-    ("kind", "passes", "of_clone"), [(("cells",), 3, 0), (("cells", True), 3, 3), (("glimpses",), 3, 0)], ids=str
+    ("kind", "passes", "of_clone"),
+    [(("cells",), 3, 0), (("cells", True), 3, 3), (("glimpses",), 3, 0)],
+    ids=str,
 )
 def test_the_detector_looks_once_at_a_batch_for_both(data, kind, passes, of_clone):
     model = model_of(*kind)

@@ -375,7 +375,9 @@ def test_scenes_to_show_span_the_counts(data):
 
 def test_nms_of_ones_own_is_in_the_record(data):
     records = [
-        evaluate(Oracle(data, ("train", "test")), data, None, dataclasses.replace(PLAIN, nms_iou=iou))["record"]
+        evaluate(Oracle(data, ("train", "test")), data, None, dataclasses.replace(PLAIN, nms_iou=iou))[
+            "record"
+        ]
         for iou in (0.45, 0.3, None)
     ]
     assert "nms_iou" not in records[0]["settings"]

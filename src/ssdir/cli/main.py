@@ -54,7 +54,9 @@ def nms_iou(text: str) -> float | None:
     except ValueError:
         iou = -1.0
     if not 0 <= iou <= 1:
-        raise ConfigError(f"--nms is {shown(text)}; give an IoU from 0 to 1, or none for every box that fires")
+        raise ConfigError(
+            f"--nms is {shown(text)}; give an IoU from 0 to 1, or none for every box that fires"
+        )
     return iou
 
 

@@ -76,7 +76,9 @@ def measure_downstream(
             learned or train_labels(probe_data, labels, strict=False),
             labels,
         )
-        order = np.random.default_rng(config.seed).permutation(len(train.dataset))[: config.probe_train_images]
+        order = np.random.default_rng(config.seed).permutation(len(train.dataset))[
+            : config.probe_train_images
+        ]
         batches = labelled_batches(
             train.dataset, train.labels, order, config.batch_size, progress, "probe: train objects"
         )

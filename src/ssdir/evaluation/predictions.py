@@ -34,9 +34,7 @@ class Predictions(NamedTuple):
     """The same without NMS; None where the model has one of its own."""
 
 
-def objects_of(
-    model: ObjectModel, images: Images, patches: bool, nms_iou: float | None = NMS_IOU
-) -> Objects:
+def objects_of(model: ObjectModel, images: Images, patches: bool, nms_iou: float | None = NMS_IOU) -> Objects:
     """The objects: presence above 0.5, NMS (None: without), with what the model says of them. This is the question that
     is timed."""
     return model.infer(

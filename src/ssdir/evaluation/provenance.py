@@ -59,7 +59,9 @@ def record_of(
     # What is drawn, what stands beside the model's own figures, what stands here by content.
     for name in ("figures", "untrained_control", "split", "probe_data", "boxes"):
         del settings[name]
-    if settings["nms_iou"] == NMS_IOU:  # the protocol's, which records did not name before it could be another
+    if (
+        settings["nms_iou"] == NMS_IOU
+    ):  # the protocol's, which records did not name before it could be another
         del settings["nms_iou"]
     given = {} if config.boxes is None else {"boxes": GivenBoxes(config.boxes).digest()}
     return given | {

@@ -198,9 +198,7 @@ class StreamedScenes:
         boxes = np.array([placed.box_xyxy for placed in placements], np.float64).reshape(-1, 4)
         size = np.array(self.config.size, np.float64)
         shrink = self.image_size / size.min()  # of the shorter axis, which keeps more detail
-        frames = np.concatenate(
-            [(starts + sizes[:, None] / 2) / size, sizes[:, None] / size], 1
-        )
+        frames = np.concatenate([(starts + sizes[:, None] / 2) / size, sizes[:, None] / size], 1)
         patch = np.searchsorted(_PATCH_SIDES[:-1], sizes * shrink * (1 if shrink < 1 else 2))
         order = np.argsort(patch, kind="stable")
         return Draft(
