@@ -34,7 +34,6 @@ from ssdir.cli.tree import Node, home_expanded, leaf
 from ssdir.common.console import say
 from ssdir.common.errors import ConfigError, UserError, os_error_line, printable, shown
 
-
 Nms = Annotated[str | None, tyro.conf.arg(metavar="IOU|none")]
 
 

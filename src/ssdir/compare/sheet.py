@@ -24,7 +24,6 @@ from ssdir.evaluation.reconstruction import object_pictures, renderer
 from ssdir.model.object_model import ObjectModel
 from ssdir.plots.sheet import Scene
 
-
 Pick = Literal["first", "various"] | tuple[int, ...]
 """Which images: the first of the split, some from few objects to many, or those of these COCO ids."""
 

@@ -266,17 +266,12 @@ def test_scenes_that_are_wider_than_high() -> None:
         boxes.append(scene.boxes_xyxy)
     corners = np.concatenate(boxes)
     assert (corners[:, 2] <= 300).all() and (corners[:, 3] <= 120).all() and (corners >= 0).all()
-    assert corners[:, 2].max() > 280 and 110 < corners[:, 3].max()
-    block = make_scene(
-        ScenesConfig(side=300, height=150, grids=((1, 1),), digit_min=112, digit_max=112, delta_position=0.0),
-        _block(14),
-        "train",
-        next(
-            i
-            for i in range(9)
-            if len(make_scene(dataclasses.replace(config, grids=((1, 1),)), _block(14), "train", i).labels)
-        ),
+    assert corners[:, 2].max() > 280 and corners[:, 3].max() > 110
+    middle = ScenesConfig(
+        side=300, height=150, grids=((1, 1),), digit_min=112, digit_max=112, delta_position=0.0
     )
+    scenes = [make_scene(middle, _block(14), "train", index) for index in range(8)]
+    block = next(scene for scene in scenes if len(scene.labels))
     x1, y1, x2, y2 = block.boxes_xyxy[0].tolist()
     assert (x1 + x2, y1 + y2) == (300, 150) and x2 - x1 == y2 - y1
 
