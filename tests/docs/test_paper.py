@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.data.clevr.test_convert import scene_value, write_split
-from tests.data.wider.test_wider import root as faces
+from tests.data.wider.test_wider import write_official
 
 from ssdir.cli.main import main
 from ssdir.common.storage import read_json
@@ -52,13 +52,12 @@ def original(home: Path, dataset: str) -> tuple[str, ...]:
             write_split(home / "CLEVR", split, [scene_value(split, index, 3 + index) for index in range(n)])
         return (str(home / "CLEVR"),)
     if dataset == "wider":
-        return (str(faces.__wrapped__(home / "faces")),)
+        return (str(write_official(home / "faces")),)
     return ()
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "clevr", "wider"])
 def test_every_model_on_every_dataset_by_one_command_each(dataset: str, tmp_path: Path) -> None:
-    (tmp_path / "faces").mkdir()
     run(tmp_path, "data.sh", dataset, *original(tmp_path, dataset))
     out = tmp_path / "out" / dataset
     for model in ("ssdir", "spair", "space"):

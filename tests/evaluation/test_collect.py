@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.evaluation.test_protocol import SIDE, make_dataset
@@ -25,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data"), {"test": N_IMAGES})
 
 
-def model_of(what_encoder: str, clone: bool = False) -> SSDIR:
+def model_of(what_encoder: str, clone: bool = False, depth_features: bool = False) -> SSDIR:
     """A model that finds about half of its 40 predictions; the clone is another than the detector's backbone."""
     torch.manual_seed(0)
     detector = Detector(
@@ -33,11 +34,15 @@ def model_of(what_encoder: str, clone: bool = False) -> SSDIR:
             image_size=SIDE, width=0.125, maps=(1, 2), min_sizes=(80.0, 160.0), max_sizes=(120.0, 200.0)
         )
     )
-    decoder = {"decoder_channels": (8, 8, 8)}
     model = SSDIR(
         detector,
         ModelConfig(
-            what_encoder=what_encoder, z_what_size=5, glimpse_size=8, clone_backbone=clone, **decoder
+            what_encoder=what_encoder,
+            z_what_size=5,
+            glimpse_size=8,
+            clone_backbone=clone,
+            depth_features=depth_features,
+            decoder_channels=(8, 8, 8),
         ),
     )
     if model.backbone is not None:
@@ -48,15 +53,13 @@ def model_of(what_encoder: str, clone: bool = False) -> SSDIR:
 def batches_of(data: Path):
     dataset = Dataset(data, attributes=True)
     cached = CachedDataset(dataset, "test", SIDE)
-    return labelled_batches(cached, read_labels(dataset, "test"), range_of(cached), BATCH, None, "")
-
-
-def range_of(cached: CachedDataset):
-    return torch.arange(len(cached)).numpy()
+    return labelled_batches(cached, read_labels(dataset, "test"), np.arange(len(cached)), BATCH, None, "")
 
 
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("kind", [("cells",), ("cells", True), ("glimpses",)], ids=str)
+@pytest.mark.parametrize(
+    "kind", [("cells",), ("cells", True), ("glimpses",), ("glimpses", False, True)], ids=str
+)
 def test_the_controls_codes_are_those_of_a_pass_of_its_own(data, kind, whole):
     model = model_of(*kind)
     control = model.with_untrained_what(0)
@@ -74,7 +77,7 @@ def test_the_controls_codes_are_those_of_a_pass_of_its_own(data, kind, whole):
 
 @pytest.mark.parametrize(
     ("kind", "passes", "of_clone"),
-    [(("cells",), 3, 0), (("cells", True), 3, 3), (("glimpses",), 3, 0)],
+    [(("cells",), 3, 0), (("cells", True), 3, 3), (("glimpses",), 3, 0), (("glimpses", False, True), 3, 0)],
     ids=str,
 )
 def test_the_detector_looks_once_at_a_batch_for_both(data, kind, passes, of_clone):

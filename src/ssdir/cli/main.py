@@ -68,8 +68,10 @@ def picked(text: str) -> Literal["first", "various"] | tuple[int, ...]:
     Raises:
         ConfigError: it is neither of the words, nor ids.
     """
-    if text == "first" or text == "various":
-        return text
+    if text == "first":
+        return "first"
+    if text == "various":
+        return "various"
     ids = text.split(",")
     if not all(word.strip().isdecimal() for word in ids):
         raise ConfigError(f"--pick is {shown(text)}; give first, various, or ids of images such as 3,17,42")

@@ -59,8 +59,8 @@ class CompareConfig:
     figure_pick: Pick = "various"
     """Which images the figure shows."""
     figure_nms_iou: float | None = NMS_IOU
-    """Of the objects in the figure; None: every box that fires is one, as in the paper's. The table keeps the protocol's
-    NMS."""
+    """Of the objects in the figure; None: every box that fires is one, as in the paper's. The table keeps the
+    protocol's NMS."""
 
     def __post_init__(self) -> None:
         require_bounded(self, "comparison", figure_images=100, figure_columns=100)

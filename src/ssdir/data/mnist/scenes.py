@@ -252,7 +252,8 @@ def _overlaps(cell_side: float, cells: int, start: float, end: float) -> list[tu
 def _placed(
     which: int, size: int, left: int, top: int, digit: Resized, scene: tuple[int, int]
 ) -> Placement | None:
-    """A resized digit whose frame begins at a column and row of a scene (width, height); None where no ink of it is visible."""
+    """A resized digit whose frame begins at a column and row of a scene (width, height); None where no ink of it is
+    visible."""
     x, y = left + digit.left, top + digit.top
     height, width = digit.values.shape
     x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, scene[0]), min(y + height, scene[1])
