@@ -172,4 +172,4 @@ def test_scenes_that_are_wider_than_high_are_squashed_like_files(tmp_path: Path)
     stream = next(StreamedScenes(config, 64, split="test").batches(6))
     assert torch.equal(stream.labels, files.labels) and len(stream.labels) > 20
     assert (stream.boxes - files.boxes).abs().max() < 1e-6
-    assert (stream.images - files.images).abs().mean() < 0.01 < files.images.mean() / 5
+    assert (stream.images - files.images).abs().mean() < 0.012 < files.images.mean() / 4
