@@ -202,6 +202,21 @@ def test_a_group_alone_lists_its_commands(capsys: pytest.CaptureFixture[str]) ->
     assert all(word in output for word in ("detector", "ssdir", "crop-vae"))
 
 
+def test_an_evaluation_of_some_images_of_another_split_without_nms(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = "evaluate ssdir --out some --split val --limit 1 --nms"
+    for nms, named in (("none", {"nms_iou": None}), ("0.3", {"nms_iou": 0.3}), ("0.45", {})):
+        assert main([*line.split(), nms]) == 0
+        metrics = read_json(Path("some/metrics.json"))
+        assert (metrics["provenance"]["split"], metrics["counts"]["images"]) == ("val", 1)
+        settings = metrics["record"]["settings"]
+        assert settings["limit"] == 1 and {k: settings[k] for k in settings if k == "nms_iou"} == named
+    capsys.readouterr()
+    assert main([*line.split(), "much"]) == 1
+    assert "--nms is 'much'; give an IoU from 0 to 1, or none" in capsys.readouterr().err
+
+
 def test_infer_and_show_work_on_what_was_made(capsys: pytest.CaptureFixture[str]) -> None:
     words = "infer scenes/images/test --out found --model ssdir --present 0.01"
     assert main(words.split()) == 0

@@ -54,9 +54,12 @@ def test_shapes_of_the_mnist_preset_are_the_papers(described: dict[str, Networks
     assert outputs(found, "detector.present") == [(2, n, n) for n in cells]
     assert outputs(found, "depth") == [(1, n, n) for n in cells]
     assert outputs(found, "what") == [(64, n, n) for n in cells for _ in range(8)]  # 5 convolutions, 3 ReLUs
-    assert outputs(found, "decoder") == [
+    painted = [
         (1024, 1, 1), (512, 2, 2), (256, 4, 4), (128, 8, 8), (64, 16, 16), (32, 32, 32), (16, 64, 64), (3, 64, 64),
     ]  # fmt: skip
+    assert outputs(found, "decoder") == [
+        output for output in painted for _ in range(2)
+    ]  # each with its activation
     convolutions = [
         layer.output for layer in found.layers if "features" in layer.name and layer.kind == "Conv2d"
     ]
@@ -83,6 +86,12 @@ def test_norms_of_the_decoder_are_listed(described: dict[str, Networks]) -> None
     assert [name for name in names if name.startswith("decoder")] == [f"decoder.norms.{i}" for i in range(3)]
     assert described["quickstart"].patch == (3, 32, 32)
     assert described["quickstart"].maps == [(128, 16, 16), (128, 8, 8), (128, 4, 4)]
+
+
+def test_the_decoder_is_shown_as_drawn_with_its_activations(described: dict[str, Networks]) -> None:
+    found = [layer for layer in described["mnist"].layers if layer.name.startswith("decoder.")]
+    kinds = ["Conv2d", "ReLU", *["ConvTranspose2d", "ReLU"] * 6, "Conv2d", "Sigmoid"]
+    assert [layer.kind for layer in found] == kinds
 
 
 def test_layers_of_the_decoder_compute_what_it_computes() -> None:

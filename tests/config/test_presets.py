@@ -4,7 +4,7 @@ import pytest
 
 from ssdir.common.errors import ConfigError
 from ssdir.config import DetectorRun
-from ssdir.config.presets import PRESETS, preset, scenes_presets
+from ssdir.config.presets import PRESETS, SPACE_PRESETS, SPAIR_PRESETS, preset, scenes_presets
 from ssdir.detector.ssd import Detector
 from ssdir.training.teaching import FITTING
 
@@ -109,3 +109,37 @@ def test_quickstart_scenes_are_the_main_ones_scaled() -> None:
 def test_an_unknown_preset_is_answered_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="perhaps you meant 'clevr'"):
         preset("clever")
+
+
+@pytest.mark.parametrize("name", ["mnist", "clevr", "wider"])
+def test_what_the_papers_presets_say_beside_the_table(name: str) -> None:
+    run = preset(name).ssdir
+    assert (run.model.reset_below, run.model.train_on, run.model.what_encoder) == (0.001, "sampled", "cells")
+    assert run.objective.image_region == "all" and run.objective.error == "bce"
+    ours = ("teacher", "opacity", "hidden", "invariance")
+    assert [getattr(run.objective, term) for term in ours] == [0.0] * 4
+    assert preset(name).teacher is None
+    assert (run.model.background, run.model.opacity) == ("none", False)
+
+
+def test_ablation_has_the_papers_grids_side_position_and_filling() -> None:
+    ablation = {name: config for name, (_, config) in scenes_presets().items() if name.startswith("ablation")}
+    grids = {
+        "2to5": ((2, 2), (3, 3), (4, 4), (5, 5)),
+        "2to6": ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6)),
+        "3to5": ((3, 3), (4, 4), (5, 5)),
+        "3to6": ((3, 3), (4, 4), (5, 5), (6, 6)),
+        "4to6": ((4, 4), (5, 5), (6, 6)),
+    }
+    sizes = [(low, high) for low in (96, 128, 160) for high in (256, 320, 384)]
+    assert set(ablation) == {f"ablation-{of}-{low}-{high}" for of in grids for low, high in sizes}
+    for name, config in ablation.items():
+        _, of, low, high = name.split("-")
+        assert config.grids == grids[of]
+        assert (config.digit_min, config.digit_max) == (int(low), int(high))
+        assert (config.size, config.delta_position, config.theta_filled) == ((512, 512), 0.7, 0.4)
+
+
+@pytest.mark.parametrize("presets", [PRESETS, SPAIR_PRESETS, SPACE_PRESETS])
+def test_every_model_of_the_papers_sheets_has_a_preset_for_each_dataset(presets: dict[str, object]) -> None:
+    assert {"mnist", "clevr", "wider"} <= set(presets)

@@ -234,3 +234,12 @@ def test_failed_downloads_leave_nothing(server: str, tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match="cannot be downloaded"):
         backbone.load_imagenet_weights(url="http://127.0.0.1:9/vgg.pth")
     assert list((tmp_path / "cache/ssdir").iterdir()) == []
+
+
+def test_each_convolution_of_the_extra_layers_has_a_relu() -> None:
+    backbone = Backbone(FULL).eval()
+    for block in backbone.extras:
+        assert [type(layer) for layer in block] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU]
+        x = torch.randn(1, block[0].in_channels, 5, 5)
+        first = block[0](x).clamp(min=0)  # before the block, whose ReLUs may work in place
+        torch.testing.assert_close(block(x), block[2](first).clamp(min=0))

@@ -186,3 +186,9 @@ def test_detect_follows_the_configuration_and_builds_no_graph() -> None:
     again = detector.detect(torch.zeros(0, 3, 64, 64))
     assert len(again) == 0 and again.n_images == 0
     assert isinstance(found.to("cpu"), Detections)
+
+
+def test_images_are_normalised_by_the_papers_numbers() -> None:
+    normalised = detector_of().normalise(torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(normalised[:, :, 0, 0], torch.stack([-mean / std, (1 - mean) / std]))

@@ -373,6 +373,17 @@ def test_scenes_to_show_span_the_counts(data):
     assert cxcywh_to_xyxy(batch.boxes).max() <= 1
 
 
+def test_nms_of_ones_own_is_in_the_record(data):
+    records = [
+        evaluate(Oracle(data, ("train", "test")), data, None, dataclasses.replace(PLAIN, nms_iou=iou))[
+            "record"
+        ]
+        for iou in (0.45, 0.3, None)
+    ]
+    assert "nms_iou" not in records[0]["settings"]
+    assert [of["settings"]["nms_iou"] for of in records[1:]] == [0.3, None]
+
+
 def test_settings_that_mean_nothing_are_refused():
     for name in ("batch_size", "limit", "probe_train_objects", "probe_train_images"):
         with pytest.raises(ConfigError, match=f"{name} is 0"):

@@ -172,6 +172,16 @@ def test_a_folder_with_an_unreadable_image_among_good_ones(
     assert len(json.loads((tmp_path / "out/index.json").read_text())) == 2
 
 
+def test_nms_decides_how_many_objects_there_are(run: Path, tmp_path: Path) -> None:
+    """The four boxes of a 2 x 2 grid overlap nowhere; at IoU 0 and with none, all of them stay."""
+    model = SSDIR.from_pretrained(run)
+    path = photo(tmp_path / "a.png")
+    counts = [predict([path], tmp_path / "out", run, nms_iou=iou)[0]["objects"] for iou in (0.5, 0.0, None)]
+    assert counts == [4, 4, 4] == [len(model.infer(path))] * 3
+    with pytest.raises(ConfigError, match="leave NMS out"):
+        predict([path], tmp_path / "out", run, boxes=tmp_path / "boxes.json", nms_iou=None)
+
+
 def test_nothing_that_can_be_read_is_an_error_with_an_index(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -437,3 +437,18 @@ def test_gradients_of_gathered_means_are_the_same_every_time_on_several_threads(
         torch.set_num_threads(threads)
     for what_grad, depth_grad in found[1:]:
         assert torch.equal(what_grad, found[0][0]) and torch.equal(depth_grad, found[0][1])
+
+
+def test_a_reset_prediction_has_no_box_and_keeps_its_cells_mean():
+    """The other prediction of the cell may count, and shares the mean."""
+    latents = CellLatents(
+        boxes=torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.2, 0.2]]]),
+        present=torch.tensor([[0.0005, 0.9]]),
+        what=torch.tensor([[[3.0, 4.0]]]),
+        depth=torch.tensor([[5.0]]),
+        cell_of_box=torch.tensor([0, 0]),
+        reset=torch.tensor([[True, False]]),
+    )
+    boxes, _, what, depth = latents.gather(torch.tensor([0, 0]), torch.tensor([0, 1]))
+    assert boxes[0].tolist() == [0, 0, 0, 0]
+    assert what.tolist() == [[3, 4], [3, 4]] and depth.tolist() == [5, 5]

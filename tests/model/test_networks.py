@@ -229,3 +229,15 @@ def test_patches_are_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for kind in DECODERS:
             assert decoder_of(kind)(torch.randn(2, 5)).dtype == torch.float32
+
+
+def test_depth_encoder_has_xavier_weights_and_zero_biases_at_full_size():
+    torch.manual_seed(0)
+    encoder = DepthEncoder((512, 512, 512, 256, 256))
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 18_437
+    for layer, channels in zip(encoder.maps, (512, 512, 512, 256, 256), strict=True):
+        assert layer.bias.eq(0).all()
+        bound = (6 / (9 * channels + 9)) ** 0.5  # fans: 9 weights to each of one output and of the inputs
+        weights = layer.weight.detach()
+        assert 0.99 * bound < weights.abs().max() <= bound
+        assert float(weights.std()) == pytest.approx(bound / 3**0.5, rel=0.03)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,7 +212,11 @@ def describe_preset(name: str) -> Networks:
             model.backdrop(torch.zeros(1, 3, side, side), side)
         if model.projector is not None:
             model.projector(what)
-        patch = _decode_by_layers(model.decoder, what)
+        patch = _decode_by_layers(
+            model.decoder,
+            what,
+            lambda layer, kind, x: layers.append(Layer(f"decoder.{layer}", kind, tuple(x.shape[1:]), 0)),
+        )
     return Networks(
         preset=name,
         layers=layers,
@@ -223,17 +228,28 @@ def describe_preset(name: str) -> Networks:
     )
 
 
-def _decode_by_layers(decoder: nn.Module, what: Float[Tensor, "m d"]) -> Float[Tensor, "m c p p"]:
-    """What the decoder computes, but as the layers that it stands for, so that each is seen with its shapes."""
+def _decode_by_layers(
+    decoder: nn.Module,
+    what: Float[Tensor, "m d"],
+    activated: Callable[[str, str, Tensor], None] = lambda layer, kind, x: None,
+) -> Float[Tensor, "m c p p"]:
+    """What the decoder computes (logits), but as the layers that it stands for, so that each is seen with its shapes.
+
+    ``activated`` is told each activation, which is no module of the decoder: after which layer, its kind, its output.
+    """
     assert isinstance(decoder, WhatDecoder | UpsampleDecoder)
     if isinstance(decoder, UpsampleDecoder):
         x = decoder.first(what).relu().view(len(what), -1, 4, 4)
     else:
         x = decoder.first(what[:, :, None, None]).relu()
+    activated("first.relu", "ReLU", x)
     for index, layer in enumerate(decoder.up):
         x = layer(functional.interpolate(x, scale_factor=2.0) if isinstance(decoder, UpsampleDecoder) else x)
         x = (decoder.norms[index](x) if len(decoder.norms) else x).relu()
-    return decoder.last(x)
+        activated(f"up.{index}.relu", "ReLU", x)
+    logits = decoder.last(x)
+    activated("last.sigmoid", "Sigmoid", logits)
+    return logits
 
 
 def print_preset(name: str, as_json: bool = False) -> None:

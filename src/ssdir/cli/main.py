@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from tyro.conf import Positional
@@ -32,7 +32,50 @@ from ssdir.cli.search import Ablate, tune_commands
 from ssdir.cli.train import suggested_preset, train_commands
 from ssdir.cli.tree import Node, home_expanded, leaf
 from ssdir.common.console import say
-from ssdir.common.errors import UserError, os_error_line, printable, shown
+from ssdir.common.errors import ConfigError, UserError, os_error_line, printable, shown
+
+Nms = Annotated[str | None, tyro.conf.arg(metavar="IOU|none")]
+
+
+def nms_iou(text: str) -> float | None:
+    """What ``--nms`` names: an IoU, or None for ``none``.
+
+    >>> nms_iou("0.3"), nms_iou("none")
+    (0.3, None)
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == "none":
+        return None
+    try:
+        iou = float(text)
+    except ValueError:
+        iou = -1.0
+    if not 0 <= iou <= 1:
+        raise ConfigError(
+            f"--nms is {shown(text)}; give an IoU from 0 to 1, or none for every box that fires"
+        )
+    return iou
+
+
+def picked(text: str) -> Literal["first", "various"] | tuple[int, ...]:
+    """What ``--pick`` names.
+
+    >>> picked("first"), picked("3,17")
+    ('first', (3, 17))
+
+    Raises:
+        ConfigError: it is neither of the words, nor ids.
+    """
+    if text == "first":
+        return "first"
+    if text == "various":
+        return "various"
+    ids = text.split(",")
+    if not all(word.strip().isdecimal() for word in ids):
+        raise ConfigError(f"--pick is {shown(text)}; give first, various, or ids of images such as 3,17,42")
+    return tuple(map(int, ids))
 
 
 @dataclass(frozen=True)
@@ -75,6 +118,13 @@ class Evaluate:
     boxes: Path | None = None
     """A file of boxes to describe, in a detector's place: COCO results (image_id, bbox, score) or annotations, of the
     images reported on and of the probe's."""
+    split: str | None = None
+    """Split to report on (default: the first that exists of test, val, train)."""
+    limit: int | None = None
+    """Most images of the split (default: all)."""
+    nms: Nms = None
+    """IoU above which the less probable of two boxes is dropped, or none, so that every box that fires counts (default:
+    the protocol's 0.45)."""
     batch_size: int = 32
     """Images at a time."""
     device: str = "auto"
@@ -82,9 +132,17 @@ class Evaluate:
 
     def run(self) -> int:
         from ssdir.cli.quickstart import evaluate_run
+        from ssdir.config import NMS_IOU
         from ssdir.evaluation.settings import EvaluationConfig
 
-        settings = EvaluationConfig(batch_size=self.batch_size, probe_data=self.probe_data, boxes=self.boxes)
+        settings = EvaluationConfig(
+            split=self.split,
+            batch_size=self.batch_size,
+            limit=self.limit,
+            nms_iou=NMS_IOU if self.nms is None else nms_iou(self.nms),
+            probe_data=self.probe_data,
+            boxes=self.boxes,
+        )
         evaluate_run(self.model, self.pretrained, self.data, self.out, settings, self.device)
         return 0
 
@@ -113,6 +171,18 @@ class Compare:
     """Dataset folder whose train split the probes learn from (default: --data)."""
     limit: int | None = None
     """Most images of the split (default: all)."""
+    images: int = 3
+    """Images that the figure shows."""
+    columns: int = 6
+    """Single objects that each row of the figure shows at most."""
+    pick: str = "various"
+    """Which images the figure shows: first (of the split), various (from few objects to many), or COCO ids such as
+    3,17,42, of which all are shown."""
+    nms: Nms = None
+    """Of the figure alone: IoU above which the less probable of two boxes is dropped, or none, so that every box that
+    fires is shown, as in the paper's (default: the protocol's 0.45)."""
+    only_sheet: bool = False
+    """Draw the figure alone and measure nothing."""
     resamples: int = 1_000
     """Resamples of the images for the confidence intervals."""
     seed: int = 0
@@ -126,15 +196,29 @@ class Compare:
         from ssdir.common.console import progress_bar
         from ssdir.common.extras import require_evaluation
         from ssdir.compare.contenders import contenders_of
-        from ssdir.compare.run import CompareConfig, compare
+        from ssdir.compare.run import CompareConfig, compare, draw_sheet
+        from ssdir.config import NMS_IOU
         from ssdir.evaluation.settings import EvaluationConfig
 
-        require_evaluation()
         settings = EvaluationConfig(
             split=self.split, batch_size=self.batch_size, limit=self.limit, probe_data=self.probe_data
         )
-        config = CompareConfig(settings, self.resamples, self.seed, self.device)
+        config = CompareConfig(
+            settings,
+            self.resamples,
+            self.seed,
+            self.device,
+            figure_images=self.images,
+            figure_columns=self.columns,
+            figure_pick=picked(self.pick),
+            figure_nms_iou=NMS_IOU if self.nms is None else nms_iou(self.nms),
+        )
         contenders = contenders_of(self.runs, self.name, self.true_boxes)
+        if self.only_sheet:
+            draw_sheet(contenders, self.data, self.out, config)
+            say(f"Look at {self.out / 'comparison.png'}")
+            return 0
+        require_evaluation()
         compare(contenders, self.data, self.out, config, progress_bar)
         print((self.out / "comparison.md").read_text(encoding="utf-8"), end="")
         say(f"\nLook at {self.out / 'comparison.png'}")
@@ -159,6 +243,9 @@ class Infer:
     """Run folder of SSDIR or of a baseline, or the name of weights that ship in the package (default: digits)."""
     present: float | None = None
     """Keep objects whose presence exceeds this (default: the model's 0.5)."""
+    nms: Nms = None
+    """IoU above which the less probable of two boxes is dropped, or none, so that every box that fires is an object
+    (default: the model's, 0.45)."""
     boxes: Path | None = None
     """A file of boxes to describe, in a detector's place: COCO results (image_id: the image's name) or annotations."""
     device: str = "auto"
@@ -169,7 +256,14 @@ class Infer:
         from ssdir.inference.predict import predict
 
         results = predict(
-            self.images, self.out, self.model, self.present, self.device, self.boxes, progress_bar
+            self.images,
+            self.out,
+            self.model,
+            self.present,
+            self.device,
+            self.boxes,
+            progress_bar,
+            nms_iou="config" if self.nms is None else nms_iou(self.nms),
         )
         read = [result for result in results if "error" not in result]
         found = sum(result["objects"] for result in read)

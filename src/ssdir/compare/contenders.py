@@ -65,9 +65,11 @@ def describe(contenders: Sequence[Contender]) -> list[Model]:
     """What is known of each run before it is measured; names are made where none are given.
 
     Raises:
-        ConfigError: two would have the same name.
+        ConfigError: there is none; two would have the same name.
         DataError: a folder holds no model.
     """
+    if not contenders:
+        raise ConfigError("name runs to compare: ssdir compare RUN RUN --data DIR --out DIR")
     kinds = [str(read_config(contender.run)["kind"]) for contender in contenders]
     alike = [(kind, contender.true_boxes) for kind, contender in zip(kinds, contenders, strict=True)]
     models = []

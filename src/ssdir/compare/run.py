@@ -21,9 +21,9 @@ from ssdir.common.ownership import claim, require_free
 from ssdir.common.storage import atomic_write, read_json, write_json
 from ssdir.compare.contenders import TITLES, Contender, describe, training_time
 from ssdir.compare.metrics import Figure, Group, Model, figures_of, grouped, probe_objects, rows_of
-from ssdir.compare.sheet import comparison_scenes
+from ssdir.compare.sheet import Contestant, Pick, comparison_scenes
 from ssdir.compare.tables import Table, comma_separated, latex, markdown
-from ssdir.config import require_bounded
+from ssdir.config import NMS_IOU, require_bounded
 from ssdir.data.dataset import Dataset
 from ssdir.evaluation.bootstrap import Resamples
 from ssdir.evaluation.protocol import choose_split, evaluate
@@ -53,11 +53,18 @@ class CompareConfig:
     device: str = "auto"
     """See :func:`ssdir.common.machine.choose_device`."""
     figure_images: int = 3
-    """Images that the figure shows."""
+    """Images that the figure shows; of images named by id it shows all."""
+    figure_columns: int = 6
+    """Single objects that a row of the figure shows at most."""
+    figure_pick: Pick = "various"
+    """Which images the figure shows."""
+    figure_nms_iou: float | None = NMS_IOU
+    """Of the objects in the figure; None: every box that fires is one, as in the paper's. The table keeps the
+    protocol's NMS."""
 
     def __post_init__(self) -> None:
-        require_bounded(self, "comparison", figure_images=100)
-        for name in ("resamples", "figure_images"):
+        require_bounded(self, "comparison", figure_images=100, figure_columns=100)
+        for name in ("resamples", "figure_images", "figure_columns"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -97,8 +104,6 @@ def compare(
         DataError: a run or the dataset cannot be read; ``out`` holds files that ssdir did not write.
     """
     config = config or CompareConfig()
-    if not contenders:
-        raise ConfigError("name runs to compare: ssdir compare RUN RUN --data DIR --out DIR")
     out = Path(out)
     require_free(out)
     dataset = Dataset(data, attributes=True)
@@ -126,19 +131,51 @@ def compare(
     facts |= {"data": str(data), "split": split, "target_side": settings.target_side}
     write_json(out / "comparison.json", facts)
     with left_out_if_it_fails(out / "comparison.png"):
-        scenes = comparison_scenes(
-            [
-                (model.name, _load(contender, config.device), contender.true_boxes)
-                for model, contender in zip(models, contenders, strict=True)
-            ],
-            dataset,
-            split,
-            settings.target_side or max(sides),
-            settings.batch_size,
-            config.figure_images,
-        )
-        save(scene_sheet(scenes), out / "comparison.png", pdf=True)
+        _draw(contenders, models, dataset, split, settings.target_side or max(sides), out, config)
     return facts
+
+
+def draw_sheet(
+    contenders: Sequence[Contender], data: Path, out: Path, config: CompareConfig | None = None
+) -> None:
+    """The figure of :func:`compare` alone, ``comparison.png`` and ``.pdf``; nothing is measured.
+
+    Args and errors are those of :func:`compare`; an id that no image has is a ConfigError, too.
+    """
+    config = config or CompareConfig()
+    require_free(out)
+    dataset = Dataset(data, attributes=True)
+    split = choose_split(dataset, config.evaluation.split)
+    models = describe(contenders)
+    side = config.evaluation.target_side or max(_side(contender) for contender in contenders)
+    claim(out, "compare")
+    _draw(contenders, models, dataset, split, side, Path(out), config)
+
+
+def _draw(
+    contenders: Sequence[Contender],
+    models: Sequence[Model],
+    data: Dataset,
+    split: str,
+    side: int,
+    out: Path,
+    config: CompareConfig,
+) -> None:
+    contestants = [
+        Contestant(model.name, _load(contender, config.device), contender.true_boxes, model.kind == "ssdir")
+        for model, contender in zip(models, contenders, strict=True)
+    ]
+    scenes = comparison_scenes(
+        contestants,
+        data,
+        split,
+        side,
+        config.evaluation.batch_size,
+        config.figure_images,
+        config.figure_pick,
+        config.figure_nms_iou,
+    )
+    save(scene_sheet(scenes, config.figure_columns), out / "comparison.png", pdf=True)
 
 
 def _side(contender: Contender) -> int:

@@ -7,6 +7,7 @@ together.
 
 from ssdir.config.base import (
     MATCH_IOU,
+    NMS_IOU,
     PRESENT_THRESHOLD,
     did_you_mean,
     from_dict,
@@ -22,6 +23,7 @@ from ssdir.config.training import TrainingConfig
 
 __all__ = [
     "MATCH_IOU",
+    "NMS_IOU",
     "PRESENT_THRESHOLD",
     "AugmentationConfig",
     "ClevrLikeConfig",

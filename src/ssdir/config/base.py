@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 MATCH_IOU = 0.5
 """A box found is the true one when their IoU reaches this, wherever anything is measured."""
+NMS_IOU = 0.45
+"""Of two boxes of an image whose IoU exceeds this the surer one counts, wherever anything is measured."""
 PRESENT_THRESHOLD = 0.5
 """What is found counts as an object when its presence exceeds this, wherever anything is measured."""
 

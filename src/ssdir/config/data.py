@@ -12,7 +12,7 @@ class ScenesConfig:
     """Multi-scale scattered MNIST: how its scenes are sampled (supplementary material, "Datasets")."""
 
     side: int = 512
-    """Width and height of a scene, in pixels."""
+    """Width of a scene, and its height where none is given, in pixels."""
     grids: tuple[tuple[int, int], ...] = ((2, 2), (3, 3), (4, 4), (5, 5), (6, 6))
     """Grids (rows, columns) of which each scene draws one."""
     digit_min: int = 96
@@ -31,24 +31,34 @@ class ScenesConfig:
     """Test scenes, for reporting (the other half of the test digits)."""
     seed: int = 0
     """Every scene is a pure function of (seed, split, index)."""
+    height: int | None = None
+    """Height of a scene, in pixels; None: as wide as high."""
 
     def __post_init__(self) -> None:
-        require_bounded(self, "scenes", side=16_384, digit_max=16_384)
-        require(self.side >= 8, f"scenes.side is {self.side}; it must be at least 8 pixels")
+        require_bounded(self, "scenes", side=16_384, digit_max=16_384, height=16_384)
+        for name, pixels in (("side", self.side), ("height", self.size[1])):
+            require(pixels >= 8, f"scenes.{name} is {pixels}; it must be at least 8 pixels")
         require(len(self.grids) > 0, "scenes.grids is empty; give at least one (rows, columns) pair")
         require(
             all(rows >= 1 and columns >= 1 for rows, columns in self.grids),
             f"scenes.grids is {self.grids}; rows and columns must be at least 1",
         )
         require(
-            1 <= self.digit_min <= self.digit_max <= self.side,
-            f"scenes.digit_min={self.digit_min}, digit_max={self.digit_max}, side={self.side}: "
-            "need 1 <= digit_min <= digit_max <= side",
+            1 <= self.digit_min <= self.digit_max <= min(self.size),
+            f"scenes.digit_min={self.digit_min}, digit_max={self.digit_max}, side={self.side}"
+            + ("" if self.height is None else f", height={self.height}")
+            + ": need 1 <= digit_min <= digit_max <= side"
+            + ("" if self.height is None else " and height"),
         )
         require(0 <= self.delta_position <= 1, "scenes.delta_position must lie in [0, 1]")
         require(0 <= self.theta_filled <= 1, "scenes.theta_filled must lie in [0, 1]")
         require(self.seed >= 0, "scenes.seed must not be negative")
         require(min(self.n_train, self.n_val, self.n_test) >= 0, "numbers of scenes must not be negative")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, the paper's [s_x, s_y]."""
+        return self.side, self.side if self.height is None else self.height
 
 
 @dataclass(frozen=True)

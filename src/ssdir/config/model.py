@@ -72,7 +72,8 @@ class ModelConfig:
     present_threshold: float = 0.5
     """Evaluation keeps predictions whose presence exceeds this."""
     reset_below: float = 0.001
-    """Cells less probable than this are reset (mean 0, sigma 1, box 0); 0 switches the reset off."""
+    """Predictions less probable than this are reset: box 0, never drawn or selected, and nothing in the KL, as with
+    mean 0 and sigma 1. 0 switches the reset off."""
 
     def __post_init__(self) -> None:
         require_bounded(self, "model")

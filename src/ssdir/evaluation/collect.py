@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssdir.boxes import cxcywh_to_xyxy
-from ssdir.config import MATCH_IOU
+from ssdir.config import MATCH_IOU, NMS_IOU
+from ssdir.detector.backbone import to_channels_last
 from ssdir.evaluation.depth_order import DepthOrder, depth_order
 from ssdir.evaluation.labels import CATEGORY, LabelledBatch
 from ssdir.evaluation.matching import Matches, match_objects
@@ -95,6 +96,8 @@ class Collected:
     """Image of every object found."""
     what: list[Tensor] = field(default_factory=list)
     """z_what of every object found."""
+    control_what: list[Tensor] = field(default_factory=list)
+    """What the untrained control says of the same objects, where there is one."""
     matches: list[Matches] = field(default_factory=list)
     """Rows of the objects found and of the true ones, counted over the whole split."""
     image_mse: list[Tensor] = field(default_factory=list)
@@ -146,13 +149,15 @@ class Collected:
             self.n_images,
         )
 
-    def matched_latents(self) -> MatchedLatents | None:
-        """What the model says of the objects that are matched; None where it gives no z_what."""
-        if not self.what:
+    def matched_latents(self, control: bool = False) -> MatchedLatents | None:
+        """What the model, or its untrained control, says of the objects that are matched; None where it gives no
+        z_what."""
+        what = self.control_what if control else self.what
+        if not what:
             return None
         pairs = self.matched()
         return MatchedLatents(
-            what=torch.cat(self.what)[pairs.predicted].numpy(),
+            what=torch.cat(what)[pairs.predicted].numpy(),
             boxes=torch.cat(self.object_boxes)[pairs.predicted].numpy(),
             labels={
                 name: joined(values, torch.int64)[pairs.truth].numpy()
@@ -167,7 +172,9 @@ def collect(
     *,
     whole: bool = True,
     true_boxes: bool = False,
+    nms_iou: float | None = NMS_IOU,
     choose_scenes: Callable[[LabelledBatch], list[int]] | None = None,
+    control: ObjectModel | None = None,
 ) -> Collected:
     """Run a model over batches and keep what the figures of the protocol need.
 
@@ -178,14 +185,16 @@ def collect(
         batches: of the model's image side.
         whole: also collect boxes for average precision, paint, and measure time and memory; else only objects.
         true_boxes: give the model the true boxes to describe, instead of having it find objects.
+        nms_iou: of the objects and boxes; None: without NMS.
         choose_scenes: which images of the first batch to keep for pictures.
+        control: the model with an untrained what encoder, whose z_what of the same objects is kept, too.
     """
     found = Collected()
     if whole and not true_boxes:
         found.boxes = FoundBoxes()
         found.free_boxes = None if model.suppresses_overlaps else FoundBoxes()
     device = model.device
-    ask = _Asking(model, whole, true_boxes)
+    ask = _Asking(model, whole, true_boxes, nms_iou, control)
     with torch.inference_mode():
         for batch in batches:
             batch = batch.to(device)
@@ -208,11 +217,28 @@ class _Asking:
     model: ObjectModel
     whole: bool
     true_boxes: bool
+    nms_iou: float | None
+    control: ObjectModel | None
 
     def find(self, batch: LabelledBatch) -> Objects:
         if self.true_boxes:
             return self.model.describe(batch, batch.boxes, batch.image_index, patches=self.whole)
-        return objects_of(self.model, batch, patches=self.whole)
+        return objects_of(self.model, batch, self.whole, self.nms_iou)
+
+    def seen_by_detector(self, batch: LabelledBatch) -> LabelledBatch:
+        """The batch with the detector's output, where a control reads its feature maps, too: one pass serves both."""
+        detector = self.model.frozen_detector()
+        if detector is None or self.control is None or not self.control.reads_maps:
+            return batch
+        return replace(batch, detector_output=detector(to_channels_last(batch.images), maps=True))
+
+    def controls_what(self, batch: LabelledBatch, objects: Objects) -> Tensor | None:
+        """What the control says of the objects; it looks at the boxes that are found already where it can."""
+        if self.control is None:
+            return None
+        if self.control.describes_boxes:
+            return self.control.encoded(batch, objects, patches=False).what
+        return objects_of(self.control, batch, False, self.nms_iou).what
 
     def find_and_render(self, batch: LabelledBatch) -> None:
         paint = renderer(self.model, batch, self.find(batch))
@@ -227,7 +253,9 @@ def _add(
     choose_scenes: Callable[[LabelledBatch], list[int]] | None,
 ) -> None:
     """Add one batch."""
-    objects = _find(found, ask, batch)
+    seen = ask.seen_by_detector(batch)
+    objects = _find(found, ask, batch, seen)
+    control = ask.controls_what(seen, objects)
     truth = cxcywh_to_xyxy(batch.boxes)
     pairs = match_objects(
         objects.boxes_xyxy.clamp(0, 1).cpu(),
@@ -248,6 +276,8 @@ def _add(
     found.object_image.append(objects.image_index.cpu() + found.n_images)
     if objects.what is not None:
         found.what.append(objects.what.float().cpu())
+    if control is not None:
+        found.control_what.append(control.float().cpu())
     found.matches.append(Matches(pairs.predicted + found.n_objects, pairs.truth + found.n_truth, pairs.iou))
     found.image_ids.extend(batch.image_ids)
     found.n_images += len(batch)
@@ -255,15 +285,15 @@ def _add(
     found.n_truth += len(truth)
 
 
-def _find(found: Collected, ask: _Asking, batch: LabelledBatch) -> Objects:
-    """The objects of a batch. Of the first batches their inference is timed; where boxes for average precision are
-    asked for, one inference gives both."""
+def _find(found: Collected, ask: _Asking, batch: LabelledBatch, seen: LabelledBatch) -> Objects:
+    """The objects of a batch, and of the same with the detector's output where that is known (``seen``). Of the first
+    batches their inference is timed; where boxes for average precision are asked for, one inference gives both."""
     if found.boxes is None or len(found.seconds_infer) < TIMED_BATCHES:
-        objects, seconds = _timed(lambda: ask.find(batch), batch.images.device)
+        objects, seconds = _timed(lambda: ask.find(batch if ask.whole else seen), batch.images.device)
         found.seconds_infer.append(seconds / max(1, len(batch)))
         if found.boxes is None:
             return objects
-    predictions = predictions_of(ask.model, batch, patches=ask.whole)
+    predictions = predictions_of(ask.model, seen, ask.whole, ask.nms_iou)
     found.boxes.add(predictions.boxes, not ask.model.paints, found.n_images)
     if found.free_boxes is not None and predictions.free_boxes is not None:
         found.free_boxes.add(predictions.free_boxes, False, found.n_images)

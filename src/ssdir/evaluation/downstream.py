@@ -51,8 +51,11 @@ def measure_downstream(
     progress: Progress | None,
     probe_data: Dataset,
     learned: Labels | None = None,
+    control: ObjectModel | None = None,
 ) -> Downstream:
     """The probe's figures for the model's latents and for those of its untrained control.
+
+    Train images are looked at once for both.
 
     Args:
         model: in eval mode.
@@ -60,6 +63,7 @@ def measure_downstream(
         found: the model's pass over it.
         probe_data: whose train split the probe learns from.
         learned: labels of that split (:func:`train_labels`), where they are read already.
+        control: :func:`control_of` the model, with which ``found`` was collected.
     """
     reason = _obstacle(dataset, found, probe_data)
     scores: dict[str, Any] | None = None
@@ -72,22 +76,26 @@ def measure_downstream(
             learned or train_labels(probe_data, labels, strict=False),
             labels,
         )
-        scores, learned_from, reason = _probe(model, train, found, config, progress, "probe: train objects")
+        order = np.random.default_rng(config.seed).permutation(len(train.dataset))[
+            : config.probe_train_images
+        ]
+        batches = labelled_batches(
+            train.dataset, train.labels, order, config.batch_size, progress, "probe: train objects"
+        )
+        seen = collect(
+            model,
+            batches,
+            whole=False,
+            true_boxes=config.true_boxes,
+            nms_iou=config.nms_iou,
+            control=control,
+        )
+        scores, learned_from, reason = _probe(train, seen, found, config)
     if scores is None:
         nothing = dict.fromkeys(("matched_accuracy", "matched_macro_f1", "end_to_end_accuracy", "untrained"))
         share = len(found.matched()) / found.n_truth if found.n_truth else None
         return Downstream({**nothing, "matched_share": share, "reason": reason}, learned_from)
-    scores["untrained"] = None
-    control = model.with_untrained_what(config.seed) if config.untrained_control else None
-    if control is not None:
-        control.eval()
-        task = "untrained control"
-        indices = np.arange(found.n_images)
-        batches = labelled_batches(dataset, labels, indices, config.batch_size, progress, task)
-        seen = collect(control, batches, whole=False, true_boxes=config.true_boxes)
-        scores["untrained"], _, _ = _probe(
-            control, train, seen, config, progress, f"{task}: train objects", with_box=False
-        )
+    scores["untrained"] = _probe(train, seen, found, config, of_control=True)[0]
     return Downstream({**scores, "reason": None}, learned_from)
 
 
@@ -115,12 +123,30 @@ def probed_attributes(labels: Labels) -> dict[str, str]:
     return {(twin or name) if name == CATEGORY else name: name for name in labels.names if name != twin}
 
 
+def control_of(
+    model: ObjectModel, dataset: CachedDataset, probe_data: Dataset, config: EvaluationConfig
+) -> ObjectModel | None:
+    """The model with an untrained what encoder, in eval mode, where a probe may be fitted and the control is wanted.
+
+    It finds the same objects, so all that is computed for it is their codes: with the model's boxes (glimpses), or from
+    the detector's feature maps, of which one pass serves both (cells).
+    """
+    if not config.untrained_control or _nothing_to_learn_from(dataset, probe_data):
+        return None
+    control = model.with_untrained_what(config.seed)
+    return None if control is None else control.eval()
+
+
 def _obstacle(dataset: CachedDataset, found: Collected, probe_data: Dataset) -> str | None:
     """Why no probe can be fitted, as far as can be told without looking at train images."""
     if not found.what:
         return "the model gives no z_what"
     if found.n_truth == 0:
         return f"the {dataset.split.name} split has no object"
+    return _nothing_to_learn_from(dataset, probe_data)
+
+
+def _nothing_to_learn_from(dataset: CachedDataset, probe_data: Dataset) -> str | None:
     if probe_data.folder.resolve() != dataset.folder.resolve():
         return None
     if dataset.split.name == TRAIN:
@@ -131,33 +157,29 @@ def _obstacle(dataset: CachedDataset, found: Collected, probe_data: Dataset) -> 
 
 
 def _probe(
-    model: ObjectModel,
-    train: _Train,
-    test: Collected,
-    config: EvaluationConfig,
-    progress: Progress | None,
-    task: str,
-    with_box: bool = True,
+    train: _Train, seen: Collected, test: Collected, config: EvaluationConfig, of_control: bool = False
 ) -> tuple[dict[str, Any] | None, MatchedLatents | None, str | None]:
     """Fit on the train split, answer on the test split: the figures, the objects learned from, and, where there are
     no figures, the reason.
 
     The figures of the class (or of the first attribute where objects are of one class) stand at the top; those of
     all attributes, where there are more, under ``attributes``.
+
+    Args:
+        seen: the pass over the train split.
+        test: the pass over the split reported on.
+        of_control: the codes are those of the untrained control, and the box stays out.
     """
-    order = np.random.default_rng(config.seed).permutation(len(train.dataset))[: config.probe_train_images]
-    batches = labelled_batches(train.dataset, train.labels, order, config.batch_size, progress, task)
-    seen = collect(model, batches, whole=False, true_boxes=config.true_boxes).matched_latents()
-    asked = test.matched_latents()
-    if seen is None or asked is None or len(seen.what) == 0:
+    learned, asked = seen.matched_latents(of_control), test.matched_latents(of_control)
+    if learned is None or asked is None or len(learned.what) == 0:
         return None, None, "no object of the train split was found"
-    fit = seen.rows(
-        np.random.default_rng(config.seed).permutation(len(seen.what))[: config.probe_train_objects]
+    fit = learned.rows(
+        np.random.default_rng(config.seed).permutation(len(learned.what))[: config.probe_train_objects]
     )
     results: dict[str, dict[str, Any]] = {}
     for shown, name in train.attributes().items():
         truth = joined(test.truth_labels[name], torch.int64).numpy()
-        answers = score_probe(fit, asked, name, truth, config.seed, with_box)
+        answers = score_probe(fit, asked, name, truth, config.seed, with_box=not of_control)
         results[shown] = answers.figures if answers else {**dict.fromkeys(_FIGURES), "reason": _ONE_CLASS}
     first = next((name for name, scores in results.items() if "reason" not in scores), None)
     if first is None:

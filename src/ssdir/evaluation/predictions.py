@@ -11,14 +11,13 @@ from torch import Tensor
 
 from ssdir.boxes import select_boxes
 from ssdir.common.errors import DataError
-from ssdir.config import PRESENT_THRESHOLD
+from ssdir.config import NMS_IOU, PRESENT_THRESHOLD
 from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import ObjectModel
 
 SCORE_THRESHOLD = 0.01
 """Boxes that count for average precision."""
-NMS_IOU = 0.45
 MAX_DETECTIONS = 100
 """Most boxes of an image."""
 _ALL = 1_000_000_000  # "no limit", also to models that have one of their own
@@ -35,18 +34,21 @@ class Predictions(NamedTuple):
     """The same without NMS; None where the model has one of its own."""
 
 
-def objects_of(model: ObjectModel, images: Images, patches: bool) -> Objects:
-    """The objects: presence above 0.5, NMS, with what the model says of them. This is the question that is timed."""
+def objects_of(model: ObjectModel, images: Images, patches: bool, nms_iou: float | None = NMS_IOU) -> Objects:
+    """The objects: presence above 0.5, NMS (None: without), with what the model says of them. This is the question that
+    is timed."""
     return model.infer(
         images,
         present_threshold=PRESENT_THRESHOLD,
-        nms_iou=NMS_IOU,
+        nms_iou=nms_iou,
         max_objects=MAX_DETECTIONS,
         patches=patches,
     )
 
 
-def predictions_of(model: ObjectModel, images: Images, patches: bool) -> Predictions:
+def predictions_of(
+    model: ObjectModel, images: Images, patches: bool, nms_iou: float | None = NMS_IOU
+) -> Predictions:
     """The objects of :func:`objects_of`, and the boxes for average precision.
 
     NMS goes by falling presence, so what it keeps of the boxes above 0.5 is the beginning of what it keeps of all.
@@ -54,12 +56,12 @@ def predictions_of(model: ObjectModel, images: Images, patches: bool) -> Predict
     free = not model.suppresses_overlaps
     limits: Any = {
         "present_threshold": SCORE_THRESHOLD,
-        "nms_iou": None if free else NMS_IOU,
+        "nms_iou": None if free else nms_iou,
         "max_objects": _ALL if free else MAX_DETECTIONS,
     }
     later = not patches or model.decodes_what  # objects get their patches once they are chosen
     found = model.find(images, **limits) if later else model.infer(images, **limits)
-    boxes = _selected(found, NMS_IOU) if free else found
+    boxes = _selected(found, nms_iou) if free else found
     objects = boxes[boxes.present > PRESENT_THRESHOLD]
     if model.describes_boxes:
         objects = model.encoded(images, objects, patches)

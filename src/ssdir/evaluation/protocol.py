@@ -26,7 +26,7 @@ from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.scene_truth import SceneTruth, mask_source
 from ssdir.evaluation.collect import Collected, FoundBoxes, collect, joined
 from ssdir.evaluation.detection import DetectionScores, average_precision, count_accuracy
-from ssdir.evaluation.downstream import measure_downstream, probed_attributes, train_labels
+from ssdir.evaluation.downstream import control_of, measure_downstream, probed_attributes, train_labels
 from ssdir.evaluation.labels import CATEGORY, Labels, labelled_batches, read_labels
 from ssdir.evaluation.memory import what_is_measured
 from ssdir.evaluation.predictions import class_numbers
@@ -93,10 +93,13 @@ def evaluate(
     probe_data = data if other is None else Dataset(other, attributes=True)
     # A misfit is told at once.
     learned = None if other is None else train_labels(probe_data, labels, strict=True)
-    found = _pass(model, dataset, labels, config, progress)
+    control = control_of(model, dataset, probe_data, config)
+    found = _pass(model, dataset, labels, config, progress, control)
     scores, free_scores = (_judge_boxes(found, boxes, numbers) for boxes in (found.boxes, found.free_boxes))
     clock.lap("test_pass")
-    downstream = measure_downstream(model, dataset, labels, found, config, progress, probe_data, learned)
+    downstream = measure_downstream(
+        model, dataset, labels, found, config, progress, probe_data, learned, control
+    )
     clock.lap("probe")
     metrics = {
         "detection": _detection(found, scores, free_scores),
@@ -133,8 +136,9 @@ def _pass(
     labels: Labels,
     config: EvaluationConfig,
     progress: Progress | None,
+    control: ObjectModel | None,
 ) -> Collected:
-    """The model's pass over the split."""
+    """The model's pass over the split, with the codes of its untrained control."""
     n_images = len(dataset) if config.limit is None else min(config.limit, len(dataset))
     split, side = dataset.split.name, config.target_side
     targets = None
@@ -150,7 +154,14 @@ def _pass(
         targets,
         SceneTruth(dataset.dataset, split),
     )
-    return collect(model, batches, true_boxes=config.true_boxes, choose_scenes=various)
+    return collect(
+        model,
+        batches,
+        true_boxes=config.true_boxes,
+        nms_iou=config.nms_iou,
+        choose_scenes=various,
+        control=control,
+    )
 
 
 def choose_split(data: Dataset, wanted: str | None) -> str:

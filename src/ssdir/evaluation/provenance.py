@@ -12,7 +12,7 @@ import torch
 
 from ssdir.baselines.base import Baseline
 from ssdir.common.storage import atomic_write
-from ssdir.config import to_dict
+from ssdir.config import NMS_IOU, to_dict
 from ssdir.data.dataset import Dataset
 from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.scene_truth import mask_source, tells_distances
@@ -59,6 +59,10 @@ def record_of(
     # What is drawn, what stands beside the model's own figures, what stands here by content.
     for name in ("figures", "untrained_control", "split", "probe_data", "boxes"):
         del settings[name]
+    if (
+        settings["nms_iou"] == NMS_IOU
+    ):  # the protocol's, which records did not name before it could be another
+        del settings["nms_iou"]
     given = {} if config.boxes is None else {"boxes": GivenBoxes(config.boxes).digest()}
     return given | {
         "protocol": PROTOCOL_VERSION,

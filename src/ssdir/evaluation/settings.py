@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssdir.common.errors import ConfigError
-from ssdir.config import require_bounded
+from ssdir.config import NMS_IOU, require_bounded
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class EvaluationConfig:
     """Images at a time."""
     limit: int | None = None
     """Most images of the split; None takes all."""
+    nms_iou: float | None = NMS_IOU
+    """Of two boxes of an image whose IoU exceeds this the surer one counts; None: every box that fires counts."""
     probe_train_objects: int = 25_000
     """Matched objects of the train split, from images drawn at random, that the probe learns from."""
     probe_train_images: int = 2_000
@@ -49,6 +51,8 @@ class EvaluationConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit is {self.limit}; it must be at least 1, or None for all images")
+        if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
+            raise ConfigError(f"nms_iou is {self.nms_iou}; it must lie in [0, 1], or be None for no NMS")
         if self.target_side is not None and self.target_side < 1:
             raise ConfigError(
                 f"target_side is {self.target_side}; it must be at least 1, or None for the model's"

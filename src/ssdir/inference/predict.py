@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +37,7 @@ def predict(
     device: str = "auto",
     boxes: Path | None = None,
     progress: Progress | None = None,
+    nms_iou: float | Literal["config"] | None = "config",
 ) -> list[dict[str, Any]]:
     """Infer the objects of image files and write what was found.
 
@@ -57,17 +58,21 @@ def predict(
         device: where to compute (:func:`ssdir.common.machine.choose_device`).
         boxes: a file of boxes to describe, in a detector's place (:class:`~ssdir.data.given_boxes.GivenBoxes`).
         progress: shows how far it is (:func:`ssdir.common.console.progress_bar`); None keeps quiet.
+        nms_iou: drop the less probable of two boxes above this IoU; None keeps all; "config" takes the model's.
 
     Returns:
         The index, of the images of this call: for each its file, folder, number of objects, or the error.
 
     Raises:
-        ConfigError: ``present`` is not in [0, 1); no image is named; the model cannot be given boxes.
+        ConfigError: ``present`` is not in [0, 1); no image is named; the model cannot be given boxes; boxes are given
+            and NMS is asked for.
         DataError: a path that does not exist, a folder without images, an ``out`` that holds what ssdir did not write
             or that another process writes into (before anything is done); or none of the images can be done.
     """
     if present is not None and not 0 <= present < 1:
         raise ConfigError(f"present is {present}; it is a probability to exceed: at least 0, below 1")
+    if boxes is not None and nms_iou != "config":
+        raise ConfigError("boxes of a file are described as they are; leave NMS out")
     if not images:
         raise ConfigError("name images, or folders of images")
     found = find_images(images, out)
@@ -78,6 +83,7 @@ def predict(
         raise ConfigError(f"{network.name} finds objects itself; it cannot be given boxes")
     settings = {"model": _fingerprint(network), "present": present, "version": VERSION}
     settings |= {} if given is None else {"boxes": given.digest()}
+    settings |= {} if nms_iou == "config" else {"nms": nms_iou}
     earlier = 0
     with locked(out, "inferring"):
         claim(out, "infer")
@@ -147,7 +153,7 @@ def _predict_one(
         return {"objects": 0, "error": str(error)}, False
     threshold = settings["present"]
     if given is None:
-        objects = network.infer(pixels, present_threshold=threshold)
+        objects = network.infer(pixels, threshold, settings.get("nms", "config"))
     else:
         objects = _described(network, pixels, given.of(image.path), threshold)
     with atomic_folder(folder, RESULT, source=source, objects=len(objects)) as whole:

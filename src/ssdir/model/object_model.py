@@ -105,6 +105,11 @@ class ObjectModel(nn.Module, ABC):
         detector = self.frozen_detector()
         return detector is None or detector.config.class_agnostic
 
+    @property
+    def reads_maps(self) -> bool:
+        """Whether it reads the feature maps of its detector, not its output alone."""
+        return False
+
     def fingerprint(self) -> str:
         """A hash of all weights."""
         return tensors_fingerprint(self.state_dict())
@@ -247,7 +252,10 @@ class ObjectModel(nn.Module, ABC):
         raise ValueError(f"{self.kind} does not decode a vector into a patch alone")
 
     def with_untrained_what(self, seed: int) -> ObjectModel | None:
-        """The same model with a fresh encoder of z_what, the control of a probe; None where there is no such thing."""
+        """The same model with a fresh encoder of z_what, the control of a probe; None where there is no such thing.
+
+        It finds the same objects, in the same order.
+        """
         return None
 
     # -- rendering ---------------------------------------------------------------------------------------------------

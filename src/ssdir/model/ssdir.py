@@ -380,11 +380,13 @@ class SSDIR(ObjectModel):
     ) -> Objects:
         if batch.given is not None:
             return self.given_objects(batch, batch.given, threshold)
-        latents = self.encode(to_channels_last(self.prepared(batch)))
+        latents = self.encode(to_channels_last(self.prepared(batch)), batch.detector_output)
         return self.select(latents, threshold, nms_iou, max_objects)
 
     def _encode(self, batch: Batch, objects: Objects) -> Objects:
-        output = self._detected(self.prepared(batch)) if self.config.depth_features else None
+        output = batch.detector_output if self.config.depth_features else None
+        if self.config.depth_features and output is None:
+            output = self._detected(self.prepared(batch))
         if not self.reads_originals:
             return self.encode_objects(objects, self.prepared(batch), output)
         own_size = batch.images.to(self.device) if batch.originals is None else batch.originals

@@ -35,6 +35,8 @@ class Scene:
     """Of this one image; with patches, where the model renders."""
     name: str = ""
     """Written left of the row."""
+    bold: bool = False
+    """How the name is written."""
 
 
 def scene_sheet(scenes: Sequence[Scene], n_patches: int = 6) -> Figure:
@@ -94,7 +96,8 @@ def _draw_scene(row: Sequence[Axes], scene: Scene, renders: bool, n_patches: int
             _show(axes, picture)
     _draw_boxes(row[len(pictures) - 1], scene.objects, shown)
     if scene.name:
-        row[0].set_ylabel(literal(textwrap.fill(scene.name, NAME_LENGTH)))
+        weight = "bold" if scene.bold else "normal"
+        row[0].set_ylabel(literal(textwrap.fill(scene.name, NAME_LENGTH)), fontweight=weight)
     if scene.objects.patches is None:
         return
     for place, which in enumerate(shown):

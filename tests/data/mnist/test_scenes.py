@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdir.common.errors import DataError
+from ssdir.common.errors import ConfigError, DataError
 from ssdir.config import ScenesConfig
 from ssdir.data.mnist.digits import Digits, load_digits
-from ssdir.data.mnist.scenes import INK, Scene, make_scene, split_digits
+from ssdir.data.mnist.scenes import INK, Scene, _Grid, described, make_scene, place_digits, split_digits
 from ssdir.data.png import encode_png
 
 SMALL = ScenesConfig(side=128, digit_min=24, digit_max=96, n_train=1, n_val=1, n_test=1)
@@ -232,3 +232,56 @@ def test_statistics_agree_with_the_papers_generator() -> None:
     assert np.concatenate([scene.clipped for scene in scenes]).mean() == pytest.approx(0.19, abs=0.015)
     used = np.unique(np.concatenate([scene.digit_indices for scene in scenes]))
     assert len(used) > 0.98 * len(TRAIN)  # digits are drawn at random from all of them
+
+
+def test_centres_spread_over_the_papers_share_of_a_cell() -> None:
+    """Along each axis uniform within +- delta_position / 2 of the cell, rounded to whole pixels."""
+    config = ScenesConfig(side=400, grids=((2, 2),), digit_min=40, digit_max=40, delta_position=0.7)
+    placed = [p for index in range(300) for p in place_digits(config, _block(28), "train", index)[1]]
+    centres = np.array([(p.left + p.size / 2, p.top + p.size / 2) for p in placed])
+    shift = (centres - (centres // 200 * 200 + 100)) / 200
+    assert len(shift) > 700 and np.abs(shift).max() <= 0.35 + 0.5 / 200
+    assert (shift.max(0) > 0.34).all() and (shift.min(0) < -0.34).all()
+    assert shift.std(0) == pytest.approx([0.7 / 12**0.5] * 2, rel=0.05)
+
+
+def test_a_cell_is_filled_beyond_the_papers_share_and_not_at_it() -> None:
+    grid = _Grid(4, 4, ScenesConfig(side=400, theta_filled=0.4))
+    grid.fill_covered((0, 0, 40, 100))  # 0.4 of the first cell
+    assert not any(grid.filled)
+    grid.fill_covered((0, 0, 41, 100))
+    assert [cell for cell, filled in enumerate(grid.filled) if filled] == [0]
+    grid.fill_covered((159, 150, 300, 241))  # 0.205, 0.5 and 0.168, 0.41 of four cells
+    assert [cell for cell, filled in enumerate(grid.filled) if filled] == [0, 6, 10]
+
+
+def test_scenes_that_are_wider_than_high() -> None:
+    """Cells follow both axes, digits stay square, and every box lies in the scene and on its ink."""
+    config = ScenesConfig(side=300, height=120, grids=((2, 3),), digit_min=24, digit_max=60)
+    assert config.size == (300, 120) and _Grid(2, 3, config).largest_size(0, 0) == 60
+    boxes = []
+    for index in range(30):
+        scene = make_scene(config, TRAIN, "train", index)
+        assert scene.image.shape == (120, 300)
+        boxes.append(scene.boxes_xyxy)
+    corners = np.concatenate(boxes)
+    assert (corners[:, 2] <= 300).all() and (corners[:, 3] <= 120).all() and (corners >= 0).all()
+    assert corners[:, 2].max() > 280 and corners[:, 3].max() > 110
+    middle = ScenesConfig(
+        side=300, height=150, grids=((1, 1),), digit_min=112, digit_max=112, delta_position=0.0
+    )
+    scenes = [make_scene(middle, _block(14), "train", index) for index in range(8)]
+    block = next(scene for scene in scenes if len(scene.labels))
+    x1, y1, x2, y2 = block.boxes_xyxy[0].tolist()
+    assert (x1 + x2, y1 + y2) == (300, 150) and x2 - x1 == y2 - y1
+
+
+def test_square_scenes_are_those_from_before_there_was_a_height() -> None:
+    square = dataclasses.replace(SMALL, height=128)
+    for index in range(5):
+        ours, theirs = (make_scene(config, TRAIN, "train", index) for config in (square, SMALL))
+        assert np.array_equal(ours.image, theirs.image)
+    assert described(square) == described(SMALL) and "height" not in described(SMALL)
+    assert described(dataclasses.replace(SMALL, height=100))["height"] == 100
+    with pytest.raises(ConfigError, match="digit_max=96, side=128, height=90: need"):
+        dataclasses.replace(SMALL, height=90)

@@ -163,3 +163,13 @@ def test_a_gpu_draws_the_same() -> None:
     draft = StreamedScenes(MAIN, 128).draft(range(8))
     here, there = draft.to("cpu"), draft.pinned().to("cuda").to("cpu")
     assert torch.allclose(here.images, there.images, atol=1e-4) and torch.equal(here.boxes, there.boxes)
+
+
+def test_scenes_that_are_wider_than_high_are_squashed_like_files(tmp_path: Path) -> None:
+    config = ScenesConfig(side=200, height=100, digit_min=24, digit_max=90, n_train=0, n_val=0, n_test=6)
+    generate(config, tmp_path / "scenes", workers=1)
+    files = next(CachedDataset(tmp_path / "scenes", "test", 64).batches(6))
+    stream = next(StreamedScenes(config, 64, split="test").batches(6))
+    assert torch.equal(stream.labels, files.labels) and len(stream.labels) > 20
+    assert (stream.boxes - files.boxes).abs().max() < 1e-6
+    assert (stream.images - files.images).abs().mean() < 0.012 < files.images.mean() / 4

@@ -253,8 +253,11 @@ TEXT = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
+    return write_official(tmp_path / "official")
+
+
+def write_official(root: Path) -> Path:
     """The official folders, with images of 60 x 40."""
-    root = tmp_path / "official"
     random = np.random.default_rng(0)
     (root / "wider_face_split").mkdir(parents=True)
     for split, text in TEXT.items():

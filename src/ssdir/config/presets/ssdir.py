@@ -141,7 +141,7 @@ PRESETS: dict[str, Preset] = {
             model=ModelConfig(
                 z_what_size=256, n_hidden=3, sigma_what=0.27, sigma_depth=0.14, clone_backbone=True
             ),
-            objective=ObjectiveConfig(image=1.0, objects=14.0, what=0.54, depth=0.44, image_region="boxes"),
+            objective=ObjectiveConfig(image=1.0, objects=14.0, what=0.54, depth=0.44),
             training=replace(_FULL_TRAINING, feature_cache="disk"),
         ),
     ),
@@ -152,7 +152,7 @@ PRESETS: dict[str, Preset] = {
             model=ModelConfig(
                 z_what_size=512, n_hidden=4, sigma_what=0.3, sigma_depth=0.1, clone_backbone=True
             ),
-            objective=ObjectiveConfig(image=1.0, objects=10.0, what=0.1, depth=0.4, image_region="boxes"),
+            objective=ObjectiveConfig(image=1.0, objects=10.0, what=0.1, depth=0.4),
             training=replace(_FULL_TRAINING, feature_cache="disk"),
         ),
     ),

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -109,7 +109,7 @@ def make_scene(config: ScenesConfig, digits: Digits, split: str, index: int) -> 
     ((128, 128), True)
     """
     grid, placements = place_digits(config, digits, split, index)
-    image = np.zeros((config.side, config.side), np.uint8)
+    image = np.zeros(config.size[::-1], np.uint8)
     for placed in placements:
         height, width = placed.pixels.shape
         target = image[placed.row : placed.row + height, placed.column : placed.column + width]
@@ -152,7 +152,7 @@ def place_digits(
         if x2 == 0:  # a blank digit
             continue
         resized = enlarge(digits.images[which], (x1, y1, x2, y2), size)
-        placed = _placed(which, size, left, top, resized, config.side)
+        placed = _placed(which, size, left, top, resized, config.size)
         if placed is not None:
             grid.fill_covered(placed.box_xyxy)
             placements.append(placed)
@@ -174,6 +174,14 @@ def _scene_draws(config: ScenesConfig, split: str, index: int) -> tuple[int, int
     return rows, columns, random.random((n_digits, 5))
 
 
+def described(config: ScenesConfig) -> dict[str, Any]:
+    """What decides scenes, as JSON values. Square ones do not name a height, which scenes once did not have."""
+    values = to_dict(config)
+    if config.height in (None, config.side):
+        del values["height"]
+    return values
+
+
 def check_split(split: str) -> None:
     """DataError where there is no such split of scenes."""
     if split not in SPLIT_NUMBER:
@@ -188,7 +196,7 @@ class _Grid:
 
     def __init__(self, rows: int, columns: int, config: ScenesConfig) -> None:
         self.rows, self.columns, self.config = rows, columns, config
-        self.cell_width, self.cell_height = config.side / columns, config.side / rows
+        self.cell_width, self.cell_height = config.size[0] / columns, config.size[1] / rows
         self.filled = [False] * (rows * columns)
 
     def free(self) -> list[int]:
@@ -241,11 +249,14 @@ def _overlaps(cell_side: float, cells: int, start: float, end: float) -> list[tu
     return found
 
 
-def _placed(which: int, size: int, left: int, top: int, digit: Resized, side: int) -> Placement | None:
-    """A resized digit whose frame begins at a column and row of a scene; None where no ink of it is visible."""
+def _placed(
+    which: int, size: int, left: int, top: int, digit: Resized, scene: tuple[int, int]
+) -> Placement | None:
+    """A resized digit whose frame begins at a column and row of a scene (width, height); None where no ink of it is
+    visible."""
     x, y = left + digit.left, top + digit.top
     height, width = digit.values.shape
-    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, side), min(y + height, side)
+    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, scene[0]), min(y + height, scene[1])
     cut = x2 - x1 < width or y2 - y1 < height
     visible = digit.values[max(y1 - y, 0) : max(y2 - y, 0), max(x1 - x, 0) : max(x2 - x, 0)]
     ink = visible >= INK
@@ -282,7 +293,7 @@ def generate(
     fingerprint = {
         "kind": "multiscale-mnist",
         "generator_version": generator_version,
-        "scenes": to_dict(config),
+        "scenes": described(config),
         "digits": {
             "train": {"name": train.name, "n": len(train), "sha256": train.checksum()},
             "test": {"name": test.name, "n": len(test), "sha256": test.checksum()},
@@ -303,7 +314,7 @@ def _prepare(config: ScenesConfig, digits: str) -> Callable[[str, int], Generate
     def draw(split: str, index: int) -> GeneratedImage:
         scene = make_scene(config, of_split[split], split, index)
         return GeneratedImage(
-            encode_png(scene.image), config.side, config.side, _objects(scene), {"grid": list(scene.grid)}
+            encode_png(scene.image), *config.size, _objects(scene), {"grid": list(scene.grid)}
         )
 
     return draw

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ssdir.boxes import xyxy_to_cxcywh
 from ssdir.common.errors import DataError
-from ssdir.config import ScenesConfig, to_dict
+from ssdir.config import ScenesConfig
 from ssdir.data.batch import Batch, may_arrive_later
 from ssdir.data.cache import CachedDataset
 from ssdir.data.mnist.cubic import bicubic_filter
@@ -31,6 +31,7 @@ from ssdir.data.mnist.digits import load_digits
 from ssdir.data.mnist.scenes import (
     CLASSES,
     check_split,
+    described,
     generator_version,
     place_digits,
     split_digits,
@@ -106,7 +107,7 @@ class StreamedScenes:
     Args:
         config: how scenes are sampled; ``n_train``, ``n_val`` and ``n_test`` say how many count as one pass, and any
             index is valid.
-        image_size: side of the images in pixels; default the scenes' own.
+        image_size: side of the (square) images in pixels; default the scenes' width.
         digits: what :func:`~ssdir.data.mnist.digits.load_digits` takes.
         split: ``train``, ``val`` or ``test``; decides the digits.
 
@@ -169,7 +170,7 @@ class StreamedScenes:
         return {
             "generator_version": generator_version,
             "streaming_version": streaming_version,
-            "scenes": to_dict(self.config),
+            "scenes": described(self.config),
             "digits": self._checksums,
         }
 
@@ -195,9 +196,9 @@ class StreamedScenes:
         sizes = np.array([placed.size for placed in placements], np.int64)
         starts = np.array([(placed.left, placed.top) for placed in placements], np.int64).reshape(-1, 2)
         boxes = np.array([placed.box_xyxy for placed in placements], np.float64).reshape(-1, 4)
-        side = self.config.side
-        shrink = self.image_size / side
-        frames = np.concatenate([starts + sizes[:, None] / 2, sizes[:, None], sizes[:, None]], 1) / side
+        size = np.array(self.config.size, np.float64)
+        shrink = self.image_size / size.min()  # of the shorter axis, which keeps more detail
+        frames = np.concatenate([(starts + sizes[:, None] / 2) / size, sizes[:, None] / size], 1)
         patch = np.searchsorted(_PATCH_SIDES[:-1], sizes * shrink * (1 if shrink < 1 else 2))
         order = np.argsort(patch, kind="stable")
         return Draft(
@@ -207,7 +208,7 @@ class StreamedScenes:
             tuple(np.bincount(patch, minlength=len(_PATCH_SIDES)).tolist()),
             _SOFTENING * max(0.0, 1 - shrink),
             self.image_size,
-            xyxy_to_cxcywh(torch.from_numpy(boxes / side).float()),
+            xyxy_to_cxcywh(torch.from_numpy(boxes / np.tile(size, 2)).float()),
             torch.from_numpy(self._digits.labels[which].astype(np.int64)),
             torch.from_numpy(scene),
             tuple((chosen + 1).tolist()),
