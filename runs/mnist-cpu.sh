@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Full size on a CPU: does the mnist preset learn, and how long is a step? 400 scenes, 300 + 60 steps of 8 images;
-# about 20 minutes on 2 cores. Not a result: that is runs/mnist.sh on a GPU. Usage: runs/mnist-cpu.sh [OUT]
+# about 20 minutes on 2 cores. Not a result: that is runs/paper/train.sh ssdir mnist. Usage: runs/mnist-cpu.sh [OUT]
 set -euo pipefail
 out=${1:-out/mnist-cpu}
 ssdir data mnist-scenes main --out "$out/data" --n-train 300 --n-val 100 --n-test 0

@@ -33,10 +33,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SCRIPTS = {
     "ablation.sh": (),
     "clevr_weights.sh": ("ROOT",),
-    "clevr.sh": ("ROOT",),
     "compare_quickstart.sh": (),
     "mnist-cpu.sh": (),
-    "mnist.sh": (),
     "overfit_crop_vae.sh": (),
     "overfit_slot_attention.sh": (),
     "overfit_space.sh": (),
@@ -50,7 +48,6 @@ SCRIPTS = {
     "paper/train.sh": ("ssdir", "wider"),
     "pretrained.sh": (),
     "wider-cpu.sh": ("ROOT",),
-    "wider.sh": ("ROOT",),
     "slurm/generate.sh": ("DATA", "4"),
     "slurm/train.sh": ("ssdir", "mnist", "--data", "DATA", "--detector", "DETECTOR", "--out", "OUT"),
     "slurm/tune.sh": ("mnist", "--data", "DATA", "--out", "OUT"),
