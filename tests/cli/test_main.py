@@ -164,7 +164,7 @@ def test_a_reader_that_went_away_is_not_success(tmp_path: Path) -> None:
         (
             "train space --out o",
             "such as: ssdir train space quickstart --out o\n"
-            "       for a laptop: quickstart; for a GPU: published, published-3d-room, mnist, clevr\n",
+            "       for a laptop: quickstart; for a GPU: published, published-3d-room, mnist, clevr, wider\n",
         ),
         ("train spair --out o", "such as: ssdir train spair quickstart"),
         ("train slot-attention --out o", "such as: ssdir train slot-attention quickstart"),

@@ -449,6 +449,6 @@ def test_a_reset_prediction_has_no_box_and_keeps_its_cells_mean():
         cell_of_box=torch.tensor([0, 0]),
         reset=torch.tensor([[True, False]]),
     )
-    boxes, _, what, depth = latents.gather(torch.tensor([0, 0]), torch.tensor([0, 1]))
-    assert boxes[0].tolist() == [0, 0, 0, 0]
-    assert what.tolist() == [[3, 4], [3, 4]] and depth.tolist() == [5, 5]
+    found = latents.objects(torch.tensor([0, 0]), torch.tensor([0, 1]))
+    assert found.boxes[0].tolist() == [0, 0, 0, 0]
+    assert found.what.tolist() == [[3, 4], [3, 4]] and found.depth.tolist() == [5, 5]

@@ -28,6 +28,8 @@ from ssdir.data.wider.mat import parse_mat
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 SIDE = 8
+LINES = 13
+"""Of a message that names up to ten images that lack."""
 COCO: dict[str, Any] = {
     "info": {"year": 2024},
     "images": [
@@ -119,9 +121,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_folder(folder: Path) -> None:
     """All that commands ask of a dataset folder; a folder that is not sound ends it at the first question, so each is
     asked on its own."""
-    names: list[str] = require_sound_answer(lambda: splits(folder), lines=8) or []
+    names: list[str] = require_sound_answer(lambda: splits(folder), lines=LINES) or []
     for name in names:
-        require_sound_answer(lambda name=name: open_split(folder, name), lines=8)  # names of images that lack
+        require_sound_answer(lambda name=name: open_split(folder, name), lines=LINES)  # names of images that lack
         require_sound_answer(lambda name=name: open_split(folder, name, attributes=True, skip_missing=True))
         require_sound_answer(lambda name=name: annotations_digest(folder, name))
     for problem in require_sound_answer(lambda: check(folder)):

@@ -15,6 +15,7 @@ from ssdir.common.errors import DataError
 
 REMEDY = "copy or download the file again"
 _LARGEST = 1_000_000_000  # of a face's numbers
+_LONGEST = 400  # letters of what a message says; names in damaged files have no bound
 
 
 class Face(NamedTuple):
@@ -119,13 +120,13 @@ class _Lines:
         if self._next == len(self._lines):
             last = self._lines[-1][0]
             raise DataError(
-                f"{self._file} ends after line {last}, before {expected}: it is truncated; {REMEDY}"
+                f"{self._file} ends after line {last}, before {expected[:_LONGEST]}: it is truncated; {REMEDY}"
             )
         self._next += 1
         return self._lines[self._next - 1]
 
     def _fault(self, number: int, message: str) -> DataError:
-        return DataError(f"{self._file}, line {number}: {message}; {REMEDY}")
+        return DataError(f"{self._file}, line {number}: {message[:_LONGEST]}; {REMEDY}")
 
 
 def leads_out(name: str) -> bool:
