@@ -160,12 +160,13 @@ def script_commands(script: str, *given: str) -> tuple[list[str], ...]:
     return found
 
 
-def refusals(given: Iterable[list[str]], capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The commands that the command line does not take, with what it says."""
+def refusals(given: Iterable[list[str]], capsys: pytest.CaptureFixture[str], empty: Path) -> list[str]:
+    """The commands that the command line does not take, given in an empty folder, with what it says."""
     refused = []
     for words in sorted({tuple(command) for command in given}):
         try:
             with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(empty)
                 patch.setattr("ssdir.cli.main._commands", commands)  # built once, not for each line
                 parse(beside_a_run(words))
         except (SystemExit, Exception) as stop:
@@ -184,16 +185,16 @@ def beside_a_run(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_on_a_page_are_taken(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusals(written_commands(page), capsys) == []
+def test_commands_on_a_page_are_taken(page: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert refusals(written_commands(page), capsys, tmp_path) == []
 
 
-def test_commands_in_scripts_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_in_scripts_are_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     there = {str(path.relative_to(ROOT / "runs")) for path in (ROOT / "runs").rglob("*.sh")}
     assert there == set(SCRIPTS)
     commands = [words for script, given in SCRIPTS.items() for words in script_commands(script, *given)]
     assert len(commands) > 40
-    assert refusals(commands, capsys) == []
+    assert refusals(commands, capsys, tmp_path) == []
 
 
 def test_what_is_found_on_a_page() -> None:

@@ -123,7 +123,9 @@ def read_folder(folder: Path) -> None:
     asked on its own."""
     names: list[str] = require_sound_answer(lambda: splits(folder), lines=LINES) or []
     for name in names:
-        require_sound_answer(lambda name=name: open_split(folder, name), lines=LINES)  # names of images that lack
+        require_sound_answer(
+            lambda name=name: open_split(folder, name), lines=LINES
+        )  # names of images that lack
         require_sound_answer(lambda name=name: open_split(folder, name, attributes=True, skip_missing=True))
         require_sound_answer(lambda name=name: annotations_digest(folder, name))
     for problem in require_sound_answer(lambda: check(folder)):

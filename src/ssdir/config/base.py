@@ -134,7 +134,7 @@ def from_dict(kind: type[T], values: Any, where: str = "") -> T:
     names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise ConfigError(f"{where} has no setting {shown(key)}{did_you_mean(str(key), names)}")
+            raise ConfigError(f"{where} has no setting {shown(str(key)[:50])}{did_you_mean(str(key), names)}")
     return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
