@@ -28,6 +28,7 @@ from ssdir.model.ssdir import SSDIR
 from ssdir.table import parts
 from ssdir.table.embed import Summary, embed, listed
 from ssdir.table.embedder import Embedder
+from ssdir.table.find import find
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +306,21 @@ def test_foreign_folders_are_refused(run: Path, photos: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"present is 1\.5"):
         embed([photos], tmp_path / "table", run, present=1.5)
     assert not (tmp_path / "table").exists()
+
+
+def test_like_an_image_of_the_table_and_like_any_other(run: Path, photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    embed([photos], table, run)
+    image = Path(next(row["image"] for row in rows_of(table) if row["object"] == 1))
+    query, rows = find(table, like=f"{image}#1", n=100)
+    assert (query.image, query.object, len(rows)) == (str(image), 1, len(rows_of(table)) - 1)
+    copy = tmp_path / "copy#1.png"  # embedded when it is searched for
+    copy.write_bytes(image.read_bytes())
+    again, found = find(table, like=f"{copy}#1", n=100)
+    assert again.vector == pytest.approx(query.vector, abs=1e-5)
+    assert (found[0]["image"], found[0]["object"]) == (str(image), 1)
+    assert found[0]["distance"] == pytest.approx(0, abs=1e-5) and len(found) == len(rows) + 1
+    assert find(table, like=str(copy))[0].object == 0
 
 
 def test_a_list_is_read_from_its_folder(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ except ModuleNotFoundError as missing:
 
 METRICS = {"cosine": "array_cosine_distance", "l2": "array_distance"}
 """DuckDB's function of each metric: 1 - cosine, and the Euclidean distance."""
+_NO_ERRORS = "SELECT ''::VARCHAR AS image, ''::VARCHAR AS error WHERE false"
 MOST_ROWS = 100_000
 _COLUMNS = "image, object, category, presence, depth, x, y, width, height, image_width, image_height"
 
@@ -75,7 +76,8 @@ def connect(folder: str | Path, locked: bool = False) -> duckdb.DuckDBPyConnecti
     for name in TABLES:
         columns = f"* REPLACE (z_what::FLOAT[{size}] AS z_what)" if name == "objects" else "*"
         listed = ", ".join(_quoted(str(file)) for file in files[name])
-        connection.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet([{listed}])")
+        source = f"SELECT {columns} FROM read_parquet([{listed}])" if listed else _NO_ERRORS
+        connection.execute(f"CREATE VIEW {name} AS {source}")
     if locked:
         paths = ", ".join(_quoted(str(file)) for name in TABLES for file in files[name])
         connection.execute(f"SET allowed_paths = [{paths}]")
@@ -224,7 +226,7 @@ def print_rows(query: Query, rows: list[dict[str, Any]]) -> None:
 
     say(f"{len(rows)} objects nearest to {query.name}")
     table = Table(box=None, pad_edge=False)
-    for name in ("distance", "presence", "category", "box (x, y, width, height)", "image#object"):
+    for name in ("distance", "presence", "category", "box", "image#object"):
         table.add_column(
             name, justify="right" if name in ("distance", "presence") else "left", overflow="fold"
         )
