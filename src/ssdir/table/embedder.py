@@ -261,8 +261,9 @@ class Embedder:
             pa.table(_typed(columns, schema), schema=schema), pa.table(_typed(images, IMAGES), IMAGES)
         )
 
-    def _infer(self, pictures: list[Picture]) -> Objects:
-        network, _, given = self._load()
+    def batch_of(self, pictures: list[Picture]) -> Batch:
+        """Images that were read, as the model takes them."""
+        network = self.network
         device = network.device
         pixels = torch.from_numpy(np.stack([item.squashed for item in pictures])).permute(0, 3, 1, 2)
         images = pixels.to(device).float().div(255).contiguous()
@@ -272,15 +273,13 @@ class Embedder:
             if item.original is not None
         )
         none = torch.zeros(0, dtype=torch.long, device=device)
-        batch = Batch(
-            images,
-            images.new_zeros(0, 4),
-            none,
-            none,
-            tuple(range(len(pictures))),
-            originals=originals or None,
-        )
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+        numbers = tuple(range(len(pictures)))
+        return Batch(images, images.new_zeros(0, 4), none, none, numbers, originals=originals or None)
+
+    def _infer(self, pictures: list[Picture]) -> Objects:
+        network, _, given = self._load()
+        batch = self.batch_of(pictures)
+        with torch.autocast(network.device.type, torch.bfloat16, enabled=self.bf16):
             if given is None:
                 return network.infer(batch, self.present, self.nms_iou, patches=self.patches)
             sizes = [(item.width, item.height) for item in pictures]
