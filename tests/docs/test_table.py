@@ -16,7 +16,9 @@ from ssdir.table.find import connect
 from ssdir.table.schema import IMAGES, objects_schema
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "table.md"
-QUERIES = re.findall(r"^\d+\. ([^\n]+):\n\n```sql\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+QUERIES = re.findall(
+    r"^\d+\. ([^\n]+):\n\n```sql\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.fixture(scope="module")
