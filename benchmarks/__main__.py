@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import generator, page, plots, profiling, rendering, space, spair, sweeps, training
+from benchmarks import generator, page, plots, profiling, rendering, space, spair, sweeps, table, training
 from benchmarks.inputs import Setup, quick
 from benchmarks.machine import Limits, machine_name, measure_limits, where
 from benchmarks.results import Results, Row, quantity, ratio_in_words, target_in_words, verdict
@@ -30,7 +30,7 @@ from ssdir.common.machine import choose_device
 
 Name = Literal[
     "paste", "growth", "crop", "covered", "merges",
-    "steps", "objects", "glimpses", "detector", "loss", "inference", "throughput", "profile",
+    "steps", "objects", "glimpses", "detector", "loss", "inference", "throughput", "embed", "profile",
     "generator", "streaming",
     "space", "spair",
     "sweep-objects", "sweep-sides", "sweep-batches",
@@ -53,6 +53,7 @@ BENCHMARKS: dict[Name, Callable[[Setup, Limits], list[Row]]] = {
     "loss": training.loss,
     "inference": training.inference,
     "throughput": training.throughput,
+    "embed": table.embed,
     "generator": generator.generator,
     "streaming": generator.streaming,
     "space": space.space,

@@ -54,6 +54,8 @@ class Setup:
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     generated: int = 40
     """Scenes that are generated."""
+    embedded: int = 192
+    """Scenes that are written into a table."""
     streamed: int = 256
     """Scenes that are streamed."""
     space: SpaceConfig = field(default_factory=lambda: SpaceConfig(k=1))

@@ -54,6 +54,7 @@ TINY = Setup(
     model=ModelConfig(z_what_size=4, n_hidden=1, decoder_channels=(16, 8, 8, 8)),
     scenes=ScenesConfig(side=64, digit_min=12, digit_max=48),
     generated=2,
+    embedded=2,
     streamed=4,
     space=SpaceConfig(image_size=32, g=4, k=1, width=0.25, glimpse_size=8),
     space_batch=2,
@@ -160,6 +161,7 @@ def test_every_benchmark_gives_rows(tmp_path):
             "3 objects an image by glimpses of preset scenes, encoded and decoded, against the detector",
             0.5,
         ),
+        ("embed, image files to a part of a table, against the model alone on the same batches", 1 / 0.9),
         ("SPACE place and merge forward + backward", 1),
         ("SPACE place and merge extra memory", 5),
     } <= targets

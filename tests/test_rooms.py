@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "ssdir"
 ROOMS = (
     "common", "config", "boxes", "rendering", "data", "detector", "model", "baselines", "registry", "plots",
-    "evaluation", "training", "report", "compare", "search", "inference", "cli",
+    "evaluation", "training", "report", "compare", "search", "inference", "table", "cli",
 )  # fmt: skip
 DOORS = {"__init__.py", "__main__.py"}
 """Files in front of all rooms."""

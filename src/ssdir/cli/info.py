@@ -26,7 +26,7 @@ from ssdir.model.ssdir import SSDIR
 
 PACKAGES = (
     "ssdir", "torch", "numpy", "pillow", "pyyaml", "safetensors", "tyro", "rich", "accelerate", "jaxtyping",
-    "scikit-learn", "faster-coco-eval", "matplotlib", "mitsuba", "tensorboard", "wandb",
+    "scikit-learn", "faster-coco-eval", "matplotlib", "mitsuba", "pyarrow", "duckdb", "tensorboard", "wandb",
 )  # fmt: skip
 
 PARTS = (

@@ -1,4 +1,5 @@
-"""The command line: ``ssdir quickstart``, ``data``, ``train``, ``evaluate``, ``compare``, ``infer``, ``info``.
+"""The command line: ``ssdir quickstart``, ``data``, ``train``, ``evaluate``, ``compare``, ``infer``,
+``embed``, ``find``, ``info``.
 
 Every command is a frozen dataclass whose fields are its options and whose docstring is its help; nested
 configurations come from :mod:`ssdir.config`. Only the command that is given is built, and torch is imported
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import tyro
 from tyro.conf import Positional
@@ -28,35 +29,13 @@ from tyro.conf import Positional
 import ssdir
 from ssdir.cli.data import data_commands
 from ssdir.cli.foreign import answer_foreign
+from ssdir.cli.options import Nms, nms_iou
 from ssdir.cli.search import Ablate, tune_commands
+from ssdir.cli.table import Embed, Find
 from ssdir.cli.train import suggested_preset, train_commands
 from ssdir.cli.tree import Node, home_expanded, leaf
 from ssdir.common.console import say
 from ssdir.common.errors import ConfigError, UserError, os_error_line, printable, shown
-
-Nms = Annotated[str | None, tyro.conf.arg(metavar="IOU|none")]
-
-
-def nms_iou(text: str) -> float | None:
-    """What ``--nms`` names: an IoU, or None for ``none``.
-
-    >>> nms_iou("0.3"), nms_iou("none")
-    (0.3, None)
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if text == "none":
-        return None
-    try:
-        iou = float(text)
-    except ValueError:
-        iou = -1.0
-    if not 0 <= iou <= 1:
-        raise ConfigError(
-            f"--nms is {shown(text)}; give an IoU from 0 to 1, or none for every box that fires"
-        )
-    return iou
 
 
 def picked(text: str) -> Literal["first", "various"] | tuple[int, ...]:
@@ -311,6 +290,8 @@ def _commands() -> Node:
             "evaluate": leaf(Evaluate),
             "compare": leaf(Compare),
             "infer": leaf(Infer),
+            "embed": leaf(Embed),
+            "find": leaf(Find),
             "info": leaf(Info),
         },
     )

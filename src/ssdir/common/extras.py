@@ -1,4 +1,4 @@
-"""How optional parts of the package (extras: eval, render, track, tune) are installed."""
+"""How optional parts of the package (extras: eval, render, table, track, tune) are installed."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def note_shards(making: Path, shards: int, splits: dict[str, int], chunk: int) -
 
 
 @contextmanager
-def making_lock(folder: Path, shard: Shard | None) -> Iterator[None]:
+def making_lock(folder: Path, shard: Shard | None, what: str = "a dataset") -> Iterator[None]:
     """Keep other processes out while one makes a folder, or its shard; different shards are made at the same time.
 
     A shard has a lock of its own, which it takes while it has the folder's, for a moment. Who makes the whole folder
@@ -87,7 +87,7 @@ def making_lock(folder: Path, shard: Shard | None) -> Iterator[None]:
     Raises:
         DataError: another process makes what this one would write.
     """
-    doing = "making a dataset" if shard is None else f"making shard {shard}"
+    doing = f"making {what}" if shard is None else f"making shard {shard}"
     with ExitStack() as held:
         if shard is None:
             held.enter_context(locked(folder, doing))

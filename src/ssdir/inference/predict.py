@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from ssdir.common.console import Progress, no_progress
 from ssdir.common.errors import ConfigError, DataError, printable
@@ -20,6 +21,7 @@ from ssdir.config import PRESENT_THRESHOLD
 from ssdir.data.given_boxes import GivenBoxes, Rows, packed
 from ssdir.data.images import read_image
 from ssdir.inference.results import RESULT, Found, Index, ResultFolders, find_images
+from ssdir.model.inputs import Images
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import ObjectModel
 from ssdir.plots.overlay import draw_boxes, to_picture
@@ -77,11 +79,11 @@ def predict(
         raise ConfigError("name images, or folders of images")
     found = find_images(images, out)
     require_free(out)
-    network = _load(model).to(choose_device(device))
+    network = load_painter(model).to(choose_device(device))
     given = None if boxes is None else GivenBoxes(boxes)
     if given is not None and not network.describes_boxes:
         raise ConfigError(f"{network.name} finds objects itself; it cannot be given boxes")
-    settings = {"model": _fingerprint(network), "present": present, "version": VERSION}
+    settings = {"model": model_fingerprint(network), "present": present, "version": VERSION}
     settings |= {} if given is None else {"boxes": given.digest()}
     settings |= {} if nms_iou == "config" else {"nms": nms_iou}
     earlier = 0
@@ -104,7 +106,7 @@ def predict(
     return index.entries
 
 
-def _load(path: Path | None) -> ObjectModel:
+def load_painter(path: Path | None) -> ObjectModel:
     """The model of a run; None: the weights shipped.
 
     Raises:
@@ -119,7 +121,7 @@ def _load(path: Path | None) -> ObjectModel:
     return network
 
 
-def _fingerprint(network: ObjectModel) -> str:
+def model_fingerprint(network: ObjectModel) -> str:
     """A hash of a model: its weights, its settings and the names of its classes."""
     value = [network.fingerprint(), network.described(), network.categories]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -155,21 +157,35 @@ def _predict_one(
     if given is None:
         objects = network.infer(pixels, threshold, settings.get("nms", "config"))
     else:
-        objects = _described(network, pixels, given.of(image.path), threshold)
+        size = (pixels.shape[1], pixels.shape[0])
+        objects = described(network, pixels, [given.of(image.path)], [size], threshold)
     with atomic_folder(folder, RESULT, source=source, objects=len(objects)) as whole:
         write_objects(whole, pixels, objects, network)
     return {"folder": name, "objects": len(objects)}, False
 
 
-def _described(
-    network: ObjectModel, pixels: np.ndarray, rows: Rows, present_threshold: float | None
+def described(
+    network: ObjectModel,
+    images: Images,
+    rows: Sequence[Rows],
+    sizes: Sequence[tuple[int, int]],
+    present_threshold: float | None,
+    patches: bool = True,
 ) -> Objects:
-    """What a model says of given boxes of an image, those of enough presence."""
-    height, width = pixels.shape[:2]
-    listed = packed([rows], [(width, height)])
-    objects = Objects(listed.boxes, listed.present, None, None, listed.image_index, 1)
+    """What a model says of given boxes of images, those of enough presence.
+
+    Args:
+        network: of those that describe boxes.
+        images: as for :meth:`~ssdir.model.object_model.ObjectModel.infer`.
+        rows: the boxes of each image.
+        sizes: width and height of each image, in pixels.
+        present_threshold: presence to exceed; None takes 0.5.
+        patches: whether to give patches.
+    """
+    listed = packed(rows, sizes)
+    objects = Objects(listed.boxes, listed.present, None, None, listed.image_index, len(rows))
     threshold = PRESENT_THRESHOLD if present_threshold is None else present_threshold
-    return network.encoded(pixels, objects[objects.present > threshold].to(network.device))
+    return network.encoded(images, objects[objects.present > threshold].to(network.device), patches)
 
 
 def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: ObjectModel) -> None:
@@ -198,10 +214,7 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: O
             record["z_what"] = [round(float(value), 5) for value in objects.what[row]]
         if objects.patches is not None:
             record["patch"] = f"patches/{row:03}.png"
-            patch = to_picture(objects.patches[row])
-            if objects.alpha is not None:
-                patch.putalpha(to_picture(objects.alpha[row].expand(3, -1, -1)).convert("L"))
-            patch.save(folder / record["patch"])
+            patch_picture(objects, row).save(folder / record["patch"])
         rows.append(record)
     draw_boxes(pixels, corners, names).save(folder / "overlay.png")
     if network.has_background:
@@ -210,6 +223,15 @@ def write_objects(folder: Path, pixels: np.ndarray, objects: Objects, network: O
         rendered = network.render(objects, network.image_size)[0]
     to_picture(rendered).save(folder / "reconstruction.png")
     write_json(folder / "objects.json", {"width": width, "height": height, "objects": rows})
+
+
+def patch_picture(objects: Objects, row: int) -> Image.Image:
+    """The patch of one object, transparent where the model has opacity."""
+    assert objects.patches is not None
+    patch = to_picture(objects.patches[row])
+    if objects.alpha is not None:
+        patch.putalpha(to_picture(objects.alpha[row].expand(3, -1, -1)).convert("L"))
+    return patch
 
 
 def class_names(objects: Objects, network: ObjectModel) -> list[str] | None:

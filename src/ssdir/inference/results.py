@@ -65,7 +65,7 @@ def find_images(images: Sequence[Path], out: Path) -> list[Found]:
         else:
             raise DataError(f"{path}: no such file or folder")
         for item in below:
-            found.setdefault(_absolute(item.path), item)
+            found.setdefault(absolute_name(item.path), item)
     return list(found.values())
 
 
@@ -104,7 +104,7 @@ class ResultFolders:
         try:
             return Path(os.path.relpath(image, self.out)).as_posix()
         except ValueError:  # on another drive
-            return _absolute(image)
+            return absolute_name(image)
 
     def place(self, image: Found) -> Path:
         """The folder of an image's result, which may be there from an earlier call.
@@ -191,7 +191,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _absolute(path: str | Path) -> str:
+def absolute_name(path: str | Path) -> str:
     """A path from the root, without "..", links as they are."""
     return os.path.normpath(Path(path).absolute())
 
@@ -242,12 +242,12 @@ class Index:
         (self.out / JOURNAL).unlink()
 
     def _merged(self, earlier: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        images = {_absolute(entry["image"]) for entry in new}
+        images = {absolute_name(entry["image"]) for entry in new}
         folders = {entry.get("folder") for entry in new} - {None}
         kept = [
             entry
             for entry in earlier
-            if _absolute(entry["image"]) not in images
+            if absolute_name(entry["image"]) not in images
             and entry.get("folder") not in folders
             and self._holds(entry)
         ]
