@@ -256,6 +256,7 @@ def shipped(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("ssdir.model.pretrained.SHIPPED", tmp_path / "weights")
     monkeypatch.setattr("ssdir.cli.quickstart.PRETRAINED_TRAIN_SCENES", 60)
     monkeypatch.setitem(PRESETS, "quickstart", TINY)
+    monkeypatch.setattr("ssdir.cli.quickstart.named_scenes", lambda name: TINY.scenes)
 
 
 def test_shipped_weights_need_no_training(

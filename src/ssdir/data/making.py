@@ -133,7 +133,7 @@ def make_dataset(
         if progress is not None:
             progress(done, total)
         # By default, a process must be worth its start (about a second).
-        workers = min(workers, len(waiting)) if workers else min(available_cores(), len(waiting) // 2)
+        workers = min(workers, len(waiting)) if workers else max(1, min(available_cores(), len(waiting) // 2))
         if waiting:
             _check_space(folder, waiting, prepare)
             for finished in _run(folder, waiting, prepare, workers):
