@@ -161,7 +161,7 @@ def test_impossible_settings_are_refused(config: object, change: dict[str, objec
             "DetectorRun.training must be an object with named values, not None",
         ),
         (DetectorRun, None, "DetectorRun must be an object with named values, not None"),
-        (DetectorRun, {"x" * 1000: 1}, "has no setting 'x{199}[.]{3}; there are"),
+        (DetectorRun, {"x" * 1000: 1}, "has no setting 'x{50}'; there are"),
     ],
 )
 def test_values_out_of_any_sense_are_refused(kind: type, values: Any, message: str) -> None:
