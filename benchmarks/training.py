@@ -200,11 +200,13 @@ def glimpses(setup: Setup, limits: Limits) -> list[Row]:
     index = torch.arange(setup.batch, device=setup.device).repeat_interleave(n_objects)
     detector = Detector(setup.detector).to(setup.device).eval()
     found = Objects(boxes, boxes.new_ones(len(boxes)), None, None, index, setup.batch)
-    calls: dict[str, Call] = {"detector": no_grad(lambda: detector(images))}
+    calls: dict[str, Call] = {"detector": torch.no_grad()(lambda: detector(images))}
     for name in ("quickstart", "scenes", "small"):
         config = replace(preset(name).ssdir.model, glimpse_source="resized", background="none")
         model = SSDIR(None, config).to(setup.device).eval()
-        calls[name] = no_grad(lambda model=model: model.with_patches(model.encode_objects(found, images)))
+        calls[name] = torch.no_grad()(
+            lambda model=model: model.with_patches(model.encode_objects(found, images))
+        )
     times = timed(calls, setup.device, setup.repetitions, setup.budget)
     return [
         share(
@@ -217,14 +219,6 @@ def glimpses(setup: Setup, limits: Limits) -> list[Row]:
         for name in calls
         if name != "detector"
     ]
-
-
-def no_grad(call: Call) -> Call:
-    def without_graph() -> None:
-        with torch.no_grad():
-            call()
-
-    return without_graph
 
 
 def prepare_steps(setup: Setup, settings: TrainingConfig, objects: int) -> Call:

@@ -349,3 +349,15 @@ def test_engines_take_the_embedder_as_it_is(
     assert "absent.png does not exist" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="column image, not only path"):
         embedder({"path": np.array(names)})
+
+
+def test_a_folder_called_digits_is_not_in_the_way_of_the_default(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/digits").symlink_to(run)
+    (tmp_path / "digits").mkdir()
+    monkeypatch.setattr("ssdir.model.pretrained.SHIPPED", tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    assert embed([photos], tmp_path / "table").images == 11
+    assert {row["model"] for row in rows_of(tmp_path / "table")} == {"digits"}

@@ -118,7 +118,7 @@ class Evaluate:
             split=self.split,
             batch_size=self.batch_size,
             limit=self.limit,
-            nms_iou=NMS_IOU if self.nms is None else nms_iou(self.nms),
+            nms_iou=nms_iou(self.nms, NMS_IOU),
             probe_data=self.probe_data,
             boxes=self.boxes,
         )
@@ -190,7 +190,7 @@ class Compare:
             figure_images=self.images,
             figure_columns=self.columns,
             figure_pick=picked(self.pick),
-            figure_nms_iou=NMS_IOU if self.nms is None else nms_iou(self.nms),
+            figure_nms_iou=nms_iou(self.nms, NMS_IOU),
         )
         contenders = contenders_of(self.runs, self.name, self.true_boxes)
         if self.only_sheet:
@@ -242,7 +242,7 @@ class Infer:
             self.device,
             self.boxes,
             progress_bar,
-            nms_iou="config" if self.nms is None else nms_iou(self.nms),
+            nms_iou=nms_iou(self.nms, "config"),
         )
         read = [result for result in results if "error" not in result]
         found = sum(result["objects"] for result in read)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
 from ssdir.common.errors import ConfigError, shown
 
+T = TypeVar("T")
+
 Nms = Annotated[str | None, tyro.conf.arg(metavar="IOU|none")]
 
 
-def nms_iou(text: str) -> float | None:
-    """What ``--nms`` names: an IoU, or None for ``none``.
+def nms_iou(text: str | None, default: T) -> float | T | None:
+    """What ``--nms`` names: an IoU, or None for ``none``; the default where it is not given.
 
-    >>> nms_iou("0.3"), nms_iou("none")
-    (0.3, None)
+    >>> nms_iou("0.3", 0.45), nms_iou("none", 0.45), nms_iou(None, 0.45)
+    (0.3, None, 0.45)
 
     Raises:
         ConfigError: it is neither.
     """
+    if text is None:
+        return default
     if text == "none":
         return None
     try:

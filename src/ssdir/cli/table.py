@@ -67,7 +67,7 @@ class Embed:
             self.model,
             boxes=self.boxes,
             present=self.present,
-            nms_iou="config" if self.nms is None else nms_iou(self.nms),
+            nms_iou=nms_iou(self.nms, "config"),
             patches=self.patches,
             half=self.half,
             precision=self.precision,

@@ -85,6 +85,15 @@ class Batch:
     originals: tuple[Shaped[Tensor, "3 _ _"], ...] | None = None
     """The images at their own sizes, where they were requested: bytes, or floats in [0, 1]."""
 
+    @classmethod
+    def without_objects(
+        cls, images: Float[Tensor, "b 3 s s"], originals: tuple[Shaped[Tensor, "3 _ _"], ...] | None = None
+    ) -> Batch:
+        """Images of which nothing is known, numbered from 0."""
+        none = torch.zeros(0, dtype=torch.long, device=images.device)
+        numbers = tuple(range(len(images)))
+        return Batch(images, images.new_zeros(0, 4), none, none, numbers, originals=originals)
+
     def __len__(self) -> int:
         return len(self.images)
 

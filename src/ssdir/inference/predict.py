@@ -71,18 +71,12 @@ def predict(
         DataError: a path that does not exist, a folder without images, an ``out`` that holds what ssdir did not write
             or that another process writes into (before anything is done); or none of the images can be done.
     """
-    if present is not None and not 0 <= present < 1:
-        raise ConfigError(f"present is {present}; it is a probability to exceed: at least 0, below 1")
-    if boxes is not None and nms_iou != "config":
-        raise ConfigError("boxes of a file are described as they are; leave NMS out")
+    require_limits(present, nms_iou, boxes)
     if not images:
         raise ConfigError("name images, or folders of images")
     found = find_images(images, out)
     require_free(out)
-    network = load_painter(model).to(choose_device(device))
-    given = None if boxes is None else GivenBoxes(boxes)
-    if given is not None and not network.describes_boxes:
-        raise ConfigError(f"{network.name} finds objects itself; it cannot be given boxes")
+    network, given = load_painter(model, device, boxes)
     settings = {"model": model_fingerprint(network), "present": present, "version": VERSION}
     settings |= {} if given is None else {"boxes": given.digest()}
     settings |= {} if nms_iou == "config" else {"nms": nms_iou}
@@ -106,11 +100,26 @@ def predict(
     return index.entries
 
 
-def load_painter(path: Path | None) -> ObjectModel:
-    """The model of a run; None: the weights shipped.
+def require_limits(
+    present: float | None, nms_iou: float | Literal["config"] | None, boxes: str | Path | None
+) -> None:
+    """Refuse limits of objects that cannot be, or that given boxes do not have.
 
     Raises:
-        DataError: it is none that encodes and renders objects.
+        ConfigError: ``present`` is not in [0, 1); boxes are given and NMS is asked for.
+    """
+    if present is not None and not 0 <= present < 1:
+        raise ConfigError(f"present is {present}; it is a probability to exceed: at least 0, below 1")
+    if boxes is not None and nms_iou != "config":
+        raise ConfigError("boxes of a file are described as they are; leave NMS out")
+
+
+def load_painter(path: Path | None, device: str, boxes: Path | None) -> tuple[ObjectModel, GivenBoxes | None]:
+    """The model of a run (None: the weights shipped) on a device, and the boxes that it is to describe.
+
+    Raises:
+        ConfigError: it cannot be given boxes.
+        DataError: it is none that encodes and renders objects; the file of boxes cannot be read.
     """
     network = load_model(path)
     if not network.paints:
@@ -118,7 +127,10 @@ def load_painter(path: Path | None) -> ObjectModel:
             f"{path} is a run of a model that finds objects but does not encode or render them; give one of SSDIR "
             "(ssdir train ssdir makes it) or of a baseline"
         )
-    return network
+    given = None if boxes is None else GivenBoxes(boxes)
+    if given is not None and not network.describes_boxes:
+        raise ConfigError(f"{network.name} finds objects itself; it cannot be given boxes")
+    return network.to(choose_device(device)), given
 
 
 def model_fingerprint(network: ObjectModel) -> str:

@@ -55,15 +55,7 @@ def as_batch(images: Images, like: Float[Tensor, "..."], side: int, originals: b
         sources = [images] if isinstance(images, ImageSource) else images
         images = [source if isinstance(source, Tensor) else read_image(source) for source in sources]
     prepared = prepare(images, like, side)
-    none = torch.zeros(0, dtype=torch.long, device=prepared.device)
-    return Batch(
-        prepared,
-        prepared.new_zeros(0, 4),
-        none,
-        none,
-        tuple(range(len(prepared))),
-        originals=tuple(_at_own_size(images, prepared)) if originals else None,
-    )
+    return Batch.without_objects(prepared, tuple(_at_own_size(images, prepared)) if originals else None)
 
 
 def _at_own_size(

@@ -18,11 +18,18 @@ import torch
 from jaxtyping import UInt8
 
 from ssdir.common.errors import ConfigError, DataError, os_error_reason, printable
-from ssdir.common.machine import available_cores, choose_device, computes_in_bf16
+from ssdir.common.machine import available_cores, computes_in_bf16
 from ssdir.data.batch import Batch
 from ssdir.data.given_boxes import GivenBoxes
 from ssdir.data.images import read_image, squash
-from ssdir.inference.predict import class_names, described, load_painter, model_fingerprint, patch_picture
+from ssdir.inference.predict import (
+    class_names,
+    described,
+    load_painter,
+    model_fingerprint,
+    patch_picture,
+    require_limits,
+)
 from ssdir.inference.results import absolute_name
 from ssdir.model.latents import Objects
 from ssdir.model.object_model import ObjectModel
@@ -97,12 +104,10 @@ class Embedder:
         device: str = "auto",
         batch_size: int = 32,
     ) -> None:
-        if present is not None and not 0 <= present < 1:
-            raise ConfigError(f"present is {present}; it is a probability to exceed: at least 0, below 1")
-        if boxes is not None and nms_iou != "config":
-            raise ConfigError("boxes of a file are described as they are; leave NMS out")
+        require_limits(present, nms_iou, boxes)
         if batch_size < 1:
             raise ConfigError(f"a batch of {batch_size} images; give 1 or more")
+        self._default = model is None
         self.model = _SHIPPED if model is None else str(model)
         self.boxes, self.present, self.nms_iou = boxes, present, nms_iou
         self.patches, self.half, self.precision = patches, half, precision
@@ -114,10 +119,10 @@ class Embedder:
 
     def _load(self) -> tuple[ObjectModel, str, GivenBoxes | None]:
         if self._loaded is None:
-            given = None if self.boxes is None else GivenBoxes(Path(self.boxes))
-            network = load_painter(Path(self.model)).to(choose_device(self.device)).eval()
-            if given is not None and not network.describes_boxes:
-                raise ConfigError(f"{network.name} finds objects itself; it cannot be given boxes")
+            # None stands for the default weights, also where a folder is called like them.
+            source = None if self._default else Path(self.model)
+            boxes = None if self.boxes is None else Path(self.boxes)
+            network, given = load_painter(source, self.device, boxes)
             self._loaded = network, model_fingerprint(network), given
         return self._loaded
 
@@ -272,9 +277,7 @@ class Embedder:
             for item in pictures
             if item.original is not None
         )
-        none = torch.zeros(0, dtype=torch.long, device=device)
-        numbers = tuple(range(len(pictures)))
-        return Batch(images, images.new_zeros(0, 4), none, none, numbers, originals=originals or None)
+        return Batch.without_objects(images, originals or None)
 
     def _infer(self, pictures: list[Picture]) -> Objects:
         network, _, given = self._load()

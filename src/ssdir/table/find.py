@@ -12,18 +12,15 @@ import numpy as np
 from jaxtyping import Float
 
 from ssdir.common.errors import ConfigError, DataError, shown
-from ssdir.common.extras import how_to_install
 from ssdir.common.storage import read_json
 from ssdir.inference.results import absolute_name
 from ssdir.table.parts import recorded_settings, require_same, whole_parts
-from ssdir.table.schema import TABLES, pq
+from ssdir.table.schema import NEEDED, TABLES, pq
 
 try:
     import duckdb
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        f"tables need pyarrow and duckdb: {how_to_install('table')}", name=missing.name
-    ) from missing
+    raise ModuleNotFoundError(NEEDED, name=missing.name) from missing
 
 METRICS = {"cosine": "array_cosine_distance", "l2": "array_distance"}
 """DuckDB's function of each metric: 1 - cosine, and the Euclidean distance."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from ssdir.common.extras import how_to_install
 
+NEEDED = f"tables need pyarrow and duckdb: {how_to_install('table')}"
+
 try:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        f"tables need pyarrow and duckdb: {how_to_install('table')}", name=missing.name
-    ) from missing
+    raise ModuleNotFoundError(NEEDED, name=missing.name) from missing
 
-__all__ = ["ERRORS", "IMAGES", "TABLES", "objects_schema", "pa", "pc", "pq"]
+__all__ = ["ERRORS", "IMAGES", "NEEDED", "TABLES", "objects_schema", "pa", "pc", "pq"]
 
 TABLES = ("objects", "images", "errors")
 """Folders of a table's folder, each with Parquet files of the same columns."""
